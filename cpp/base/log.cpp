@@ -1,0 +1,77 @@
+#include "base/log.h"
+
+#include <atomic>
+#include <cstdio>
+#include <mutex>
+#include <utility>
+
+#include "base/env.h"
+
+namespace nb {
+namespace {
+
+LogLevel initial_level() {
+  const auto name = environment("NANOBRAID_LOG");
+  if (!name) return LogLevel::warning;
+  try {
+    return parse_log_level(*name);
+  } catch (const Error& error) {
+    std::fprintf(stderr, "nanobraid: NANOBRAID_LOG: %s\n", error.what());
+    return LogLevel::warning;
+  }
+}
+
+std::atomic<LogLevel>& level_cell() {
+  static std::atomic<LogLevel> level{initial_level()};
+  return level;
+}
+
+struct SinkCell {
+  std::mutex mutex;
+  LogSink sink;
+};
+
+SinkCell& sink_cell() {
+  static SinkCell cell;
+  return cell;
+}
+
+const char* level_name(LogLevel level) {
+  switch (level) {
+    case LogLevel::error: return "error";
+    case LogLevel::warning: return "warning";
+    case LogLevel::info: return "info";
+    case LogLevel::debug: return "debug";
+  }
+  return "error";
+}
+
+}  // namespace
+
+void set_log_level(LogLevel level) { level_cell().store(level, std::memory_order_relaxed); }
+LogLevel log_level() { return level_cell().load(std::memory_order_relaxed); }
+
+LogLevel parse_log_level(const std::string& name) {
+  for (LogLevel level : {LogLevel::error, LogLevel::warning, LogLevel::info, LogLevel::debug}) {
+    if (name == level_name(level)) return level;
+  }
+  fail(ErrorCode::invalid_argument, "unknown log level '", name, "': use error, warning, info or debug");
+}
+
+void set_log_sink(LogSink sink) {
+  SinkCell& cell = sink_cell();
+  const std::lock_guard lock(cell.mutex);
+  cell.sink = std::move(sink);
+}
+
+void write_log(LogLevel level, const std::string& line) {
+  SinkCell& cell = sink_cell();
+  const std::lock_guard lock(cell.mutex);
+  if (cell.sink) {
+    cell.sink(level, line);
+  } else {
+    std::fprintf(stderr, "nanobraid %s: %s\n", level_name(level), line.c_str());
+  }
+}
+
+}  // namespace nb

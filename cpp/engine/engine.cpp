@@ -1,0 +1,192 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <exception>
+
+#include "base/error.h"
+#include "base/memory_info.h"
+#include "engine/kv_budget.h"
+#include "engine/prompt_scores.h"
+
+namespace nb::engine {
+
+namespace {
+
+EngineOptions resolve(EngineOptions options, const model::Model& model) {
+  const int longest = model.decoder().max_positions();
+  NB_CHECK(options.max_model_len >= 0 && options.max_model_len <= longest, invalid_argument,
+           "max_model_len must be in [1, ", longest, "] (the model's positions), or 0 for all, got ",
+           options.max_model_len);
+  NB_CHECK(options.max_num_seqs >= 1, invalid_argument, "max_num_seqs must be >= 1, got ", options.max_num_seqs);
+  NB_CHECK(options.kv_cache_bytes >= 0, invalid_argument, "kv_cache_bytes must be >= 1, or 0 for the default, got ",
+           options.kv_cache_bytes);
+  for (const TokenId token : options.eos_ids) {
+    NB_CHECK(token >= 0 && token < model.config().vocab_size, invalid_argument, "eos_ids contains ", token,
+             ", outside the vocabulary [0, ", model.config().vocab_size, ")");
+  }
+  if (options.max_model_len == 0) options.max_model_len = longest;
+  if (!options.kv_format) options.kv_format = model.default_kv_format();
+  return options;
+}
+
+kv::KvStorage make_storage(const model::ModelConfig& config, const EngineOptions& options) {
+  const kv::KvShape shape{.format = *options.kv_format,
+                          .num_layers = config.num_layers,
+                          .num_kv_heads = config.num_kv_heads,
+                          .head_dim = config.head_dim};
+  return {shape, choose_num_blocks({.block_bytes = shape.block_bytes(),
+                                    .kv_cache_bytes = options.kv_cache_bytes,
+                                    .available_bytes = memory_info().available_bytes,
+                                    .max_num_seqs = options.max_num_seqs,
+                                    .max_model_len = options.max_model_len})};
+}
+
+/// What is new about a sequence; remembers what has been given out, so that no token is reported twice.
+StepOutput report(Sequence& sequence, Clock::time_point now) {
+  const bool has_token = sequence.num_generated() > 0 || sequence.finish_reason == FinishReason::stop;
+  if (has_token && !sequence.times.first_token) sequence.times.first_token = now;
+  StepOutput output;
+  output.request_id = sequence.id;
+  output.token_ids.assign(sequence.tokens.begin() + sequence.num_prompt + sequence.num_reported, sequence.tokens.end());
+  output.finish_reason = sequence.finish_reason;
+  output.num_prompt_tokens = sequence.num_prompt;
+  output.num_cached_tokens = sequence.num_cached_tokens;
+  output.metrics = metrics_at(sequence.times, now);
+  sequence.num_reported = sequence.num_generated();
+  if (sequence.finished() && sequence.finish_reason != FinishReason::abort) {
+    output.prompt_logprobs = std::move(sequence.prompt_logprobs);
+    output.prompt_logits = std::move(sequence.prompt_logits);
+  }
+  return output;
+}
+
+}  // namespace
+
+Engine::Engine(const model::Model& model, const EngineOptions& options)
+    : model_(model),
+      options_(resolve(options, model)),
+      storage_(make_storage(model.config(), options_)),
+      scheduler_({.max_batch_tokens = options_.max_batch_tokens,
+                  .max_num_seqs = options_.max_num_seqs,
+                  .max_waiting = options_.max_waiting},
+                 storage_.num_blocks()),
+      memory_(CachingPool::create()),
+      workspace_(memory_),
+      head_(model) {
+  batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs, storage_.num_blocks());
+  sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
+}
+
+RequestId Engine::submit(Request request) {
+  const int vocab_size = model_.config().vocab_size;
+  validate(request, vocab_size, options_.max_model_len);
+  auto sequence = std::make_unique<Sequence>(next_id_, std::move(request), options_.eos_ids, options_.max_model_len);
+  sequence->times.submitted = Clock::now();
+  reserve_prompt_scores(*sequence, vocab_size);
+  scheduler_.submit(std::move(sequence));
+  return next_id_++;
+}
+
+void Engine::cancel(RequestId id) { scheduler_.cancel(id); }
+
+std::vector<StepOutput> Engine::step() {
+  try {
+    return run_step();
+  } catch (...) {
+    recover();
+    throw;
+  }
+}
+
+std::vector<StepOutput> Engine::run_step() {
+  const Clock::time_point begun = Clock::now();
+  const StepPlan* plan = nullptr;
+  {
+    const Stopwatch watch(stats_.plan_seconds);
+    plan = &scheduler_.plan();
+    update_storage();
+    build_batch(*plan, batch_);
+  }
+  sampled_.assign(plan->entries.size(), 0);
+  if (plan->num_tokens > 0) forward(*plan);
+  {
+    const Stopwatch watch(stats_.plan_seconds);
+    scheduler_.commit(*plan, sampled_);
+    update_storage();
+  }
+  std::vector<StepOutput> outputs = collect(*plan, begun);
+#ifdef NDEBUG
+  if (!scheduler_.has_work()) check_invariants();
+#else
+  check_invariants();
+#endif
+  return outputs;
+}
+
+/// Computes the KV of every planned row and the token of every entry that samples.
+void Engine::forward(const StepPlan& plan) {
+  workspace_.reset();
+  [[maybe_unused]] const std::size_t growths = workspace_.num_growths();
+  ops::ExecContext ctx{.kernels = model_.backend().kernels, .pool = &model_.pool(), .workspace = &workspace_};
+  Tensor hidden;
+  {
+    const Stopwatch watch(stats_.forward_seconds);
+    hidden = model_.decoder().forward(batch_.inputs, storage_, ctx);
+  }
+  head_.run(hidden, batch_, plan, sampled_, ctx, stats_);
+  ++stats_.steps;
+#ifndef NDEBUG
+  NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths);
+#endif
+}
+
+/// Follows the scheduler's blocks with their memory: freed ones are poisoned before new ones, which may be the same,
+/// are cleared.
+void Engine::update_storage() {
+  for (const BlockId block : scheduler_.freed_blocks()) storage_.poison(block);
+  for (const BlockId block : scheduler_.fresh_blocks()) storage_.zero(block);
+  scheduler_.freed_blocks().clear();
+  scheduler_.fresh_blocks().clear();
+}
+
+/// Outputs of the sequences that took part and go on, then of those that ended.
+std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point begun) {
+  const Clock::time_point now = Clock::now();
+  std::vector<StepOutput> outputs;
+  outputs.reserve(plan.entries.size() + scheduler_.finished().size());
+  for (const PlannedSequence& entry : plan.entries) {
+    Sequence& sequence = *entry.sequence;
+    stats_.prompt_tokens += std::max(0, std::min(entry.first + entry.count, sequence.num_prompt) - entry.first);
+    if (!sequence.times.first_planned) sequence.times.first_planned = begun;
+    if (!sequence.finished()) outputs.push_back(report(sequence, now));
+  }
+  for (const auto& sequence : scheduler_.finished()) outputs.push_back(report(*sequence, now));
+  for (const StepOutput& output : outputs) {
+    stats_.generated_tokens += static_cast<std::int64_t>(output.token_ids.size());
+  }
+  scheduler_.forget_finished();
+  return outputs;
+}
+
+/// After an exception: nothing was committed, but whatever caused it would come again, so the running sequences end.
+void Engine::recover() {
+  scheduler_.cancel_running();
+  past_growths_ += workspace_.num_growths();
+  workspace_ = Workspace(memory_);
+  shapes_.forget();
+}
+
+EngineStats Engine::stats() const {
+  EngineStats stats = stats_;
+  stats.running = scheduler_.num_running();
+  stats.waiting = scheduler_.num_waiting();
+  stats.blocks_total = scheduler_.pool().num_blocks();
+  stats.blocks_free = scheduler_.pool().num_free();
+  stats.blocks_owned = scheduler_.pool().num_owned();
+  stats.kv_bytes = storage_.bytes();
+  stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
+  stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());
+  return stats;
+}
+
+}  // namespace nb::engine

@@ -1,0 +1,96 @@
+// One scheduler and one KV pool over one model: requests in, tokens out, one step at a time.
+//
+// Knows integers, not text and not files. Not thread-safe: one thread calls everything; the model's thread team works
+// inside step(). An exception in step() aborts the requests that were running; the engine stays usable.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/batch_builder.h"
+#include "engine/head_runner.h"
+#include "engine/metrics.h"
+#include "engine/request.h"
+#include "engine/scheduler.h"
+#include "engine/step_shapes.h"
+#include "kv/kv_storage.h"
+#include "model/model.h"
+#include "tensor/workspace.h"
+
+namespace nb::engine {
+
+struct EngineOptions {
+  std::optional<quant::KvFormat> kv_format;  ///< none: the model's default for its backend
+  int max_model_len = 0;                     ///< tokens of one sequence; 0 = as many as the model has positions
+  int max_num_seqs = 16;
+  int max_batch_tokens = 512;
+  int max_waiting = 0;              ///< requests beyond max_num_seqs that may wait; 0 = any number
+  std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
+  std::vector<TokenId> eos_ids;     ///< tokens that end a sequence, not included in its output
+};
+
+/// What one step did for one request.
+struct StepOutput {
+  RequestId request_id = 0;
+  std::vector<TokenId> token_ids;  ///< new tokens, in order; empty while the prompt is being computed
+  FinishReason finish_reason = FinishReason::none;
+  std::vector<float> prompt_logprobs;  ///< with the final output, if asked for: [num_prompt - 1]
+  Buffer prompt_logits;                ///< with the final output, if asked for: f32[num_prompt, V]
+  int num_prompt_tokens = 0;
+  int num_cached_tokens = 0;
+  RequestMetrics metrics;
+};
+
+class Engine {
+ public:
+  /// `model` must outlive the engine, and one engine runs it at a time. Throws invalid_argument naming the option,
+  /// or out_of_memory with the numbers.
+  Engine(const model::Model& model, const EngineOptions& options);
+
+  /// Queues a request and returns its id. Throws invalid_argument, overloaded or (no room for prompt_logits)
+  /// out_of_memory, and leaves the engine unchanged.
+  RequestId submit(Request request);
+
+  /// The next step reports the request with `abort` and gives its blocks back. Unknown ids are ignored.
+  void cancel(RequestId id);
+
+  /// Plans, computes and commits one step; returns an output for every request that took part or ended. After an
+  /// exception the requests that were running are reported with `abort` by the next step; waiting ones go on.
+  std::vector<StepOutput> step();
+
+  bool has_work() const { return scheduler_.has_work() || !scheduler_.finished().empty(); }
+  EngineStats stats() const;
+
+  /// As given, with defaults filled in.
+  const EngineOptions& options() const { return options_; }
+  const model::Model& model() const { return model_; }
+
+  /// Throws internal if a block is lost or counted wrongly. Called after every step in Debug builds, and in Release
+  /// builds by the step that leaves no work.
+  void check_invariants() const { scheduler_.check_invariants(); }
+
+ private:
+  std::vector<StepOutput> run_step();
+  void forward(const StepPlan& plan);
+  void update_storage();
+  std::vector<StepOutput> collect(const StepPlan& plan, Clock::time_point begun);
+  void recover();
+
+  const model::Model& model_;
+  EngineOptions options_;
+  kv::KvStorage storage_;
+  Scheduler scheduler_;
+  std::shared_ptr<CachingPool> memory_;
+  Workspace workspace_;
+  HeadRunner head_;
+  StepBatch batch_;
+  std::vector<TokenId> sampled_;
+  StepShapes shapes_;
+  std::size_t past_growths_ = 0;  // of workspaces given up after an error
+  RequestId next_id_ = 1;
+  EngineStats stats_;
+};
+
+}  // namespace nb::engine

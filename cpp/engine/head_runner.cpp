@@ -1,0 +1,95 @@
+#include "engine/head_runner.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+#include "engine/prompt_scores.h"
+
+namespace nb::engine {
+
+/// Up to kGroupRows logit rows between the head and the sampler.
+struct HeadRunner::Group {
+  std::span<const LogitUse> uses;
+  std::span<const TokenId> argmax;
+  Tensor logits;  ///< f32[uses, V], or empty where every row is plain greedy
+  const StepPlan& plan;
+  std::span<TokenId> sampled;
+};
+
+namespace {
+
+bool needs_logits(const LogitUse& use, const StepPlan& plan) {
+  const Sequence& sequence = *plan.entries[static_cast<std::size_t>(use.entry)].sequence;
+  return use.scores || (use.samples && !sampling::is_plain_greedy(sequence.request.sampling));
+}
+
+}  // namespace
+
+HeadRunner::HeadRunner(const model::Model& model)
+    : model_(model), samplers_(static_cast<std::size_t>(model.pool().num_threads())), errors_(kGroupRows) {}
+
+void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
+                     ops::ExecContext& ctx, EngineStats& stats) {
+  const std::int64_t vocab_size = model_.config().vocab_size;
+  logits_rows_ = 0;
+  for (std::size_t begin = 0; begin < batch.logit_uses.size(); begin += kGroupRows) {
+    const std::size_t count = std::min<std::size_t>(kGroupRows, batch.logit_uses.size() - begin);
+    const auto rows = std::span(batch.inputs.logit_rows).subspan(begin, count);
+    std::array<TokenId, kGroupRows> argmax{};
+    Group group{.uses = std::span(batch.logit_uses).subspan(begin, count),
+                .argmax = std::span(argmax).first(count),
+                .logits = {},
+                .plan = plan,
+                .sampled = sampled};
+    const Workspace::Scope scope(*ctx.workspace);
+    const auto wanted = [&](const LogitUse& use) { return needs_logits(use, plan); };
+    if (std::any_of(group.uses.begin(), group.uses.end(), wanted)) {
+      float* memory = ctx.workspace->allocate_array<float>(count * static_cast<std::size_t>(vocab_size));
+      group.logits = Tensor(memory, DType::f32, {static_cast<std::int64_t>(count), vocab_size});
+      logits_rows_ = std::max(logits_rows_, static_cast<int>(count));
+    }
+    {
+      const Stopwatch watch(stats.forward_seconds);
+      model_.decoder().head(hidden, rows, group.logits, std::span(argmax).first(count), ctx);
+    }
+    const Stopwatch watch(stats.sample_seconds);
+    std::fill(errors_.begin(), errors_.end(), nullptr);
+    model_.pool().run([&](const Part& part) { finish_rows(group, part); });
+    for (const std::exception_ptr& error : errors_) {
+      if (error) std::rethrow_exception(error);
+    }
+  }
+}
+
+/// A thread's share of a group. Rows do not influence each other, so the split does not matter. Must not throw.
+void HeadRunner::finish_rows(const Group& group, const Part& part) {
+  for (std::size_t row = static_cast<std::size_t>(part.index); row < group.uses.size();
+       row += static_cast<std::size_t>(part.count)) {
+    try {
+      finish_row(group, row, samplers_[static_cast<std::size_t>(part.index)]);
+    } catch (...) {
+      errors_[row] = std::current_exception();
+    }
+  }
+}
+
+void HeadRunner::finish_row(const Group& group, std::size_t row, sampling::Sampler& sampler) {
+  const LogitUse& use = group.uses[row];
+  const std::size_t entry = static_cast<std::size_t>(use.entry);
+  Sequence& sequence = *group.plan.entries[entry].sequence;
+  std::span<const float> logits;
+  if (needs_logits(use, group.plan)) {
+    logits = {group.logits.as<float>() + static_cast<std::int64_t>(row) * group.logits.row_stride,
+              static_cast<std::size_t>(group.logits.dim(1))};
+  }
+  if (use.scores) store_prompt_score(sequence, use.position, logits);
+  if (!use.samples) return;
+  const auto& params = sequence.request.sampling;
+  group.sampled[entry] =
+      sampling::is_plain_greedy(params)
+          ? group.argmax[row]
+          : sampler.sample({.logits = logits, .params = params, .seed = sequence.seed, .tokens = sequence.tokens});
+}
+
+}  // namespace nb::engine

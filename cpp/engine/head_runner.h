@@ -1,0 +1,45 @@
+// From hidden rows to tokens and prompt scores: the head in groups of rows, then the sampler.
+//
+// Groups bound the memory of logits whatever the batch; plain greedy rows take the argmax fused into the head and
+// need no logits at all. Not for deciding which rows (batch_builder.h). Used by the thread that runs steps.
+#pragma once
+
+#include <exception>
+#include <span>
+#include <vector>
+
+#include "engine/batch_builder.h"
+#include "engine/metrics.h"
+#include "model/model.h"
+#include "ops/ops.h"
+#include "sampling/sampler.h"
+
+namespace nb::engine {
+
+class HeadRunner {
+ public:
+  static constexpr int kGroupRows = 32;
+
+  /// `model` must outlive this.
+  explicit HeadRunner(const model::Model& model);
+
+  /// Sets sampled[entry] for every entry of the plan that samples and fills the prompt scores of its sequences.
+  /// `hidden` is the decoder's output for batch.inputs. Throws internal if a row has nothing to draw from.
+  void run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
+           ops::ExecContext& ctx, EngineStats& stats);
+
+  /// Rows of the largest group of the last run that needed logits.
+  int logits_rows() const { return logits_rows_; }
+
+ private:
+  struct Group;
+  void finish_rows(const Group& group, const Part& part);
+  void finish_row(const Group& group, std::size_t row, sampling::Sampler& sampler);
+
+  const model::Model& model_;
+  std::vector<sampling::Sampler> samplers_;  // one per thread
+  std::vector<std::exception_ptr> errors_;   // one per row of a group
+  int logits_rows_ = 0;
+};
+
+}  // namespace nb::engine

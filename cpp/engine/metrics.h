@@ -1,0 +1,69 @@
+// Counters of the engine and times of a request: what stats() and outputs report.
+//
+// Not for decisions: nothing here influences a plan or a token. Used by the thread that runs steps.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+namespace nb::engine {
+
+using Clock = std::chrono::steady_clock;
+
+/// When things happened to one request.
+struct RequestTimes {
+  Clock::time_point submitted;
+  std::optional<Clock::time_point> first_planned;
+  std::optional<Clock::time_point> first_token;
+};
+
+/// Milliseconds since submission; what has not happened yet counts up to now.
+struct RequestMetrics {
+  double queue_ms = 0.0;  ///< until the first step it took part in
+  double ttft_ms = 0.0;   ///< until the first token; total_ms for a request without output
+  double total_ms = 0.0;  ///< until now
+};
+
+inline double milliseconds(Clock::duration duration) {
+  return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+inline RequestMetrics metrics_at(const RequestTimes& times, Clock::time_point now) {
+  return {.queue_ms = milliseconds(times.first_planned.value_or(now) - times.submitted),
+          .ttft_ms = milliseconds(times.first_token.value_or(now) - times.submitted),
+          .total_ms = milliseconds(now - times.submitted)};
+}
+
+/// The engine's counters since it was made, and its state now.
+struct EngineStats {
+  int running = 0;
+  int waiting = 0;
+  int blocks_total = 0;
+  int blocks_free = 0;
+  int blocks_owned = 0;
+  std::int64_t kv_bytes = 0;  ///< reserved; resident only where blocks were used
+  std::int64_t workspace_bytes = 0;
+  std::int64_t workspace_growths = 0;  ///< times a step asked for memory; constant once warm
+  std::int64_t steps = 0;              ///< forward passes that completed
+  double plan_seconds = 0.0;           ///< plan, batch building and commit
+  double forward_seconds = 0.0;        ///< decoder and head
+  double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
+  std::int64_t generated_tokens = 0;   ///< output tokens reported
+  std::int64_t prompt_tokens = 0;      ///< prompt tokens computed
+};
+
+/// Adds the time of its life to a counter.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(Clock::now()) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  Clock::time_point begin_;
+};
+
+}  // namespace nb::engine

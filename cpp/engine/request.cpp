@@ -1,0 +1,44 @@
+#include "engine/request.h"
+
+#include <span>
+
+#include "base/error.h"
+
+namespace nb::engine {
+
+namespace {
+
+void check_tokens(const char* what, std::span<const TokenId> tokens, int vocab_size) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    NB_CHECK(tokens[i] >= 0 && tokens[i] < vocab_size, invalid_argument, what, "[", i, "] is ", tokens[i],
+             ", outside the vocabulary [0, ", vocab_size, ")");
+  }
+}
+
+}  // namespace
+
+void validate(const Request& request, int vocab_size, int max_model_len) {
+  const bool scores = request.prompt_logprobs || request.prompt_logits;
+  NB_CHECK(!request.prompt.empty(), invalid_argument, "the prompt is empty");
+  NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && scores), invalid_argument,
+           "max_tokens must be >= 1 (0 only with prompt_logprobs or prompt_logits), got ", request.max_tokens);
+  const std::size_t longest = static_cast<std::size_t>(max_model_len) - (request.max_tokens > 0 ? 1 : 0);
+  NB_CHECK(request.prompt.size() <= longest, invalid_argument, "the prompt has ", request.prompt.size(),
+           " tokens; the context of ", max_model_len, " tokens has room for ", longest,
+           request.max_tokens > 0 ? " and one generated token" : "");
+  check_tokens("prompt token", request.prompt, vocab_size);
+  check_tokens("stop_token_ids", request.stop_token_ids, vocab_size);
+  sampling::validate(request.sampling, vocab_size);
+}
+
+const char* to_string(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::none: return "none";
+    case FinishReason::stop: return "stop";
+    case FinishReason::length: return "length";
+    case FinishReason::abort: return "abort";
+  }
+  return "none";
+}
+
+}  // namespace nb::engine

@@ -1,0 +1,38 @@
+// What a user asked for: token ids in, rules for drawing and stopping. Integers only; text is the caller's business.
+//
+// Not for what the engine knows about it while it runs (sequence.h). Plain data.
+#pragma once
+
+#include <vector>
+
+#include "base/ids.h"
+#include "sampling/params.h"
+
+namespace nb::engine {
+
+struct Request {
+  std::vector<TokenId> prompt;
+  sampling::SamplingParams sampling;
+  int max_tokens = 16;  ///< 0 only together with prompt_logprobs or prompt_logits
+  std::vector<TokenId> stop_token_ids;
+  bool ignore_eos = false;       ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
+  bool prompt_logprobs = false;  ///< log probability of every prompt token but the first
+  bool prompt_logits = false;    ///< logits of every prompt position
+};
+
+/// Throws invalid_argument naming field, value and range. A prompt as long as the context leaves no room for output
+/// and is allowed only with max_tokens 0; max_tokens beyond the context is allowed and cut there.
+void validate(const Request& request, int vocab_size, int max_model_len);
+
+/// Why a sequence ended.
+enum class FinishReason {
+  none,    ///< it has not
+  stop,    ///< an end-of-sequence or stop token, not part of the output
+  length,  ///< max_tokens, or the end of the context
+  abort,   ///< cancelled, or an error in a step it took part in
+};
+
+/// "none", "stop", "length" or "abort".
+const char* to_string(FinishReason reason);
+
+}  // namespace nb::engine

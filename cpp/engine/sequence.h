@@ -1,0 +1,67 @@
+// The engine's state of one request: its tokens, how many of them are computed, its blocks, its end.
+//
+// Not for deciding anything (scheduler.h). Owned by the scheduler, used by the thread that runs steps.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/rng.h"
+#include "engine/metrics.h"
+#include "engine/request.h"
+#include "kv/block_table.h"
+#include "tensor/allocator.h"
+
+namespace nb::engine {
+
+class Sequence {
+ public:
+  /// `request` has been validated; `eos_ids` stop it unless it ignores them.
+  Sequence(RequestId sequence_id, Request wanted, std::span<const TokenId> eos_ids, int max_model_len)
+      : id(sequence_id), request(std::move(wanted)), tokens(std::move(request.prompt)) {
+    num_prompt = static_cast<int>(tokens.size());
+    max_len = num_prompt + std::min(request.max_tokens, max_model_len - num_prompt);
+    seed = request.sampling.seed ? *request.sampling.seed : random_seed();
+    stop_ids = request.stop_token_ids;
+    if (!request.ignore_eos) stop_ids.insert(stop_ids.end(), eos_ids.begin(), eos_ids.end());
+    tokens.reserve(static_cast<std::size_t>(max_len));  // so that commit() never allocates
+  }
+
+  /// Tokens whose KV is stored. Admission sets it, commit() advances it, nobody else writes it.
+  int computed_len() const { return computed_len_; }
+  int len() const { return static_cast<int>(tokens.size()); }
+  /// Tokens still to be computed: 1 while decoding, the rest of the prompt before that.
+  int pending_len() const { return len() - computed_len_; }
+  int num_generated() const { return len() - num_prompt; }
+  bool finished() const { return finish_reason != FinishReason::none; }
+  bool stops_at(TokenId token) const { return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end(); }
+  /// Whether the token after the last one is wanted (not so for a request that only scores its prompt).
+  bool generates() const { return max_len > num_prompt; }
+
+  RequestId id;
+  Request request;              ///< its prompt has moved to `tokens`
+  std::vector<TokenId> tokens;  ///< prompt, then output
+  int num_prompt = 0;
+  int max_len = 0;         ///< tokens at which it ends: prompt + max_tokens, or the context
+  std::uint64_t seed = 0;  ///< the request's, or a random one
+  std::vector<TokenId> stop_ids;
+  kv::BlockTable table;
+  bool cancel_requested = false;
+  FinishReason finish_reason = FinishReason::none;
+
+  // What outputs report.
+  int num_reported = 0;       ///< generated tokens already given out
+  int num_cached_tokens = 0;  ///< prompt tokens found in a cache at admission
+  RequestTimes times;
+  std::vector<float> prompt_logprobs;  ///< [num_prompt - 1] if asked for
+  Buffer prompt_logits;                ///< f32[num_prompt, V] if asked for
+
+ private:
+  friend class Scheduler;
+  int computed_len_ = 0;
+};
+
+}  // namespace nb::engine

@@ -1,0 +1,21 @@
+// What a GGUF file says about its tokenizer and chat template.
+//
+// Only reads; the views in the result live as long as the file. Safe from any thread.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "io/gguf_file.h"
+#include "text/tokenizer.h"
+
+namespace nb::io {
+
+/// Throws format naming the key if the tokenizer is missing or inconsistent. A missing pre-tokenizer is "default"; a
+/// missing add_bos_token is what the family does. Whether the kind is known is text/tokenizer.h's to say.
+text::TokenizerSpec read_tokenizer_spec(const GgufFile& file);
+
+/// The jinja2 source of the chat template, if the file has one; throws format unless it is UTF-8. Untrusted input.
+std::optional<std::string> read_chat_template(const GgufFile& file);
+
+}  // namespace nb::io

@@ -1,0 +1,52 @@
+// The blocks of one sequence, in position order: position p lives in block p / 16 at index p % 16.
+//
+//   reserved:  [b0][b1][b2][b3]     owned since admission
+//   in use:    [b0][b1]             positions [0, length) may be written and read
+//
+// Not for who else owns a block (block_pool.h). Used by the thread that runs steps.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+#include "kv/block_pool.h"
+
+namespace nb::kv {
+
+class BlockTable {
+ public:
+  /// Blocks that hold `num_tokens` tokens.
+  static int blocks_for(int num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
+
+  /// Grows the reservation to `num_tokens` positions, all or nothing; false and no change if the pool has too few.
+  bool reserve(BlockPool& pool, int num_tokens);
+
+  /// Makes positions [0, num_tokens) usable and returns the blocks that thereby came into use: clear their memory
+  /// before the step. Never shrinks. Throws internal beyond the reservation.
+  std::span<const BlockId> grow_to(int num_tokens);
+
+  /// block * 16 + index in block. Throws internal unless 0 <= position < length().
+  int slot_of(int position) const;
+
+  /// Gives every block back; appends those that became free to `freed`, last position first, so that the pool hands
+  /// the sequence's first blocks out next.
+  void release(BlockPool& pool, std::vector<BlockId>& freed);
+
+  /// Usable positions.
+  int length() const { return length_; }
+  /// Positions covered by the reservation, a multiple of 16.
+  int capacity() const { return static_cast<int>(blocks_.size()) * kBlockTokens; }
+  /// Blocks of positions [0, length()).
+  std::span<const BlockId> blocks() const {
+    return std::span(blocks_).first(static_cast<std::size_t>(blocks_for(length_)));
+  }
+  /// Every block the sequence owns.
+  std::span<const BlockId> reserved() const { return blocks_; }
+
+ private:
+  std::vector<BlockId> blocks_;
+  int length_ = 0;
+};
+
+}  // namespace nb::kv

@@ -1,0 +1,51 @@
+// The memory behind a block pool for one model: one arena, one contiguous piece per block over all layers.
+//
+// Not for who owns which block (block_pool.h). One thread writes it: the one that runs steps.
+#pragma once
+
+#include <memory>
+
+#include "base/ids.h"
+#include "ops/args.h"
+#include "tensor/allocator.h"
+
+namespace nb::kv {
+
+/// What decides the size of a block.
+struct KvShape {
+  quant::KvFormat format;
+  int num_layers;
+  int num_kv_heads;
+  int head_dim;
+
+  /// Bytes of one block of 16 tokens over all layers.
+  std::int64_t block_bytes() const;
+};
+
+class KvStorage {
+ public:
+  /// Reserves address space for `num_blocks` blocks; pages become resident when first written. Throws out_of_memory.
+  KvStorage(const KvShape& shape, int num_blocks);
+
+  const KvShape& shape() const { return shape_; }
+  int num_blocks() const { return num_blocks_; }
+  std::int64_t bytes() const { return shape_.block_bytes() * num_blocks_; }
+
+  /// The cells of one layer, as kernels see them.
+  ops::KvLayer layer(int index) const;
+
+  /// Clears a block before its first use: masked positions must add exact zeros, so nothing may be NaN.
+  void zero(BlockId block);
+
+  /// Fills a freed block with NaN in Debug builds, so that a read after free is seen.
+  void poison(BlockId block);
+
+ private:
+  std::uint8_t* block(BlockId id) const;
+
+  KvShape shape_;
+  int num_blocks_;
+  Buffer memory_;
+};
+
+}  // namespace nb::kv

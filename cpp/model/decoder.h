@@ -1,0 +1,44 @@
+// The forward pass of a dense pre-norm decoder, as one honest function. The file to read first.
+//
+// No prefill flag, no hidden state: a step is its StepInputs, the KV it writes and the workspace it uses. One thread.
+#pragma once
+
+#include <span>
+
+#include "kv/kv_storage.h"
+#include "model/config.h"
+#include "model/step_inputs.h"
+#include "model/weights.h"
+#include "ops/ops.h"
+
+namespace nb::model {
+
+class Decoder {
+ public:
+  /// References must outlive the decoder. Computes the rotation table for `max_positions` positions.
+  Decoder(const ModelConfig& config, const ModelWeights& weights, int max_positions);
+
+  /// Runs all layers over the rows of `inputs`, storing their KV; returns the residual stream f32[T, hidden_size],
+  /// which lives in ctx.workspace until its reset.
+  Tensor forward(const StepInputs& inputs, const kv::KvStorage& kv, ops::ExecContext& ctx) const;
+
+  /// The same in pieces: embedding, then layers [first, last) in place.
+  Tensor embed(const StepInputs& inputs, ops::ExecContext& ctx) const;
+  void run_layers(Tensor hidden, int first, int last, const StepInputs& inputs, const kv::KvStorage& kv,
+                  ops::ExecContext& ctx) const;
+
+  /// Greedy token of each hidden row in `rows`, and its logits f32[rows, vocab_size] unless `logits` is empty.
+  void head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax,
+            ops::ExecContext& ctx) const;
+
+  int max_positions() const { return max_positions_; }
+
+ private:
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  int max_positions_;
+  Buffer rope_memory_;
+  ops::RopeTable rope_;
+};
+
+}  // namespace nb::model

@@ -1,0 +1,49 @@
+// The table of model families: how each spells its facts and its tensor names.
+//
+// A family only reads; control flow lives in the decoder, which sees facts. Adding a family of a known shape is one
+// file under families/ and one row in family.cpp. Safe from any thread.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "io/gguf_file.h"
+#include "model/config.h"
+
+namespace nb::model {
+
+/// Tensor names of a model; "{}" stands for the layer index. Empty means the family has no such tensor.
+struct TensorNames {
+  const char* embedding = "token_embd.weight";
+  const char* final_norm = "output_norm.weight";
+  const char* head = "output.weight";  ///< absent from the file when tied
+  const char* attention_norm = "blk.{}.attn_norm.weight";
+  const char* q = "blk.{}.attn_q.weight";
+  const char* k = "blk.{}.attn_k.weight";
+  const char* v = "blk.{}.attn_v.weight";
+  const char* attention_out = "blk.{}.attn_output.weight";
+  const char* ffn_norm = "blk.{}.ffn_norm.weight";
+  const char* gate = "blk.{}.ffn_gate.weight";
+  const char* up = "blk.{}.ffn_up.weight";
+  const char* down = "blk.{}.ffn_down.weight";
+};
+
+struct Family {
+  const char* architecture;  ///< value of general.architecture
+  TensorNames names;
+  /// Reads every fact from the file; throws unsupported for facts the decoder has no branch for.
+  ModelConfig (*read_config)(const io::GgufFile& file);
+};
+
+/// Throws unsupported naming the architecture and the ones there are.
+const Family& find_family(const std::string& architecture);
+
+/// Architectures that can be loaded.
+std::vector<std::string> known_architectures();
+
+/// The facts every dense decoder shares, from keys "<architecture>.<fact>".
+ModelConfig read_common_facts(const io::GgufFile& file, const std::string& architecture);
+
+extern const Family kLlamaFamily;
+
+}  // namespace nb::model

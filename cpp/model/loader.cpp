@@ -1,0 +1,161 @@
+#include "model/loader.h"
+
+#include <string_view>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "quant/format.h"
+
+namespace nb::model {
+namespace {
+
+std::string layer_name(const char* pattern, int layer) {
+  std::string name = pattern;
+  return name.replace(name.find("{}"), 2, std::to_string(layer));
+}
+
+// Where row `row` of a half-split rotary head stands in a file that interleaves the pairs: HF rows (s, i), s the half
+// and i the pair, are stored as (i, s).
+std::int32_t interleaved_row(std::int32_t row, int head_dim) {
+  const int within = row % head_dim, half = head_dim / 2;
+  return row - within + 2 * (within % half) + within / half;
+}
+
+class Loader {
+ public:
+  Loader(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source, const std::string& dtype,
+         const ops::Backend& backend, ThreadPool& pool)
+      : config_(config),
+        names_(names),
+        source_(source),
+        dtype_(dtype),
+        layout_(backend.kernels->layout),
+        pool_(pool),
+        arena_(HostArena::create()) {}
+
+  ModelWeights run() {
+    const int hidden = config_.hidden_size;
+    weights_.embedding = pack({matrix(names_.embedding, config_.vocab_size, hidden)});
+    weights_.final_norm = vector(names_.final_norm, hidden);
+    if (!config_.tie_word_embeddings) weights_.head = pack({matrix(names_.head, config_.vocab_size, hidden)});
+    weights_.layers.reserve(static_cast<std::size_t>(config_.num_layers));
+    for (int i = 0; i < config_.num_layers; ++i) weights_.layers.push_back(layer(i));
+    return std::move(weights_);
+  }
+
+ private:
+  LayerWeights layer(int index) {
+    const auto name = [&](const char* pattern) { return layer_name(pattern, index); };
+    const int hidden = config_.hidden_size, inner = config_.intermediate_size;
+    LayerWeights layer;
+    layer.attention_norm = vector(name(names_.attention_norm), hidden);
+    ops::MatrixSource q = matrix(name(names_.q), config_.q_size(), hidden);
+    ops::MatrixSource k = matrix(name(names_.k), config_.kv_size(), hidden);
+    ops::MatrixSource v = matrix(name(names_.v), config_.kv_size(), hidden);
+    if (config_.interleaved_qk_rows) {
+      const int head_dim = config_.head_dim;
+      q.file_row = k.file_row = [head_dim](std::int32_t row) { return interleaved_row(row, head_dim); };
+    }
+    layer.qkv = pack({q, k, v});
+    layer.attention_out = pack({matrix(name(names_.attention_out), hidden, config_.q_size())});
+    layer.ffn_norm = vector(name(names_.ffn_norm), hidden);
+    layer.gate_up = pack({matrix(name(names_.gate), inner, hidden), matrix(name(names_.up), inner, hidden)},
+                         ops::Grouping::interleaved32);
+    layer.down = pack({matrix(name(names_.down), hidden, inner)});
+    return layer;
+  }
+
+  const io::TensorInfo& tensor(const std::string& name, std::vector<std::int64_t> shape) {
+    const io::TensorInfo* info = source_.find(name);
+    NB_CHECK(info != nullptr, format, "the model file has no tensor ", name);
+    const auto text = [](const std::vector<std::int64_t>& dims) {
+      std::string out = "[";
+      for (std::size_t i = 0; i < dims.size(); ++i) out += (i ? ", " : "") + std::to_string(dims[i]);
+      return out + "]";
+    };
+    NB_CHECK(info->shape == shape, format, "tensor ", name, " has shape ", text(info->shape), ", expected ",
+             text(shape));
+    return *info;
+  }
+
+  // A vector of f32 values in memory that lives with the weights.
+  Tensor vector(const std::string& name, int size) {
+    const io::TensorInfo& info = tensor(name, {size});
+    std::vector<std::byte> bytes(info.bytes);
+    source_.read(info, 0, bytes);
+    Buffer buffer = arena_->allocate(static_cast<std::size_t>(size) * sizeof(float));
+    quant::unpack_row(info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size, buffer.as<float>());
+    weights_.small.push_back(buffer);
+    weights_.bytes += static_cast<std::int64_t>(buffer.bytes());
+    return Tensor(buffer.data(), DType::f32, {size});
+  }
+
+  ops::MatrixSource matrix(const std::string& name, int rows, int cols) {
+    const io::TensorInfo& info = tensor(name, {rows, cols});
+    const std::int64_t row_bytes = quant::row_bytes(info.format, cols);
+    return {.name = name,
+            .format = info.format,
+            .rows = rows,
+            .cols = cols,
+            .read_rows =
+                [this, &info, row_bytes](std::int32_t begin, std::int32_t count, std::byte* out) {
+                  source_.read(info, static_cast<std::uint64_t>(begin * row_bytes),
+                               {out, static_cast<std::size_t>(count * row_bytes)});
+                },
+            .file_row = {}};
+  }
+
+  ops::LinearWeight pack(std::vector<ops::MatrixSource> group, ops::Grouping grouping = ops::Grouping::stacked) {
+    ops::LinearWeight weight = ops::pack_linear(group, grouping, dtype_, layout_, *arena_, pool_);
+    weights_.bytes += weight.bytes;
+    return weight;
+  }
+
+  const ModelConfig& config_;
+  const TensorNames& names_;
+  const io::WeightSource& source_;
+  const std::string& dtype_;
+  ops::WeightLayout layout_;
+  ThreadPool& pool_;
+  std::shared_ptr<HostArena> arena_;
+  ModelWeights weights_;
+};
+
+}  // namespace
+
+ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source,
+                          const std::string& dtype, const ops::Backend& backend, ThreadPool& pool) {
+  return Loader(config, names, source, dtype, backend, pool).run();
+}
+
+ModelConfig read_config(const io::GgufFile& file) {
+  const Family& family = find_family(std::string(file.string("general.architecture")));
+  ModelConfig config = family.read_config(file);
+  const io::GgufTensor* embedding = file.find_tensor(family.names.embedding);
+  NB_CHECK(embedding != nullptr, format, "the model file has no tensor ", family.names.embedding);
+  NB_CHECK(embedding->dims.size() == 2 && embedding->dims[1] < (1u << 24), format, "tensor ", family.names.embedding,
+           " is not a matrix of vocabulary rows");
+  config.vocab_size = static_cast<int>(embedding->dims[1]);
+  config.tie_word_embeddings = file.find_tensor(family.names.head) == nullptr;
+  validate(config);
+  return config;
+}
+
+std::unique_ptr<Model> load_model(std::shared_ptr<const io::GgufFile> file, const ModelOptions& options) {
+  const ops::Backend& backend = ops::find_backend(options.backend);
+  ModelConfig config = read_config(*file);
+  const Family& family = find_family(config.architecture);
+  auto pool = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads
+                                                                   : ThreadPool::default_num_threads());
+  const std::unique_ptr<io::WeightSource> source = io::open_gguf_weights(std::move(file));
+  ModelWeights weights = load_weights(config, family.names, *source, options.dtype, backend, *pool);
+  log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",
+      backend.kernels->name, ", ", pool->num_threads(), " threads");
+  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool));
+}
+
+std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options) {
+  return load_model(std::make_shared<const io::GgufFile>(path), options);
+}
+
+}  // namespace nb::model

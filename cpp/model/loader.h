@@ -1,0 +1,30 @@
+// Opens a model file and packs its weights for a backend.
+//
+// Everything is checked against the family's facts before it is read. Peak memory is the packed weights plus a few
+// rows per thread. Not for tokenizers (io/gguf_tokenizer.h).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "io/gguf_file.h"
+#include "io/weight_source.h"
+#include "model/family.h"
+#include "model/model.h"
+
+namespace nb::model {
+
+/// Throws io, format or unsupported, naming file and tensor.
+std::unique_ptr<Model> load_model(std::shared_ptr<const io::GgufFile> file, const ModelOptions& options);
+
+/// The same from a path.
+std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options);
+
+/// Facts of a file without its weights; vocab_size and tie_word_embeddings come from the tensor directory.
+ModelConfig read_config(const io::GgufFile& file);
+
+/// Packs every tensor of a model for `backend`. Shapes are checked against `config`.
+ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source,
+                          const std::string& dtype, const ops::Backend& backend, ThreadPool& pool);
+
+}  // namespace nb::model

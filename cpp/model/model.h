@@ -1,0 +1,46 @@
+// A loaded model: facts, weights packed for one backend, decoder, and the thread team that runs it.
+//
+// Created once from a file; the engine borrows it. One engine runs it at a time.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/threads.h"
+#include "model/config.h"
+#include "model/decoder.h"
+#include "model/weights.h"
+#include "ops/backends.h"
+
+namespace nb::model {
+
+struct ModelOptions {
+  std::string backend;         ///< "" = NANOBRAID_BACKEND or the fastest this machine can run
+  std::string dtype = "auto";  ///< activations entering matrix products: auto, int8, bf16, f32
+  int num_threads = 0;         ///< 0 = every processor this process may use
+};
+
+class Model {
+ public:
+  /// Takes ownership of parts made by a loader (model/loader.h) or by a test.
+  Model(ModelConfig config, ModelWeights weights, const ops::Backend& backend, std::unique_ptr<ThreadPool> pool);
+
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+  const Decoder& decoder() const { return decoder_; }
+  const ops::Backend& backend() const { return backend_; }
+  ThreadPool& pool() const { return *pool_; }
+  /// What rows entering the first layer's projections are prepared as.
+  ops::ActType act_type() const;
+  /// bf16 on tiled backends, f32 on the reference backend.
+  quant::KvFormat default_kv_format() const;
+
+ private:
+  ModelConfig config_;
+  ModelWeights weights_;
+  const ops::Backend& backend_;
+  std::unique_ptr<ThreadPool> pool_;
+  Decoder decoder_;
+};
+
+}  // namespace nb::model

@@ -1,0 +1,48 @@
+// Everything one forward step needs: which tokens, where they stand, where their KV goes, what they attend to.
+//
+// Written by engine/batch_builder, read by model/decoder. Arrays keep their capacity, so a warm step allocates
+// nothing. There is no prefill flag: a prompt slice, a decode and a verify differ only in their row counts.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/ids.h"
+#include "ops/args.h"
+
+namespace nb::model {
+
+struct StepInputs {
+  // One entry per row (token), rows of a sequence consecutive and in position order.
+  std::vector<TokenId> token_ids;
+  std::vector<std::int32_t> positions;      ///< position in the sequence; rotates the query
+  std::vector<std::int32_t> key_positions;  ///< position in the run the key is stored for; rotates the key
+  std::vector<std::int32_t> slots;          ///< block * kBlockTokens + index: where the row's KV goes
+
+  // Attention in CSR form: segment -> runs -> blocks. A run includes the keys this step writes.
+  std::vector<ops::AttentionSegment> segments;
+  std::vector<ops::AttentionRun> runs;
+  std::vector<std::int32_t> blocks;
+
+  /// Rows whose logits are needed, ascending.
+  std::vector<std::int32_t> logit_rows;
+
+  int num_tokens() const { return static_cast<int>(token_ids.size()); }
+
+  /// Makes room, so that steps within these limits never allocate.
+  void reserve(int max_tokens, int max_sequences, int max_blocks) {
+    const auto tokens = static_cast<std::size_t>(max_tokens);
+    for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows}) array->reserve(tokens);
+    segments.reserve(static_cast<std::size_t>(max_sequences));
+    runs.reserve(static_cast<std::size_t>(max_sequences));
+    blocks.reserve(static_cast<std::size_t>(max_blocks));
+  }
+
+  void clear() {
+    for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows, &blocks}) array->clear();
+    segments.clear();
+    runs.clear();
+  }
+};
+
+}  // namespace nb::model

@@ -1,0 +1,243 @@
+// Plain-data arguments of every kernel. The only header that kernels, ops.cpp and other backends share.
+//
+// Pointers are never null unless a comment says so; shapes have been checked by ops.cpp. Row strides are in elements.
+// C headers only: this file is compiled for every instruction set. T rows of tokens, D head_dim.
+#pragma once
+
+#include <stdint.h>
+
+#include "quant/format_id.h"
+
+namespace nb::ops {
+
+/// What enters a matrix product. bf16 values are stored as f32 rounded to bf16.
+enum class ActType : uint8_t { f32, bf16, int8 };
+
+/// Rows ready for a matrix product, made by the `prepare` kernel of the same backend.
+/// int8: per 32 columns, value = code * scale, code in [-127, 127]; sum is the sum of the 32 codes.
+struct Activation {
+  ActType type;
+  int32_t rows;
+  int32_t cols;    ///< rounded up to a multiple of 32; the padding is zero
+  float* values;   ///< [rows, cols], f32 and bf16 types only
+  int8_t* codes;   ///< [rows, cols], int8 only
+  float* scales;   ///< [rows, cols / 32], int8 only
+  int32_t* sums;   ///< [rows, cols / 32], int8 only
+};
+
+/// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.
+/// Tiled backends: strip s of 16 rows begins at data + (s / 2) * pair_stride + (s % 2) * strip_bytes.
+/// Reference: row r begins at data + r * strip_bytes, in file layout.
+struct LinearSegment {
+  quant::Format format;
+  int32_t rows;
+  int32_t cols;
+  const uint8_t* data;
+  int64_t strip_bytes;
+  int64_t pair_stride;
+};
+
+/// The K/V cells of one layer: cell(block, which, head) = base + block * block_stride + (which * num_kv_heads + head) *
+/// cell_bytes, with which = 0 for keys, 1 for values.
+struct KvLayer {
+  uint8_t* base;
+  int64_t block_stride;
+  int64_t cell_bytes;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  quant::KvFormat format;
+};
+
+/// Rotation table: row p holds cos(p * f_i) for i < D/2, then sin(p * f_i).
+struct RopeTable {
+  const float* cos_sin;
+  int32_t head_dim;
+  int32_t num_positions;
+};
+
+/// A range of keys at one position offset: key i (0 <= i < num_keys) stands at sequence position position_offset + i
+/// and lives in blocks[block_begin + i / 16].
+struct AttentionRun {
+  int32_t block_begin;
+  int32_t num_keys;
+  int32_t position_offset;
+};
+
+/// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees key i of a run
+/// if position_offset + i <= p.
+struct AttentionSegment {
+  int32_t row_begin;
+  int32_t row_count;
+  int32_t run_begin;
+  int32_t run_count;
+};
+
+struct EmbedArgs {
+  LinearSegment table;
+  const int32_t* ids;  ///< [T], each in [0, table.rows)
+  int32_t rows;
+  float* out;
+  int64_t out_stride;
+};
+
+struct RmsNormArgs {
+  const float* x;
+  int64_t x_stride;
+  const float* weight;
+  float eps;
+  int32_t rows;
+  int32_t cols;
+  float* out;  ///< may be x
+  int64_t out_stride;
+};
+
+/// Rounds or quantizes rows into `out` (out.rows rows of `cols` real columns).
+struct PrepareArgs {
+  const float* x;
+  int64_t x_stride;
+  int32_t cols;
+  Activation out;
+};
+
+/// out = x W^T (+ bias), or out += x W^T (+ bias).
+struct LinearArgs {
+  LinearSegment weight;
+  Activation x;
+  const float* bias;  ///< [weight.rows] or null
+  bool accumulate;
+  float* out;
+  int64_t out_stride;
+};
+
+/// Rotates each head of each row by its position (half-split pairs).
+struct RopeArgs {
+  float* x;
+  int64_t x_stride;
+  int32_t rows;
+  int32_t num_heads;
+  const int32_t* positions;  ///< [rows]
+  RopeTable table;
+};
+
+/// Stores keys and values of each row at slot = block * 16 + index in block.
+struct KvWriteArgs {
+  const float* k;
+  int64_t k_stride;
+  const float* v;
+  int64_t v_stride;
+  int32_t rows;
+  const int32_t* slots;  ///< [rows]
+  KvLayer kv;
+};
+
+struct AttentionArgs {
+  const float* q;  ///< [T, num_heads * D], not rotated
+  int64_t q_stride;
+  float* out;  ///< [T, num_heads * D]
+  int64_t out_stride;
+  int32_t num_heads;
+  float scale;
+  RopeTable rope;
+  KvLayer kv;
+  const int32_t* positions;  ///< [T]
+  const AttentionSegment* segments;
+  int32_t num_segments;
+  const AttentionRun* runs;
+  const int32_t* blocks;
+  uint8_t* scratch;        ///< as many bytes as the kernel's scratch function asks for
+  int64_t scratch_bytes;
+};
+
+/// out = silu(gate) * up.
+struct SiluMulArgs {
+  const float* gate;
+  int64_t gate_stride;
+  const float* up;
+  int64_t up_stride;
+  int32_t rows;
+  int32_t cols;
+  float* out;
+  int64_t out_stride;
+};
+
+/// The smallest index of the largest value of each row; a NaN never wins.
+struct ArgmaxArgs {
+  const float* x;
+  int64_t x_stride;
+  int32_t rows;
+  int32_t cols;
+  int32_t* out;
+};
+
+// Fused operators. `scratch_act` holds prepared rows: one shared set, or one per thread when T <= kPrivateRows.
+
+/// Up to this many rows every thread prepares all rows for itself; above, rows are split and a barrier follows.
+inline constexpr int kPrivateRows = 16;
+
+/// q = x' Wq^T + bq (not rotated); k, v likewise, k rotated by key_positions, both stored at slots; x' = rmsnorm(x).
+struct NormQkvArgs {
+  const float* x;
+  int64_t x_stride;
+  int32_t rows;
+  const float* norm_weight;
+  float eps;
+  LinearSegment q, k, v;
+  const float* q_bias;  ///< null, or with k_bias and v_bias
+  const float* k_bias;
+  const float* v_bias;
+  const float* q_norm;  ///< [D] or null: rmsnorm of each q head before rotation (with k_norm)
+  const float* k_norm;
+  const int32_t* key_positions;  ///< [rows], position inside the run the key is stored for
+  const int32_t* slots;          ///< [rows]
+  RopeTable rope;
+  KvLayer kv;
+  Activation* scratch_act;
+  float* scratch_k;  ///< [rows, k.rows]
+  float* scratch_v;  ///< [rows, v.rows]
+  float* q_out;
+  int64_t q_stride;
+};
+
+/// residual += x W^T + bias. `x` is f32, or already prepared (then x is null and `prepared` is used).
+struct LinearResidualArgs {
+  const float* x;
+  int64_t x_stride;
+  int32_t rows;
+  LinearSegment weight;
+  const float* bias;  ///< or null
+  const Activation* prepared;
+  Activation* scratch_act;
+  float* residual;
+  int64_t residual_stride;
+};
+
+/// out = prepare(silu(x' Wg^T) * (x' Wu^T)), x' = rmsnorm(x).
+struct NormGateUpArgs {
+  const float* x;
+  int64_t x_stride;
+  int32_t rows;
+  const float* norm_weight;
+  float eps;
+  LinearSegment gate, up;
+  Activation* scratch_act;
+  Activation out;
+};
+
+/// logits = rmsnorm(x[row_ids]) W^T, and the argmax of each row.
+struct HeadArgs {
+  const float* x;
+  int64_t x_stride;
+  const int32_t* row_ids;  ///< [rows] rows of x
+  int32_t rows;
+  const float* norm_weight;
+  float eps;
+  LinearSegment weight;
+  Activation* scratch_act;
+  float* scratch_best;       ///< [threads, rows]
+  int32_t* scratch_best_id;  ///< [threads, rows]
+  float* logits;             ///< [rows, V] or null
+  int64_t logits_stride;
+  int32_t* argmax;  ///< [rows]
+};
+
+}  // namespace nb::ops

@@ -1,0 +1,395 @@
+// Paged attention over runs: one routine for prefill, slices and decode.
+//
+// Included inside the unnamed namespace of kernels_<isa>.cpp, after rows.h. A 'column' is one (row, query head) pair;
+// the columns that share a KV head are computed together. Rules that keep a column's bits independent of everything
+// else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of 64; each
+// split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in order.
+// When there are few columns and many keys, splits are shared out between threads and folded after a barrier: the
+// same arithmetic, in the same order. Source of the online softmax: Milakov & Gimelshein 2018; Dao et al. 2022.
+#pragma once
+
+constexpr int kSplitKeys = 256;
+constexpr int kTileKeys = 64;
+constexpr int kMaxColumns = 24;
+constexpr int kColumnGroup = kLanes == 16 ? 6 : 3;  // columns per inner kernel: accumulators fit the registers
+
+struct SplitState {
+  float max;  // of scores in base 2; -infinity when empty
+  float sum;
+};
+
+// Per-thread scratch for one tile of columns.
+struct ColumnScratch {
+  float* q;       // [kMaxColumns][D] rotated and scaled
+  float* scores;  // [kMaxColumns][kTileKeys]
+  float* acc;     // [kMaxColumns][D] of the current split
+  float* out;     // [kMaxColumns][D] folded
+  SplitState split[kMaxColumns];
+  SplitState total[kMaxColumns];
+};
+
+inline int64_t column_scratch_floats(int head_dim) {
+  return static_cast<int64_t>(kMaxColumns) * (3 * head_dim + kTileKeys);
+}
+
+inline ColumnScratch column_scratch(const AttentionArgs& a, int index) {
+  float* base = reinterpret_cast<float*>(a.scratch) + index * column_scratch_floats(a.kv.head_dim);
+  const int64_t rows = static_cast<int64_t>(kMaxColumns) * a.kv.head_dim;
+  ColumnScratch scratch;
+  scratch.q = base;
+  scratch.acc = base + rows;
+  scratch.out = base + 2 * rows;
+  scratch.scores = base + 3 * rows;
+  return scratch;
+}
+
+// A tile of columns: rows [row, row + num_rows) of a segment times query heads [head, head + num_heads) of a KV head.
+struct ColumnTile {
+  const AttentionSegment* segment;
+  int row, num_rows;
+  int kv_head, head, num_heads;
+
+  int columns() const { return num_rows * num_heads; }
+  int row_of(int column) const { return row + column / num_heads; }
+  int head_of(int column) const { return head + column % num_heads; }
+};
+
+// How the columns of a call are cut into tiles.
+struct TilePlan {
+  int group;          // query heads per KV head
+  int heads_per_tile;
+  int rows_per_tile;
+  int head_tiles;     // per KV head
+};
+
+inline TilePlan plan_tiles(const AttentionArgs& a) {
+  TilePlan plan;
+  plan.group = a.num_heads / a.kv.num_kv_heads;
+  plan.heads_per_tile = plan.group < kMaxColumns ? plan.group : kMaxColumns;
+  plan.rows_per_tile = kMaxColumns / plan.heads_per_tile;
+  plan.head_tiles = (plan.group + plan.heads_per_tile - 1) / plan.heads_per_tile;
+  return plan;
+}
+
+inline int tiles_of(const AttentionSegment& segment, const TilePlan& plan, int num_kv_heads) {
+  return (segment.row_count + plan.rows_per_tile - 1) / plan.rows_per_tile * num_kv_heads * plan.head_tiles;
+}
+
+inline ColumnTile tile_at(const AttentionSegment& segment, const TilePlan& plan, int num_kv_heads, int index) {
+  ColumnTile tile;
+  tile.segment = &segment;
+  const int heads = num_kv_heads * plan.head_tiles;
+  const int first = index / heads * plan.rows_per_tile;
+  tile.row = segment.row_begin + first;
+  tile.num_rows = segment.row_count - first < plan.rows_per_tile ? segment.row_count - first : plan.rows_per_tile;
+  tile.kv_head = index % heads / plan.head_tiles;
+  const int begin = index % plan.head_tiles * plan.heads_per_tile;
+  tile.head = tile.kv_head * plan.group + begin;
+  tile.num_heads = plan.group - begin < plan.heads_per_tile ? plan.group - begin : plan.heads_per_tile;
+  return tile;
+}
+
+// Keys of `run` that the column's row may see.
+inline int visible_keys(const AttentionArgs& a, const AttentionRun& run, int row) {
+  const int limit = a.positions[row] - run.position_offset + 1;
+  return limit < 0 ? 0 : limit < run.num_keys ? limit : run.num_keys;
+}
+
+inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, ColumnScratch& s) {
+  constexpr float kLog2e = 1.44269504f;
+  const int dim = a.kv.head_dim;
+  for (int c = 0; c < tile.columns(); ++c) {
+    const int position = a.positions[tile.row_of(c)] - run.position_offset;
+    if (position < 0) continue;  // sees nothing of this run
+    rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
+           s.q + c * dim);
+  }
+}
+
+// Scores of kColumns columns against the 16 keys of a cell.
+template <quant::KvFormat kFormat, int kColumns>
+inline void score_block(const uint8_t* cell, int dim, const float* q, float* scores) {
+  for (int part = 0; part < kParts; ++part) {
+    F acc[kColumns];
+    for (int c = 0; c < kColumns; ++c) acc[c] = f_zero();
+    const uint8_t* keys = cell + part * kLanes * 4;
+    if constexpr (kFormat == quant::KvFormat::bf16) {
+      for (int d = 0; d < dim; d += 2, keys += 64) {
+        const I pair = i_load(keys);
+        const F first = bits_to_float(shift_left<16>(pair));
+        const F second = bits_to_float(pair & i_set1(static_cast<int32_t>(0xffff0000u)));
+        for (int c = 0; c < kColumns; ++c) acc[c] = muladd(first, f_set1(q[c * dim + d]), acc[c]);
+        for (int c = 0; c < kColumns; ++c) acc[c] = muladd(second, f_set1(q[c * dim + d + 1]), acc[c]);
+      }
+    } else {
+      for (int d = 0; d < dim; ++d, keys += 64) {
+        const F key = bits_to_float(i_load(keys));
+        for (int c = 0; c < kColumns; ++c) acc[c] = muladd(key, f_set1(q[c * dim + d]), acc[c]);
+      }
+    }
+    for (int c = 0; c < kColumns; ++c) f_store(scores + c * kTileKeys + part * kLanes, acc[c]);
+  }
+}
+
+// acc += p V over the 16 keys of a cell, for kColumns columns.
+template <quant::KvFormat kFormat, int kColumns>
+inline void value_block(const uint8_t* cell, int dim, const float* p, float* acc) {
+  for (int d = 0; d < dim; d += kLanes) {
+    F sums[kColumns];
+    for (int c = 0; c < kColumns; ++c) sums[c] = f_load(acc + c * dim + d);
+    if constexpr (kFormat == quant::KvFormat::bf16) {
+      for (int pair = 0; pair < 8; ++pair) {
+        const I both = i_load(cell + (pair * dim + d) * 4);
+        const F first = bits_to_float(shift_left<16>(both));
+        const F second = bits_to_float(both & i_set1(static_cast<int32_t>(0xffff0000u)));
+        for (int c = 0; c < kColumns; ++c) sums[c] = muladd(first, f_set1(p[c * kTileKeys + 2 * pair]), sums[c]);
+        for (int c = 0; c < kColumns; ++c) sums[c] = muladd(second, f_set1(p[c * kTileKeys + 2 * pair + 1]), sums[c]);
+      }
+    } else {
+      for (int key = 0; key < 16; ++key) {
+        const F value = bits_to_float(i_load(cell + (key * dim + d) * 4));
+        for (int c = 0; c < kColumns; ++c) sums[c] = muladd(value, f_set1(p[c * kTileKeys + key]), sums[c]);
+      }
+    }
+    for (int c = 0; c < kColumns; ++c) f_store(acc + c * dim + d, sums[c]);
+  }
+}
+
+// Turns the 64 raw scores of one column into weights, of which the first `visible` count, and rescales its state.
+inline void soften_column(float* scores, int visible, SplitState& state, float* acc, int dim) {
+  for (int k = visible; k < kTileKeys; ++k) scores[k] = -__builtin_inff();
+  F largest = f_load(scores);
+  for (int k = kLanes; k < kTileKeys; k += kLanes) largest = f_max(largest, f_load(scores + k));
+  const float tile_max = max_lanes(largest);
+  const float next = tile_max > state.max ? tile_max : state.max;
+  F sum = f_zero();
+  for (int k = 0; k < kTileKeys; k += kLanes) {
+    const F weight = exp2(f_load(scores + k) - f_set1(next));
+    f_store(scores + k, weight);
+    sum = sum + weight;
+  }
+  float lanes[kLanes];
+  f_store(lanes, exp2(f_set1(state.max - next)));
+  const float rescale = lanes[0];  // exactly 0 for a state that was empty
+  state.sum = state.sum * rescale + sum_lanes(sum);
+  state.max = next;
+  if (rescale != 1.0f) {
+    for (int d = 0; d < dim; d += kLanes) f_store(acc + d, f_load(acc + d) * f_set1(rescale));
+  }
+}
+
+// Adds the tile of keys [begin, begin + 64) of a run to the split states of all columns.
+template <quant::KvFormat kFormat>
+inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, int begin,
+                        const int* visible, ColumnScratch& s) {
+  const int dim = a.kv.head_dim, columns = tile.columns();
+  int most = 0;
+  for (int c = 0; c < columns; ++c) most = visible[c] > most ? visible[c] : most;
+  const int keys = most - begin < kTileKeys ? most - begin : kTileKeys;
+  const int num_blocks = (keys + 15) / 16;
+  const int32_t* blocks = a.blocks + run.block_begin + begin / 16;
+  const auto for_columns = [&](auto&& six, auto&& one) {
+    int c = 0;
+    for (; c + kColumnGroup <= columns; c += kColumnGroup) six(c);
+    for (; c < columns; ++c) one(c);
+  };
+  for (int b = 0; b < num_blocks; ++b) {
+    const uint8_t* cell = kv_cell(a.kv, blocks[b], 0, tile.kv_head);
+    for_columns(
+        [&](int c) {
+          score_block<kFormat, kColumnGroup>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b);
+        },
+        [&](int c) { score_block<kFormat, 1>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); });
+  }
+  for (int c = 0; c < columns; ++c) {
+    const int own = visible[c] - begin < 0 ? 0 : visible[c] - begin < kTileKeys ? visible[c] - begin : kTileKeys;
+    if (own > 0) {
+      soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
+    } else {
+      for (int k = 0; k < kTileKeys; ++k) s.scores[c * kTileKeys + k] = 0.0f;
+    }
+  }
+  for (int b = 0; b < num_blocks; ++b) {
+    const uint8_t* cell = kv_cell(a.kv, blocks[b], 1, tile.kv_head);
+    for_columns(
+        [&](int c) {
+          value_block<kFormat, kColumnGroup>(cell, dim, s.scores + c * kTileKeys + 16 * b, s.acc + c * dim);
+        },
+        [&](int c) { value_block<kFormat, 1>(cell, dim, s.scores + c * kTileKeys + 16 * b, s.acc + c * dim); });
+  }
+}
+
+// The states of all columns over one split (keys from `begin`) of a run, from empty. s.q holds the run's queries.
+inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, int begin,
+                         const int* visible, ColumnScratch& s) {
+  const int dim = a.kv.head_dim;
+  int most = 0;
+  for (int c = 0; c < tile.columns(); ++c) {
+    s.split[c] = {-__builtin_inff(), 0.0f};
+    for (int d = 0; d < dim; ++d) s.acc[c * dim + d] = 0.0f;
+    most = visible[c] > most ? visible[c] : most;
+  }
+  for (int at = begin; at < begin + kSplitKeys && at < most; at += kTileKeys) {
+    if (a.kv.format == quant::KvFormat::bf16) {
+      attend_tile<quant::KvFormat::bf16>(a, tile, run, at, visible, s);
+    } else {
+      attend_tile<quant::KvFormat::f32>(a, tile, run, at, visible, s);
+    }
+  }
+}
+
+// total <- total folded with split, out <- the same for the weighted values. Empty states change nothing.
+inline void fold(SplitState& total, float* out, const SplitState& split, const float* acc, int dim) {
+  if (split.sum == 0.0f) return;
+  const float next = split.max > total.max ? split.max : total.max;
+  float lanes[kLanes];
+  f_store(lanes, exp2(f_set1(total.max - next)));
+  const float keep = lanes[0];
+  f_store(lanes, exp2(f_set1(split.max - next)));
+  const float add = lanes[0];
+  total.sum = total.sum * keep + split.sum * add;
+  total.max = next;
+  for (int d = 0; d < dim; d += kLanes) {
+    f_store(out + d, muladd(f_load(acc + d), f_set1(add), f_load(out + d) * f_set1(keep)));
+  }
+}
+
+inline void begin_totals(const ColumnTile& tile, int dim, ColumnScratch& s) {
+  for (int c = 0; c < tile.columns(); ++c) {
+    s.total[c] = {-__builtin_inff(), 0.0f};
+    for (int d = 0; d < dim; ++d) s.out[c * dim + d] = 0.0f;
+  }
+}
+
+inline void write_column(const AttentionArgs& a, int row, int head, const SplitState& total, const float* acc) {
+  const int dim = a.kv.head_dim;
+  float* out = a.out + row * a.out_stride + head * dim;
+  const F inverse = f_set1(total.sum > 0.0f ? 1.0f / total.sum : 0.0f);
+  for (int d = 0; d < dim; d += kLanes) f_store(out + d, f_load(acc + d) * inverse);
+}
+
+// Calls visit(run, split_begin, visible) for every split any column of the tile can see, in order.
+template <class Visit>
+inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit&& visit) {
+  int visible[kMaxColumns];
+  for (int r = tile.segment->run_begin; r < tile.segment->run_begin + tile.segment->run_count; ++r) {
+    const AttentionRun& run = a.runs[r];
+    int most = 0;
+    for (int c = 0; c < tile.columns(); ++c) {
+      visible[c] = visible_keys(a, run, tile.row_of(c));
+      most = visible[c] > most ? visible[c] : most;
+    }
+    for (int begin = 0; begin < most; begin += kSplitKeys) visit(run, begin, visible);
+  }
+}
+
+inline void attend_whole_tile(const AttentionArgs& a, const ColumnTile& tile, ColumnScratch& s) {
+  const int dim = a.kv.head_dim;
+  begin_totals(tile, dim, s);
+  const AttentionRun* rotated = nullptr;
+  for_each_split(a, tile, [&](const AttentionRun& run, int begin, const int* visible) {
+    if (rotated != &run) rotate_columns(a, tile, run, s);
+    rotated = &run;
+    attend_split(a, tile, run, begin, visible, s);
+    for (int c = 0; c < tile.columns(); ++c) fold(s.total[c], s.out + c * dim, s.split[c], s.acc + c * dim, dim);
+  });
+  for (int c = 0; c < tile.columns(); ++c) write_column(a, tile.row_of(c), tile.head_of(c), s.total[c], s.out + c * dim);
+}
+
+// ---- sharing splits between threads ----
+// Partial states live behind the per-thread scratch: for item i (a tile's split, counted over all tiles in order) and
+// column c: max, sum, then D values.
+
+inline int64_t partial_floats(int head_dim) { return static_cast<int64_t>(kMaxColumns) * (head_dim + 2); }
+
+struct Work {
+  int tiles;
+  int splits;  // over all tiles
+};
+
+inline Work count_work(const AttentionArgs& a, const TilePlan& plan) {
+  Work work = {0, 0};
+  for (int s = 0; s < a.num_segments; ++s) {
+    const int tiles = tiles_of(a.segments[s], plan, a.kv.num_kv_heads);
+    work.tiles += tiles;
+    for (int i = 0; i < tiles; ++i) {
+      const ColumnTile tile = tile_at(a.segments[s], plan, a.kv.num_kv_heads, i);
+      for_each_split(a, tile, [&](const AttentionRun&, int, const int*) { ++work.splits; });
+    }
+  }
+  return work;
+}
+
+// Few tiles and more than one split each: a decode over a long context.
+inline bool shares_splits(const Work& work, int num_threads) {
+  return num_threads > 1 && work.tiles < 8 * num_threads && work.splits > work.tiles;
+}
+
+inline int64_t attention_scratch_bytes(const AttentionArgs& a, int num_threads) {
+  const Work work = count_work(a, plan_tiles(a));
+  int64_t floats = num_threads * column_scratch_floats(a.kv.head_dim);
+  if (shares_splits(work, num_threads)) floats += work.splits * partial_floats(a.kv.head_dim);
+  return floats * 4;
+}
+
+// Calls visit(tile) for every tile of every segment, in order.
+template <class Visit>
+inline void for_each_tile(const AttentionArgs& a, const TilePlan& plan, Visit&& visit) {
+  for (int s = 0; s < a.num_segments; ++s) {
+    const int tiles = tiles_of(a.segments[s], plan, a.kv.num_kv_heads);
+    for (int i = 0; i < tiles; ++i) visit(tile_at(a.segments[s], plan, a.kv.num_kv_heads, i));
+  }
+}
+
+inline void attend_shared(const AttentionArgs& a, const TilePlan& plan, ColumnScratch& s, const Part& part) {
+  const int dim = a.kv.head_dim;
+  float* partials = reinterpret_cast<float*>(a.scratch) + part.count * column_scratch_floats(dim);
+  int item = 0;
+  for_each_tile(a, plan, [&](const ColumnTile& tile) {
+    const AttentionRun* rotated = nullptr;
+    for_each_split(a, tile, [&](const AttentionRun& run, int begin, const int* visible) {
+      const int mine = item++;
+      if (mine % part.count != part.index) return;
+      if (rotated != &run) rotate_columns(a, tile, run, s);
+      rotated = &run;
+      attend_split(a, tile, run, begin, visible, s);
+      float* partial = partials + mine * partial_floats(dim);
+      for (int c = 0; c < tile.columns(); ++c, partial += dim + 2) {
+        partial[0] = s.split[c].max;
+        partial[1] = s.split[c].sum;
+        for (int d = 0; d < dim; ++d) partial[2 + d] = s.acc[c * dim + d];
+      }
+    });
+  });
+  part.barrier();
+  item = 0;
+  int index = 0;
+  for_each_tile(a, plan, [&](const ColumnTile& tile) {
+    const bool mine = index++ % part.count == part.index;
+    if (mine) begin_totals(tile, dim, s);
+    for_each_split(a, tile, [&](const AttentionRun&, int, const int*) {
+      const float* partial = partials + item++ * partial_floats(dim);
+      if (!mine) return;
+      for (int c = 0; c < tile.columns(); ++c, partial += dim + 2) {
+        fold(s.total[c], s.out + c * dim, {partial[0], partial[1]}, partial + 2, dim);
+      }
+    });
+    if (!mine) return;
+    for (int c = 0; c < tile.columns(); ++c) {
+      write_column(a, tile.row_of(c), tile.head_of(c), s.total[c], s.out + c * dim);
+    }
+  });
+}
+
+inline void attention(const AttentionArgs& a, const Part& part) {
+  const TilePlan plan = plan_tiles(a);
+  ColumnScratch scratch = column_scratch(a, part.index);
+  if (shares_splits(count_work(a, plan), part.count)) {
+    attend_shared(a, plan, scratch, part);
+    return;
+  }
+  int index = 0;
+  for_each_tile(a, plan, [&](const ColumnTile& tile) {
+    if (index++ % part.count == part.index) attend_whole_tile(a, tile, scratch);
+  });
+}

@@ -1,0 +1,42 @@
+// The body of every kernels_<isa>.cpp: all kernels in one unnamed namespace, and the table that exports them.
+//
+// Compiled once per instruction set with that set's flags, so nothing here may include a C++ library header: the
+// linker could keep this copy of an inline function for everybody. tools/check_isa_symbols.py verifies it.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(NB_ISA_AVX512) || defined(NB_ISA_AVX2)
+#include <immintrin.h>
+#endif
+
+#include "ops/kernel_table.h"
+
+namespace nb::ops {
+namespace {
+
+#include "ops/cpu/isa/simd.h"
+// simd.h comes first: the others are written over it.
+#include "ops/cpu/isa/linear.h"
+#include "ops/cpu/isa/rows.h"
+// rows.h uses linear.h; attention.h and fused.h use both.
+#include "ops/cpu/isa/attention.h"
+// fused.h comes last.
+#include "ops/cpu/isa/fused.h"
+
+constexpr KernelTable kTable = {
+    NB_KERNELS_NAME, WeightLayout::tile16,
+    embed,           rms_norm,
+    prepare,         linear,
+    rope,            kv_write,
+    attention,       attention_scratch_bytes,
+    silu_mul,        argmax,
+    norm_qkv,        linear_residual,
+    norm_gate_up,    head,
+};
+
+}  // namespace
+}  // namespace nb::ops
+
+extern "C" const nb::ops::KernelTable* NB_KERNELS_FUNCTION(void) { return &nb::ops::kTable; }

@@ -1,0 +1,254 @@
+// Row-wise kernels: embedding, RMS norm, activation rounding and quantization, rotation, KV stores, SiLU, argmax.
+//
+// Included inside the unnamed namespace of kernels_<isa>.cpp, after linear.h. Each row is computed in an order that
+// does not depend on the other rows. Row lengths that are no multiple of 32 go through a padded copy.
+#pragma once
+
+// ---- embedding ----
+
+template <Format kFormat>
+inline void embed_row(const LinearSegment& table, int id, float* out) {
+  const uint8_t* strip = strip_address(table, id / 16);
+  const int part = id % 16 / kLanes, lane = id % kLanes;
+  for (int begin = 0; begin < table.cols; begin += 32, strip += tile_bytes(kFormat)) {
+    F w[32];
+    unpack_tile<kFormat>(strip, part, w);
+    const int count = table.cols - begin < 32 ? table.cols - begin : 32;
+    float lanes[kLanes];
+    for (int k = 0; k < count; ++k) {
+      f_store(lanes, w[k]);
+      out[begin + k] = lanes[lane];
+    }
+  }
+}
+
+inline void embed(const EmbedArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    float* out = a.out + t * a.out_stride;
+    switch (a.table.format) {
+      case Format::f32: embed_row<Format::f32>(a.table, a.ids[t], out); break;
+      case Format::bf16: embed_row<Format::bf16>(a.table, a.ids[t], out); break;
+      case Format::f16: embed_row<Format::f16>(a.table, a.ids[t], out); break;
+      case Format::q4_0: embed_row<Format::q4_0>(a.table, a.ids[t], out); break;
+      case Format::q4_1: embed_row<Format::q4_1>(a.table, a.ids[t], out); break;
+      case Format::q8_0: embed_row<Format::q8_0>(a.table, a.ids[t], out); break;
+    }
+  }
+}
+
+// ---- normalisation and activations ----
+
+constexpr int kGroupVectors = 32 / kLanes;
+
+/// 1 / sqrt(mean(x^2) + eps): per lane sums over columns ascending, folded, then the tail.
+inline float inverse_rms(const float* x, int cols, float eps) {
+  F sums[2] = {f_zero(), f_zero()};
+  int i = 0;
+  for (; i + 2 * kLanes <= cols; i += 2 * kLanes) {
+    for (int j = 0; j < 2; ++j) {
+      const F value = f_load(x + i + j * kLanes);
+      sums[j] = muladd(value, value, sums[j]);
+    }
+  }
+  float total = sum_lanes(sums[0] + sums[1]);
+  for (; i < cols; ++i) total += x[i] * x[i];
+  return 1.0f / sqrtf(total / static_cast<float>(cols) + eps);
+}
+
+/// Loads the 32 columns of a group, normalised if `weight` is not null; columns beyond `cols` are zero.
+inline void load_group(const float* x, const float* weight, float inverse, int begin, int cols, F* v) {
+  float padded[32], padded_weight[32];
+  const float* source = x + begin;
+  const float* scale = weight != nullptr ? weight + begin : nullptr;
+  if (begin + 32 > cols) {
+    for (int i = 0; i < 32; ++i) {
+      padded[i] = begin + i < cols ? source[i] : 0.0f;
+      padded_weight[i] = scale != nullptr && begin + i < cols ? scale[i] : 0.0f;
+    }
+    source = padded;
+    if (scale != nullptr) scale = padded_weight;
+  }
+  for (int j = 0; j < kGroupVectors; ++j) {
+    v[j] = f_load(source + j * kLanes);
+    if (scale != nullptr) v[j] = v[j] * f_set1(inverse) * f_load(scale + j * kLanes);
+  }
+}
+
+/// Rounds to bf16, nearest even; values are finite.
+inline float round_bf16(float value) {
+  uint32_t bits = __builtin_bit_cast(uint32_t, value);
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return __builtin_bit_cast(float, bits);
+}
+
+/// Stores one group of 32 columns of row t in the form `out` asks for.
+inline void store_group(const F* v, const Activation& out, int t, int group) {
+  const int64_t index = static_cast<int64_t>(t) * (out.cols / 32) + group;
+  if (out.type != ActType::int8) {
+    float* values = out.values + index * 32;
+    for (int j = 0; j < kGroupVectors; ++j) f_store(values + j * kLanes, v[j]);
+    if (out.type == ActType::bf16) {
+      for (int i = 0; i < 32; ++i) values[i] = round_bf16(values[i]);
+    }
+    return;
+  }
+  F largest = f_abs(v[0]);
+  for (int j = 1; j < kGroupVectors; ++j) largest = f_max(largest, f_abs(v[j]));
+  const float peak = max_lanes(largest);
+  const F inverse = f_set1(peak > 0.0f ? 127.0f / peak : 0.0f);
+  int8_t* codes = out.codes + index * 32;
+  for (int j = 0; j < kGroupVectors; ++j) store_low_bytes(codes + j * kLanes, round_to_int(v[j] * inverse));
+  int32_t sum = 0;
+  for (int i = 0; i < 32; ++i) sum += codes[i];
+  out.scales[index] = peak / 127.0f;
+  out.sums[index] = sum;
+}
+
+/// Row `x` of `cols` columns becomes row t of `out`; normalised if `weight` is not null.
+inline void prepare_row(const float* x, int cols, const float* weight, float eps, const Activation& out, int t) {
+  const float inverse = weight != nullptr ? inverse_rms(x, cols, eps) : 1.0f;
+  for (int group = 0; group < out.cols / 32; ++group) {
+    F v[kGroupVectors];
+    load_group(x, weight, inverse, 32 * group, cols, v);
+    store_group(v, out, t, group);
+  }
+}
+
+inline void prepare(const PrepareArgs& a, const Part& part) {
+  const Range rows = share(a.out.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) prepare_row(a.x + t * a.x_stride, a.cols, nullptr, 0.0f, a.out, t);
+}
+
+inline void rms_norm_row(const float* x, const float* weight, float eps, int cols, float* out) {
+  const float inverse = inverse_rms(x, cols, eps);
+  for (int i = 0; i < cols; ++i) out[i] = x[i] * inverse * weight[i];
+}
+
+inline void rms_norm(const RmsNormArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    rms_norm_row(a.x + t * a.x_stride, a.weight, a.eps, a.cols, a.out + t * a.out_stride);
+  }
+}
+
+// ---- rotation ----
+
+/// out = factor * R(position) x; out may be x.
+inline void rotate(const float* x, const RopeTable& table, int position, float factor, float* out) {
+  const int half = table.head_dim / 2;
+  const float* cos = table.cos_sin + static_cast<int64_t>(position) * table.head_dim;
+  const float* sin = cos + half;
+  for (int i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    out[i] = (a * cos[i] - b * sin[i]) * factor;
+    out[i + half] = (b * cos[i] + a * sin[i]) * factor;
+  }
+}
+
+inline void rope(const RopeArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    for (int h = 0; h < a.num_heads; ++h) {
+      float* head = a.x + t * a.x_stride + h * a.table.head_dim;
+      rotate(head, a.table, a.positions[t], 1.0f, head);
+    }
+  }
+}
+
+// ---- KV cells ----
+// Keys lie with 16 tokens side by side, so that scores come out 16 at a time without horizontal sums:
+//   f32   [head_dim][16 tokens]            bf16  [head_dim / 2][16 tokens][2 dims]
+// Values lie with dimensions side by side:
+//   f32   [16 tokens][head_dim]            bf16  [8 token pairs][head_dim][2 tokens]
+
+inline uint8_t* kv_cell(const KvLayer& kv, int block, int which, int head) {
+  return kv.base + block * kv.block_stride + (static_cast<int64_t>(which) * kv.num_kv_heads + head) * kv.cell_bytes;
+}
+
+inline uint16_t to_bf16(float value) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline void store_key(const KvLayer& kv, uint8_t* cell, int token, const float* key) {
+  if (kv.format == quant::KvFormat::f32) {
+    float* out = reinterpret_cast<float*>(cell);
+    for (int d = 0; d < kv.head_dim; ++d) out[d * 16 + token] = key[d];
+  } else {
+    uint16_t* out = reinterpret_cast<uint16_t*>(cell);
+    for (int d = 0; d < kv.head_dim; ++d) out[(d / 2 * 16 + token) * 2 + d % 2] = to_bf16(key[d]);
+  }
+}
+
+inline void store_value(const KvLayer& kv, uint8_t* cell, int token, const float* value) {
+  if (kv.format == quant::KvFormat::f32) {
+    float* out = reinterpret_cast<float*>(cell);
+    for (int d = 0; d < kv.head_dim; ++d) out[token * kv.head_dim + d] = value[d];
+  } else {
+    uint16_t* out = reinterpret_cast<uint16_t*>(cell);
+    for (int d = 0; d < kv.head_dim; ++d) out[(token / 2 * kv.head_dim + d) * 2 + token % 2] = to_bf16(value[d]);
+  }
+}
+
+inline void store_kv_head(const KvLayer& kv, int slot, int head, const float* key, const float* value) {
+  store_key(kv, kv_cell(kv, slot / 16, 0, head), slot % 16, key);
+  store_value(kv, kv_cell(kv, slot / 16, 1, head), slot % 16, value);
+}
+
+inline void kv_write(const KvWriteArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    for (int h = 0; h < a.kv.num_kv_heads; ++h) {
+      const int offset = h * a.kv.head_dim;
+      store_kv_head(a.kv, a.slots[t], h, a.k + t * a.k_stride + offset, a.v + t * a.v_stride + offset);
+    }
+  }
+}
+
+// ---- SiLU and argmax ----
+
+/// x / (1 + e^-x) * up.
+inline F silu_mul(F gate, F up) {
+  const F power = f_min(f_max(gate * f_set1(-1.44269504f), f_set1(-126.0f)), f_set1(126.0f));
+  return gate / (f_set1(1.0f) + exp2(power)) * up;
+}
+
+inline void silu_mul(const SiluMulArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    const float* gate = a.gate + t * a.gate_stride;
+    const float* up = a.up + t * a.up_stride;
+    float* out = a.out + t * a.out_stride;
+    int i = 0;
+    for (; i + kLanes <= a.cols; i += kLanes) f_store(out + i, silu_mul(f_load(gate + i), f_load(up + i)));
+    if (i < a.cols) {
+      float gate_tail[kLanes] = {}, up_tail[kLanes] = {}, out_tail[kLanes];
+      for (int j = i; j < a.cols; ++j) gate_tail[j - i] = gate[j], up_tail[j - i] = up[j];
+      f_store(out_tail, silu_mul(f_load(gate_tail), f_load(up_tail)));
+      for (int j = i; j < a.cols; ++j) out[j] = out_tail[j - i];
+    }
+  }
+}
+
+struct Best {
+  float value;
+  int32_t id;
+};
+
+/// Continues an argmax over `count` values whose ids start at `first_id`; a NaN never wins, ties keep the lower id.
+inline void update_best(Best& best, const float* x, int count, int first_id) {
+  for (int i = 0; i < count; ++i) {
+    if (x[i] > best.value) best = {x[i], first_id + i};
+  }
+}
+
+inline void argmax(const ArgmaxArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    Best best = {-__builtin_inff(), 0};
+    update_best(best, a.x + t * a.x_stride, a.cols, 0);
+    a.out[t] = best.id;
+  }
+}

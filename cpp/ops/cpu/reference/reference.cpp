@@ -1,0 +1,296 @@
+// The reference backend: every small operator written the obvious way, accumulating in double. Never optimised.
+//
+// It is the oracle of every other backend. Weights stay in file layout, one row after another. Only the int8 product
+// follows a stated order in f32, because fast backends must equal it bit for bit.
+#include "ops/cpu/reference/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/ids.h"
+#include "quant/format.h"
+#include "quant/kv_format.h"
+
+namespace nb::ops {
+namespace {
+
+// The share of [0, size) that belongs to a part.
+struct Range {
+  int begin, end;
+};
+Range share(int size, const Part& part) {
+  const auto at = [&](int index) { return static_cast<int>(static_cast<int64_t>(size) * index / part.count); };
+  return {at(part.index), at(part.index + 1)};
+}
+
+void embed(const EmbedArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    quant::unpack_row(a.table.format, a.table.data + a.ids[t] * a.table.strip_bytes, a.table.cols,
+                      a.out + t * a.out_stride);
+  }
+}
+
+void rms_norm(const RmsNormArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    const float* x = a.x + t * a.x_stride;
+    double sum = 0.0;
+    for (int i = 0; i < a.cols; ++i) sum += static_cast<double>(x[i]) * x[i];
+    const double inverse = 1.0 / std::sqrt(sum / a.cols + static_cast<double>(a.eps));
+    for (int i = 0; i < a.cols; ++i) a.out[t * a.out_stride + i] = static_cast<float>(x[i] * inverse * a.weight[i]);
+  }
+}
+
+// Source of the recipe: symmetric, scale = max|x| / 127, round to nearest even.
+void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* sum) {
+  float largest = 0.0f;
+  for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(x[i]));
+  *scale = largest / 127.0f;
+  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  *sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+    *sum += codes[i];
+  }
+}
+
+void prepare(const PrepareArgs& a, const Part& part) {
+  const Activation& out = a.out;
+  const Range rows = share(out.rows, part);
+  std::vector<float> row(static_cast<size_t>(out.cols));
+  for (int t = rows.begin; t < rows.end; ++t) {
+    std::copy_n(a.x + t * a.x_stride, a.cols, row.begin());
+    if (out.type == ActType::int8) {
+      for (int g = 0; g < out.cols / 32; ++g) {
+        const int64_t group = static_cast<int64_t>(t) * (out.cols / 32) + g;
+        quantize_group(row.data() + 32 * g, out.codes + 32 * group, out.scales + group, out.sums + group);
+      }
+    } else {
+      for (int i = 0; i < out.cols; ++i) {
+        const float value = row[static_cast<size_t>(i)];
+        out.values[static_cast<int64_t>(t) * out.cols + i] =
+            out.type == ActType::bf16 ? bf16_to_f32(f32_to_bf16(value)) : value;
+      }
+    }
+  }
+}
+
+uint16_t load_u16(const uint8_t* bytes) {
+  uint16_t value;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+// One output of an int8 product. The order is part of the contract: one f32 chain per output, groups ascending, the
+// integer sum of a group exact, then the scale's fused multiply-add, then the minimum's.
+float dot_int8(const LinearSegment& w, int row, const Activation& x, int t) {
+  const uint8_t* block = w.data + row * w.strip_bytes;
+  float result = 0.0f;
+  for (int g = 0; g < w.cols / 32; ++g, block += quant::format_info(w.format).block_bytes) {
+    const int64_t group = static_cast<int64_t>(t) * (x.cols / 32) + g;
+    const int8_t* codes = x.codes + 32 * group;
+    int32_t sum = 0;
+    for (int i = 0; i < 32; ++i) {
+      int weight = 0;
+      if (w.format == quant::Format::q8_0) {
+        weight = static_cast<int8_t>(block[2 + i]);
+      } else {
+        const uint8_t byte = block[(w.format == quant::Format::q4_1 ? 4 : 2) + i % 16];
+        weight = (i < 16 ? byte & 15 : byte >> 4) - (w.format == quant::Format::q4_0 ? 8 : 0);
+      }
+      sum += weight * codes[i];
+    }
+    result = std::fmaf(static_cast<float>(sum), f16_to_f32(load_u16(block)) * x.scales[group], result);
+    if (w.format == quant::Format::q4_1) {
+      const float minimum = f16_to_f32(load_u16(block + 2));
+      result = std::fmaf(minimum, x.scales[group] * static_cast<float>(x.sums[group]), result);
+    }
+  }
+  return result;
+}
+
+void linear(const LinearArgs& a, const Part& part) {
+  const LinearSegment& w = a.weight;
+  const Range rows = share(w.rows, part);
+  std::vector<float> weights(static_cast<size_t>(w.cols));
+  for (int r = rows.begin; r < rows.end; ++r) {
+    if (a.x.type != ActType::int8) quant::unpack_row(w.format, w.data + r * w.strip_bytes, w.cols, weights.data());
+    for (int t = 0; t < a.x.rows; ++t) {
+      float result;
+      if (a.x.type == ActType::int8) {
+        result = dot_int8(w, r, a.x, t);
+      } else {
+        const float* x = a.x.values + static_cast<int64_t>(t) * a.x.cols;
+        double sum = 0.0;
+        for (int k = 0; k < w.cols; ++k) sum += static_cast<double>(weights[static_cast<size_t>(k)]) * x[k];
+        result = static_cast<float>(sum);
+      }
+      if (a.bias != nullptr) result += a.bias[r];
+      float& out = a.out[t * a.out_stride + r];
+      out = a.accumulate ? out + result : result;
+    }
+  }
+}
+
+void rotate(const float* x, const RopeTable& table, int position, float* out) {
+  const int half = table.head_dim / 2;
+  const float* cos = table.cos_sin + static_cast<int64_t>(position) * table.head_dim;
+  const float* sin = cos + half;
+  for (int i = 0; i < half; ++i) {
+    const double a = x[i], b = x[i + half];
+    out[i] = static_cast<float>(a * cos[i] - b * sin[i]);
+    out[i + half] = static_cast<float>(b * cos[i] + a * sin[i]);
+  }
+}
+
+void rope(const RopeArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    for (int h = 0; h < a.num_heads; ++h) {
+      float* head = a.x + t * a.x_stride + h * a.table.head_dim;
+      rotate(head, a.table, a.positions[t], head);
+    }
+  }
+}
+
+// Reference cells are [token][head_dim] for keys and values.
+uint8_t* cell_element(const KvLayer& kv, int block, int which, int head, int token) {
+  const int64_t row_bytes = int64_t{kv.head_dim} * quant::kv_format_info(kv.format).element_bytes;
+  return kv.base + block * kv.block_stride + (int64_t{which} * kv.num_kv_heads + head) * kv.cell_bytes +
+         token * row_bytes;
+}
+
+void store_kv(const KvLayer& kv, const float* values, uint8_t* out) {
+  for (int i = 0; i < kv.head_dim; ++i) {
+    if (kv.format == quant::KvFormat::f32) {
+      std::memcpy(out + 4 * i, values + i, 4);
+    } else {
+      const uint16_t bits = f32_to_bf16(values[i]);
+      std::memcpy(out + 2 * i, &bits, 2);
+    }
+  }
+}
+
+float load_kv(const KvLayer& kv, const uint8_t* row, int i) {
+  if (kv.format == quant::KvFormat::bf16) return bf16_to_f32(load_u16(row + 2 * i));
+  float value;
+  std::memcpy(&value, row + 4 * i, 4);
+  return value;
+}
+
+void kv_write(const KvWriteArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    const int block = a.slots[t] / kBlockTokens, token = a.slots[t] % kBlockTokens;
+    for (int h = 0; h < a.kv.num_kv_heads; ++h) {
+      store_kv(a.kv, a.k + t * a.k_stride + h * a.kv.head_dim, cell_element(a.kv, block, 0, h, token));
+      store_kv(a.kv, a.v + t * a.v_stride + h * a.kv.head_dim, cell_element(a.kv, block, 1, h, token));
+    }
+  }
+}
+
+// One row and one head: softmax over all visible keys of all runs at once, in double.
+void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int head) {
+  const int dim = a.kv.head_dim;
+  const int kv_head = head / (a.num_heads / a.kv.num_kv_heads);
+  std::vector<double> scores;
+  std::vector<const uint8_t*> values;
+  std::vector<float> q(static_cast<size_t>(dim));
+  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+    const AttentionRun& run = a.runs[r];
+    const int visible = std::min(run.num_keys, a.positions[t] - run.position_offset + 1);
+    if (visible <= 0) continue;
+    rotate(a.q + t * a.q_stride + head * dim, a.rope, a.positions[t] - run.position_offset, q.data());
+    for (int i = 0; i < visible; ++i) {
+      const int block = a.blocks[run.block_begin + i / kBlockTokens];
+      const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
+      double score = 0.0;
+      for (int d = 0; d < dim; ++d) score += static_cast<double>(q[static_cast<size_t>(d)]) * load_kv(a.kv, key, d);
+      scores.push_back(score * static_cast<double>(a.scale));
+      values.push_back(cell_element(a.kv, block, 1, kv_head, i % kBlockTokens));
+    }
+  }
+  double largest = -std::numeric_limits<double>::infinity();
+  for (double score : scores) largest = std::max(largest, score);
+  double total = 0.0;
+  std::vector<double> result(static_cast<size_t>(dim), 0.0);
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const double p = std::exp(scores[i] - largest);
+    total += p;
+    for (int d = 0; d < dim; ++d) result[static_cast<size_t>(d)] += p * load_kv(a.kv, values[i], d);
+  }
+  float* out = a.out + t * a.out_stride + head * dim;
+  for (int d = 0; d < dim; ++d) {
+    out[d] = total > 0.0 ? static_cast<float>(result[static_cast<size_t>(d)] / total) : 0.0f;
+  }
+}
+
+void attention(const AttentionArgs& a, const Part& part) {
+  for (int s = 0; s < a.num_segments; ++s) {
+    const AttentionSegment& segment = a.segments[s];
+    const Range items = share(segment.row_count * a.num_heads, part);
+    for (int item = items.begin; item < items.end; ++item) {
+      attend(a, segment, segment.row_begin + item / a.num_heads, item % a.num_heads);
+    }
+  }
+}
+
+int64_t attention_scratch_bytes(const AttentionArgs&, int) { return 0; }
+
+void silu_mul(const SiluMulArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    for (int i = 0; i < a.cols; ++i) {
+      const double gate = a.gate[t * a.gate_stride + i];
+      a.out[t * a.out_stride + i] =
+          static_cast<float>(gate / (1.0 + std::exp(-gate)) * static_cast<double>(a.up[t * a.up_stride + i]));
+    }
+  }
+}
+
+void argmax(const ArgmaxArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    const float* x = a.x + t * a.x_stride;
+    int best = 0;
+    float best_value = -std::numeric_limits<float>::infinity();
+    for (int i = 0; i < a.cols; ++i) {
+      if (x[i] > best_value) {
+        best = i;
+        best_value = x[i];
+      }
+    }
+    a.out[t] = best;
+  }
+}
+
+}  // namespace
+
+const KernelTable& reference_kernels() {
+  static const KernelTable table = {
+      .name = "reference",
+      .layout = WeightLayout::rows,
+      .embed = embed,
+      .rms_norm = rms_norm,
+      .prepare = prepare,
+      .linear = linear,
+      .rope = rope,
+      .kv_write = kv_write,
+      .attention = attention,
+      .attention_scratch_bytes = attention_scratch_bytes,
+      .silu_mul = silu_mul,
+      .argmax = argmax,
+      .norm_qkv = nullptr,
+      .linear_residual = nullptr,
+      .norm_gate_up = nullptr,
+      .head = nullptr,
+  };
+  return table;
+}
+
+}  // namespace nb::ops

@@ -1,0 +1,38 @@
+// A backend's kernels as a struct of function pointers. A null pointer means the backend has no such kernel.
+//
+// Each kernel is called once per member of the thread team with its Part and does its share; kernels that need a
+// barrier call part.barrier(). Shared with code compiled per instruction set: C headers only.
+#pragma once
+
+#include "base/part.h"
+#include "ops/args.h"
+
+namespace nb::ops {
+
+/// How a backend lays out linear weights.
+enum class WeightLayout : uint8_t { rows, tile16 };
+
+struct KernelTable {
+  const char* name;
+  WeightLayout layout;
+
+  // Small operators: every backend has these.
+  void (*embed)(const EmbedArgs&, const Part&);
+  void (*rms_norm)(const RmsNormArgs&, const Part&);
+  void (*prepare)(const PrepareArgs&, const Part&);
+  void (*linear)(const LinearArgs&, const Part&);
+  void (*rope)(const RopeArgs&, const Part&);
+  void (*kv_write)(const KvWriteArgs&, const Part&);
+  void (*attention)(const AttentionArgs&, const Part&);
+  int64_t (*attention_scratch_bytes)(const AttentionArgs&, int num_threads);
+  void (*silu_mul)(const SiluMulArgs&, const Part&);
+  void (*argmax)(const ArgmaxArgs&, const Part&);
+
+  // Fused operators: where null, ops.cpp composes them from the small ones.
+  void (*norm_qkv)(const NormQkvArgs&, const Part&);
+  void (*linear_residual)(const LinearResidualArgs&, const Part&);
+  void (*norm_gate_up)(const NormGateUpArgs&, const Part&);
+  void (*head)(const HeadArgs&, const Part&);
+};
+
+}  // namespace nb::ops

@@ -1,0 +1,53 @@
+// A linear weight packed once, at load, for the backend that will use it.
+//
+// One LinearWeight is a fused group: one matrix, or q/k/v, or gate/up (interleaved by 32 rows). The model holds it as
+// a handle and never looks inside. Packing may run in parallel; a packed weight is immutable.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/threads.h"
+#include "ops/kernel_table.h"
+#include "tensor/allocator.h"
+
+namespace nb::ops {
+
+/// Where one matrix of a group comes from. Rows are asked for in packing order, each once.
+struct MatrixSource {
+  std::string name;  ///< for messages
+  quant::Format format;
+  int32_t rows;
+  int32_t cols;
+  /// Reads rows [row_begin, row_begin + count) in file layout into `out`. May be called from several threads.
+  std::function<void(int32_t row_begin, int32_t count, std::byte* out)> read_rows;
+  /// Row of the packed matrix -> row of the file; empty means the same.
+  std::function<int32_t(int32_t)> file_row;
+};
+
+enum class Grouping { stacked, interleaved32 };
+
+struct LinearWeight {
+  std::vector<LinearSegment> segments;
+  ActType act_type = ActType::f32;  ///< what rows entering this group are prepared as
+  int64_t bytes = 0;                ///< packed size
+  Buffer memory;
+
+  int32_t cols() const { return segments.front().cols; }
+  int32_t rows() const;
+};
+
+/// How rows entering a group of these formats are prepared, for a requested type: "auto", "int8", "bf16", "f32".
+/// auto: f32 on a backend with rows layout; else int8 where every matrix is quantized, f32 where one is f32, else
+/// bf16. int8 with an unquantized matrix falls back to bf16. Throws invalid_argument for other names.
+ActType choose_act_type(std::span<const MatrixSource> group, const std::string& requested, WeightLayout layout);
+
+/// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape.
+LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
+                         WeightLayout layout, HostArena& arena, ThreadPool& pool);
+
+}  // namespace nb::ops

@@ -1,0 +1,328 @@
+#include "ops/ops.h"
+
+#include "base/align.h"
+#include "base/error.h"
+#include "base/ids.h"
+
+namespace nb::ops {
+namespace {
+
+// Runs one kernel as a parallel phase, or throws naming what is missing.
+template <class Args>
+void launch(void (*kernel)(const Args&, const Part&), const Args& args, const char* name, ExecContext& ctx) {
+  NB_CHECK(kernel != nullptr, unsupported, "operator ", name, " has no kernel in backend ", ctx.kernels->name);
+  ctx.pool->run([&](const Part& part) { kernel(args, part); });
+}
+
+int rows_of(const Tensor& tensor) { return static_cast<int>(tensor.dim(0)); }
+
+Activation allocate_activation(ActType type, int rows, std::int64_t cols, Workspace& workspace) {
+  Activation act{};
+  act.type = type;
+  act.rows = rows;
+  act.cols = static_cast<int>(round_up<std::int64_t>(cols, 32));
+  const auto size = static_cast<std::size_t>(rows) * static_cast<std::size_t>(act.cols);
+  if (type == ActType::int8) {
+    act.codes = workspace.allocate_array<int8_t>(size);
+    act.scales = workspace.allocate_array<float>(size / 32);
+    act.sums = workspace.allocate_array<int32_t>(size / 32);
+  } else {
+    act.values = workspace.allocate_array<float>(size);
+  }
+  return act;
+}
+
+// Room for prepared rows inside a fused kernel: one set per thread for few rows, else one shared set.
+Activation* allocate_scratch(ActType type, int rows, std::int64_t cols, ExecContext& ctx) {
+  const int sets = rows <= kPrivateRows ? ctx.pool->num_threads() : 1;
+  auto* acts = ctx.workspace->allocate_array<Activation>(static_cast<std::size_t>(sets));
+  for (int i = 0; i < sets; ++i) acts[i] = allocate_activation(type, rows, cols, *ctx.workspace);
+  return acts;
+}
+
+Tensor allocate_f32(std::int64_t rows, std::int64_t cols, Workspace& workspace) {
+  return Tensor(workspace.allocate_array<float>(static_cast<std::size_t>(rows * cols)), DType::f32, {rows, cols});
+}
+
+void check_positions(std::span<const int32_t> positions, const RopeTable& table) {
+  for (int32_t position : positions) {
+    NB_CHECK(position >= 0 && position < table.num_positions, invalid_argument, "position ", position,
+             " is outside the rotation table of ", table.num_positions);
+  }
+}
+
+void check_bias(const Tensor& bias, const LinearSegment& weight) {
+  if (bias) check_tensor(bias, "bias", DType::f32, {weight.rows});
+}
+
+const float* optional(const Tensor& tensor) { return tensor.as<const float>(); }
+
+}  // namespace
+
+void embed(Tensor out, const LinearWeight& table, std::span<const int32_t> ids, ExecContext& ctx) {
+  const LinearSegment& segment = table.segments.front();
+  check_tensor(out, "embed: out", DType::f32, {static_cast<std::int64_t>(ids.size()), segment.cols});
+  for (int32_t id : ids) {
+    NB_CHECK(id >= 0 && id < segment.rows, invalid_argument, "token id ", id, " is outside the vocabulary of ",
+             segment.rows);
+  }
+  launch(ctx.kernels->embed, EmbedArgs{segment, ids.data(), rows_of(out), out.as<float>(), out.row_stride}, "embed",
+         ctx);
+}
+
+void rms_norm(Tensor out, Tensor x, const Norm& norm, ExecContext& ctx) {
+  check_tensor(x, "rms_norm: x", DType::f32, {-1, -1});
+  check_tensor(out, "rms_norm: out", DType::f32, {x.dim(0), x.dim(1)});
+  check_tensor(norm.weight, "rms_norm: weight", DType::f32, {x.dim(1)});
+  launch(ctx.kernels->rms_norm,
+         RmsNormArgs{x.as<const float>(), x.row_stride, norm.weight.as<const float>(), norm.eps, rows_of(x),
+                     static_cast<int32_t>(x.dim(1)), out.as<float>(), out.row_stride},
+         "rms_norm", ctx);
+}
+
+Activation prepare(Tensor x, ActType type, ExecContext& ctx) {
+  check_tensor(x, "prepare: x", DType::f32, {-1, -1});
+  const Activation out = allocate_activation(type, rows_of(x), x.dim(1), *ctx.workspace);
+  launch(ctx.kernels->prepare,
+         PrepareArgs{x.as<const float>(), x.row_stride, static_cast<int32_t>(x.dim(1)), out}, "prepare", ctx);
+  return out;
+}
+
+void linear(Tensor out, const Activation& x, const LinearSegment& weight, Tensor bias, bool accumulate,
+            ExecContext& ctx) {
+  NB_CHECK(x.cols == round_up(weight.cols, 32), invalid_argument, "linear: x has ", x.cols, " columns, the weight ",
+           weight.cols);
+  check_tensor(out, "linear: out", DType::f32, {x.rows, weight.rows});
+  check_bias(bias, weight);
+  launch(ctx.kernels->linear, LinearArgs{weight, x, optional(bias), accumulate, out.as<float>(), out.row_stride},
+         "linear", ctx);
+}
+
+void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, ExecContext& ctx) {
+  check_tensor(x, "rope: x", DType::f32, {static_cast<std::int64_t>(positions.size()), -1});
+  NB_CHECK(x.dim(1) % table.head_dim == 0, invalid_argument, "rope: ", x.dim(1), " columns are not heads of ",
+           table.head_dim);
+  check_positions(positions, table);
+  launch(ctx.kernels->rope,
+         RopeArgs{x.as<float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1) / table.head_dim),
+                  positions.data(), table},
+         "rope", ctx);
+}
+
+void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx) {
+  const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
+  check_tensor(k, "kv_write: k", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
+  check_tensor(v, "kv_write: v", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
+  launch(ctx.kernels->kv_write,
+         KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k), slots.data(), kv},
+         "kv_write", ctx);
+}
+
+void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx) {
+  check_tensor(gate, "silu_mul: gate", DType::f32, {-1, -1});
+  check_tensor(up, "silu_mul: up", DType::f32, {gate.dim(0), gate.dim(1)});
+  check_tensor(out, "silu_mul: out", DType::f32, {gate.dim(0), gate.dim(1)});
+  launch(ctx.kernels->silu_mul,
+         SiluMulArgs{gate.as<const float>(), gate.row_stride, up.as<const float>(), up.row_stride, rows_of(gate),
+                     static_cast<int32_t>(gate.dim(1)), out.as<float>(), out.row_stride},
+         "silu_mul", ctx);
+}
+
+void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx) {
+  check_tensor(x, "argmax: x", DType::f32, {static_cast<std::int64_t>(out.size()), -1});
+  launch(ctx.kernels->argmax,
+         ArgmaxArgs{x.as<const float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1)), out.data()},
+         "argmax", ctx);
+}
+
+void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
+              const QkvExtras& extras, std::span<const int32_t> key_positions, std::span<const int32_t> slots,
+              const RopeTable& rope_table, ExecContext& ctx) {
+  const LinearSegment &q = qkv.segments[0], &k = qkv.segments[1], &v = qkv.segments[2];
+  const auto num_rows = static_cast<std::int64_t>(slots.size());
+  check_tensor(x, "norm_qkv: x", DType::f32, {num_rows, q.cols});
+  check_tensor(norm.weight, "norm_qkv: norm weight", DType::f32, {q.cols});
+  check_tensor(q_out, "norm_qkv: q_out", DType::f32, {num_rows, q.rows});
+  NB_CHECK(k.rows == kv.num_kv_heads * kv.head_dim && v.rows == k.rows && rope_table.head_dim == kv.head_dim,
+           invalid_argument, "norm_qkv: the KV layer has ", kv.num_kv_heads, " heads of ", kv.head_dim,
+           ", the projection ", k.rows, " rows");
+  NB_CHECK(key_positions.size() == slots.size(), invalid_argument, "norm_qkv: one key position per row");
+  check_positions(key_positions, rope_table);
+  check_bias(extras.q_bias, q);
+  check_bias(extras.k_bias, k);
+  check_bias(extras.v_bias, v);
+  const Workspace::Scope scope(*ctx.workspace);
+  Tensor keys = allocate_f32(num_rows, k.rows, *ctx.workspace);
+  Tensor values = allocate_f32(num_rows, v.rows, *ctx.workspace);
+  if (ctx.kernels->norm_qkv != nullptr) {
+    NormQkvArgs args{};
+    args.x = x.as<const float>();
+    args.x_stride = x.row_stride;
+    args.rows = rows_of(x);
+    args.norm_weight = norm.weight.as<const float>();
+    args.eps = norm.eps;
+    args.q = q;
+    args.k = k;
+    args.v = v;
+    args.q_bias = optional(extras.q_bias);
+    args.k_bias = optional(extras.k_bias);
+    args.v_bias = optional(extras.v_bias);
+    args.q_norm = optional(extras.q_norm);
+    args.k_norm = optional(extras.k_norm);
+    args.key_positions = key_positions.data();
+    args.slots = slots.data();
+    args.rope = rope_table;
+    args.kv = kv;
+    args.scratch_act = allocate_scratch(qkv.act_type, args.rows, q.cols, ctx);
+    args.scratch_k = keys.as<float>();
+    args.scratch_v = values.as<float>();
+    args.q_out = q_out.as<float>();
+    args.q_stride = q_out.row_stride;
+    launch(ctx.kernels->norm_qkv, args, "norm_qkv", ctx);
+    return;
+  }
+  Tensor normed = allocate_f32(num_rows, q.cols, *ctx.workspace);
+  rms_norm(normed, x, norm, ctx);
+  const Activation act = prepare(normed, qkv.act_type, ctx);
+  linear(q_out, act, q, extras.q_bias, false, ctx);
+  linear(keys, act, k, extras.k_bias, false, ctx);
+  linear(values, act, v, extras.v_bias, false, ctx);
+  if (extras.q_norm) {
+    const auto heads = [&](const Tensor& rows) {
+      return Tensor(rows.data, DType::f32, {num_rows * rows.dim(1) / kv.head_dim, kv.head_dim});
+    };
+    rms_norm(heads(q_out), heads(q_out), Norm{extras.q_norm, norm.eps}, ctx);
+    rms_norm(heads(keys), heads(keys), Norm{extras.k_norm, norm.eps}, ctx);
+  }
+  rope(keys, key_positions, rope_table, ctx);
+  kv_write(kv, keys, values, slots, ctx);
+}
+
+void attention(Tensor out, Tensor q, int num_heads, float scale, const RopeTable& rope_table, const KvLayer& kv,
+               const AttentionPlan& plan, ExecContext& ctx) {
+  const auto num_rows = static_cast<std::int64_t>(plan.positions.size());
+  check_tensor(q, "attention: q", DType::f32, {num_rows, std::int64_t{num_heads} * kv.head_dim});
+  check_tensor(out, "attention: out", DType::f32, {num_rows, q.dim(1)});
+  NB_CHECK(num_heads % kv.num_kv_heads == 0, invalid_argument, "attention: ", num_heads, " heads do not share ",
+           kv.num_kv_heads, " KV heads evenly");
+  check_positions(plan.positions, rope_table);
+  AttentionArgs args{};
+  args.q = q.as<const float>();
+  args.q_stride = q.row_stride;
+  args.out = out.as<float>();
+  args.out_stride = out.row_stride;
+  args.num_heads = num_heads;
+  args.scale = scale;
+  args.rope = rope_table;
+  args.kv = kv;
+  args.positions = plan.positions.data();
+  args.segments = plan.segments.data();
+  args.num_segments = static_cast<int32_t>(plan.segments.size());
+  args.runs = plan.runs.data();
+  args.blocks = plan.blocks.data();
+  const Workspace::Scope scope(*ctx.workspace);
+  args.scratch_bytes = ctx.kernels->attention_scratch_bytes(args, ctx.pool->num_threads());
+  args.scratch = reinterpret_cast<uint8_t*>(ctx.workspace->allocate(static_cast<std::size_t>(args.scratch_bytes)));
+  launch(ctx.kernels->attention, args, "attention", ctx);
+}
+
+void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tensor bias, ExecContext& ctx) {
+  const LinearSegment& segment = weight.segments.front();
+  check_tensor(x, "linear_residual: x", DType::f32, {-1, segment.cols});
+  check_tensor(residual, "linear_residual: residual", DType::f32, {x.dim(0), segment.rows});
+  check_bias(bias, segment);
+  const Workspace::Scope scope(*ctx.workspace);
+  if (ctx.kernels->linear_residual == nullptr) {
+    linear(residual, prepare(x, weight.act_type, ctx), segment, bias, true, ctx);
+    return;
+  }
+  LinearResidualArgs args{};
+  args.x = x.as<const float>();
+  args.x_stride = x.row_stride;
+  args.rows = rows_of(x);
+  args.weight = segment;
+  args.bias = optional(bias);
+  args.scratch_act = allocate_scratch(weight.act_type, args.rows, segment.cols, ctx);
+  args.residual = residual.as<float>();
+  args.residual_stride = residual.row_stride;
+  launch(ctx.kernels->linear_residual, args, "linear_residual", ctx);
+}
+
+void linear_residual(Tensor residual, const Activation& x, const LinearWeight& weight, ExecContext& ctx) {
+  NB_ASSERT(x.type == weight.act_type);
+  linear(residual, x, weight.segments.front(), Tensor(), true, ctx);
+}
+
+Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up, ActType down_type, ExecContext& ctx) {
+  const LinearSegment &gate = gate_up.segments[0], &up = gate_up.segments[1];
+  check_tensor(x, "norm_gate_up: x", DType::f32, {-1, gate.cols});
+  check_tensor(norm.weight, "norm_gate_up: norm weight", DType::f32, {gate.cols});
+  const Activation out = allocate_activation(down_type, rows_of(x), gate.rows, *ctx.workspace);
+  const Workspace::Scope scope(*ctx.workspace);
+  if (ctx.kernels->norm_gate_up != nullptr) {
+    NormGateUpArgs args{};
+    args.x = x.as<const float>();
+    args.x_stride = x.row_stride;
+    args.rows = rows_of(x);
+    args.norm_weight = norm.weight.as<const float>();
+    args.eps = norm.eps;
+    args.gate = gate;
+    args.up = up;
+    args.scratch_act = allocate_scratch(gate_up.act_type, args.rows, gate.cols, ctx);
+    args.out = out;
+    launch(ctx.kernels->norm_gate_up, args, "norm_gate_up", ctx);
+    return out;
+  }
+  Tensor normed = allocate_f32(x.dim(0), gate.cols, *ctx.workspace);
+  Tensor gates = allocate_f32(x.dim(0), gate.rows, *ctx.workspace);
+  Tensor ups = allocate_f32(x.dim(0), up.rows, *ctx.workspace);
+  rms_norm(normed, x, norm, ctx);
+  const Activation act = prepare(normed, gate_up.act_type, ctx);
+  linear(gates, act, gate, Tensor(), false, ctx);
+  linear(ups, act, up, Tensor(), false, ctx);
+  silu_mul(gates, gates, ups, ctx);
+  launch(ctx.kernels->prepare, PrepareArgs{gates.as<const float>(), gates.row_stride, gate.rows, out}, "prepare", ctx);
+  return out;
+}
+
+void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int32_t> row_ids, const Norm& norm,
+          const LinearWeight& weight, ExecContext& ctx) {
+  const LinearSegment& segment = weight.segments.front();
+  const auto num_rows = static_cast<std::int64_t>(row_ids.size());
+  check_tensor(x, "head: x", DType::f32, {-1, segment.cols});
+  check_tensor(norm.weight, "head: norm weight", DType::f32, {segment.cols});
+  NB_CHECK(best.size() == row_ids.size(), invalid_argument, "head: one argmax per row");
+  if (logits) check_tensor(logits, "head: logits", DType::f32, {num_rows, segment.rows});
+  for (int32_t row : row_ids) NB_CHECK(row >= 0 && row < x.dim(0), invalid_argument, "head: no row ", row);
+  const Workspace::Scope scope(*ctx.workspace);
+  if (ctx.kernels->head != nullptr) {
+    const auto slots = static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(ctx.pool->num_threads());
+    HeadArgs args{};
+    args.x = x.as<const float>();
+    args.x_stride = x.row_stride;
+    args.row_ids = row_ids.data();
+    args.rows = static_cast<int32_t>(num_rows);
+    args.norm_weight = norm.weight.as<const float>();
+    args.eps = norm.eps;
+    args.weight = segment;
+    args.scratch_act = allocate_scratch(weight.act_type, args.rows, segment.cols, ctx);
+    args.scratch_best = ctx.workspace->allocate_array<float>(slots);
+    args.scratch_best_id = ctx.workspace->allocate_array<int32_t>(slots);
+    args.logits = logits.as<float>();
+    args.logits_stride = logits.row_stride;
+    args.argmax = best.data();
+    launch(ctx.kernels->head, args, "head", ctx);
+    return;
+  }
+  Tensor normed = allocate_f32(num_rows, segment.cols, *ctx.workspace);
+  Tensor all = logits ? logits : allocate_f32(num_rows, segment.rows, *ctx.workspace);
+  for (std::int64_t i = 0; i < num_rows; ++i) {
+    Tensor source(x.as<float>() + row_ids[static_cast<std::size_t>(i)] * x.row_stride, DType::f32, {1, segment.cols});
+    Tensor target(normed.as<float>() + i * normed.row_stride, DType::f32, {1, segment.cols});
+    rms_norm(target, source, norm, ctx);
+  }
+  linear(all, prepare(normed, weight.act_type, ctx), segment, Tensor(), false, ctx);
+  argmax(best, all, ctx);
+}
+
+}  // namespace nb::ops

@@ -1,0 +1,96 @@
+// The only mathematics the engine sees: operators over tensors, dispatched to a backend's kernels.
+//
+// Each function checks shapes by name, fills the POD arguments and runs the kernel on the thread team as one parallel
+// phase. Not for layouts of weights (linear_weight.h). One thread at a time per ExecContext.
+#pragma once
+
+#include <span>
+
+#include "base/threads.h"
+#include "ops/kernel_table.h"
+#include "ops/linear_weight.h"
+#include "tensor/tensor.h"
+#include "tensor/workspace.h"
+
+namespace nb::ops {
+
+/// What every operator needs to run. Owned by whoever owns the model.
+struct ExecContext {
+  const KernelTable* kernels;
+  ThreadPool* pool;
+  Workspace* workspace;
+};
+
+/// Rows of a step and what they attend to; views into the step's inputs.
+struct AttentionPlan {
+  std::span<const int32_t> positions;  ///< [T]
+  std::span<const AttentionSegment> segments;
+  std::span<const AttentionRun> runs;
+  std::span<const int32_t> blocks;
+};
+
+/// Normalisation facts of a layer. `weight` f32[cols].
+struct Norm {
+  Tensor weight;
+  float eps;
+};
+
+/// Optional parts of the QKV projection; empty tensors where the model has none.
+struct QkvExtras {
+  Tensor q_bias, k_bias, v_bias;  ///< f32[rows of the segment], all or none
+  Tensor q_norm, k_norm;          ///< f32[D], both or none
+};
+
+// ---- small operators ----
+
+/// out[t] = table row ids[t]. out f32[T, cols]. Throws invalid_argument for an id outside the table.
+void embed(Tensor out, const LinearWeight& table, std::span<const int32_t> ids, ExecContext& ctx);
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, row by row. x, out f32[T, cols]; may alias.
+void rms_norm(Tensor out, Tensor x, const Norm& norm, ExecContext& ctx);
+
+/// Rows ready for a product with `weight`, in the workspace of ctx. x f32[T, cols].
+Activation prepare(Tensor x, ActType type, ExecContext& ctx);
+
+/// out = x W^T (+ bias) or, with accumulate, out += x W^T (+ bias), for one segment. out f32[T, rows].
+void linear(Tensor out, const Activation& x, const LinearSegment& weight, Tensor bias, bool accumulate,
+            ExecContext& ctx);
+
+/// Rotates f32[T, heads * D] in place, half-split pairs, by positions[t].
+void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, ExecContext& ctx);
+
+/// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index.
+void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx);
+
+/// out = silu(gate) * up, all f32[T, cols].
+void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx);
+
+/// out[t] = smallest index of the largest value of row t. x f32[T, cols].
+void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx);
+
+// ---- the operators the decoder speaks in ----
+
+/// q_out f32[T, Hq * D] = un-rotated queries; keys (rotated by key_positions) and values go to slots of kv.
+void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
+              const QkvExtras& extras, std::span<const int32_t> key_positions, std::span<const int32_t> slots,
+              const RopeTable& rope, ExecContext& ctx);
+
+/// out f32[T, Hq * D] = softmax(q k^T * scale) v over the runs of each segment; q is rotated here, by p - offset.
+/// Runs are cut at multiples of 256 keys; partial states are folded in order (see ARCHITECTURE.md).
+void attention(Tensor out, Tensor q, int num_heads, float scale, const RopeTable& rope, const KvLayer& kv,
+               const AttentionPlan& plan, ExecContext& ctx);
+
+/// residual += x W^T (+ bias). x f32[T, cols].
+void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tensor bias, ExecContext& ctx);
+
+/// residual += x W^T for rows that `norm_gate_up` prepared.
+void linear_residual(Tensor residual, const Activation& x, const LinearWeight& weight, ExecContext& ctx);
+
+/// silu(x' Wg^T) * (x' Wu^T), x' = rmsnorm(x), prepared as `down_type` in the workspace of ctx.
+Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up, ActType down_type, ExecContext& ctx);
+
+/// argmax[i], and logits f32[rows, V] unless empty, of x[row_ids[i]] after the final norm.
+void head(Tensor logits, std::span<int32_t> argmax, Tensor x, std::span<const int32_t> row_ids, const Norm& norm,
+          const LinearWeight& weight, ExecContext& ctx);
+
+}  // namespace nb::ops

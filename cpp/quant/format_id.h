@@ -1,0 +1,16 @@
+// Identifiers of the weight formats, free of C++ library headers for code compiled per instruction set.
+//
+// The table behind them is in format.h. Safe from any thread.
+#pragma once
+
+#include <stdint.h>
+
+namespace nb::quant {
+
+enum class Format : uint8_t { f32, bf16, f16, q4_0, q4_1, q8_0 };
+
+inline constexpr int kNumFormats = 6;
+
+enum class KvFormat : uint8_t { f32, bf16 };
+
+}  // namespace nb::quant

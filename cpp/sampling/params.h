@@ -1,0 +1,38 @@
+// How a request wants its tokens drawn, and the check that refuses what we cannot honour.
+//
+// Not for when a request stops (engine/request.h). Plain data; safe from any thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "base/ids.h"
+
+namespace nb::sampling {
+
+/// Added to the logit of one token.
+struct LogitBias {
+  TokenId token = 0;
+  double bias = 0.0;  ///< in [-100, 100]
+};
+
+struct SamplingParams {
+  double temperature = 1.0;             ///< 0 takes the most likely token
+  int top_k = -1;                       ///< keep this many; -1 and 0 keep all
+  double top_p = 1.0;                   ///< keep the most likely tokens up to this mass, the crossing one included
+  double min_p = 0.0;                   ///< keep tokens at least this share as likely as the most likely one
+  double repetition_penalty = 1.0;      ///< over distinct tokens of prompt and output; > 1 discourages them
+  std::vector<LogitBias> logit_bias;    ///< entries of one token add up
+  std::optional<std::uint64_t> seed;    ///< none: the engine takes a random one
+  std::uint32_t choice_index = 0;       ///< which of several answers to one prompt this is
+};
+
+/// Throws invalid_argument naming field, value and range for anything out of range (NaN included) and for biased
+/// tokens outside [0, vocab_size).
+void validate(const SamplingParams& params, int vocab_size);
+
+/// True if the token is the argmax of the raw logits, so that no logits are needed.
+bool is_plain_greedy(const SamplingParams& params);
+
+}  // namespace nb::sampling

@@ -1,0 +1,110 @@
+#include "tensor/allocator.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <new>
+
+#include "base/align.h"
+#include "base/error.h"
+
+namespace nb {
+
+std::shared_ptr<HostArena> HostArena::create(std::size_t region_bytes) {
+  return std::shared_ptr<HostArena>(new HostArena(round_up(std::max<std::size_t>(region_bytes, 1), kHugePageBytes)));
+}
+
+HostArena::~HostArena() {
+  for (const Region& region : regions_) munmap(region.base, region.bytes);
+}
+
+Buffer HostArena::allocate(std::size_t bytes, std::size_t alignment) {
+  NB_ASSERT(std::has_single_bit(alignment) && alignment <= kHugePageBytes);
+  NB_CHECK(bytes < std::size_t{1} << 46, out_of_memory, "refusing to allocate ", bytes, " bytes of host memory");
+  std::size_t offset = round_up(used_, alignment);
+  if (regions_.empty() || offset + bytes > regions_.back().bytes) {
+    // Map one huge page more than needed and give back the unaligned ends.
+    const std::size_t wanted = std::max(region_bytes_, round_up(bytes, kHugePageBytes));
+    void* mapped = mmap(nullptr, wanted + kHugePageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    NB_CHECK(mapped != MAP_FAILED, out_of_memory, "cannot allocate ", wanted, " bytes of host memory");
+    const auto address = reinterpret_cast<std::uintptr_t>(mapped);
+    const std::size_t head = round_up(address, static_cast<std::uintptr_t>(kHugePageBytes)) - address;
+    std::byte* base = static_cast<std::byte*>(mapped) + head;
+    if (head > 0) munmap(mapped, head);
+    munmap(base + wanted, kHugePageBytes - head);
+    if (madvise(base, wanted, MADV_HUGEPAGE) == 0) stats_.huge_page_bytes += wanted;
+    regions_.push_back({base, wanted});
+    ++stats_.system_allocs;
+    offset = 0;
+  }
+  used_ = offset + bytes;
+  stats_.in_use_bytes += bytes;
+  stats_.peak_bytes = stats_.in_use_bytes;
+  return Buffer(regions_.back().base + offset, bytes, shared_from_this());
+}
+
+std::shared_ptr<CachingPool> CachingPool::create() { return std::shared_ptr<CachingPool>(new CachingPool()); }
+
+CachingPool::~CachingPool() { trim(); }
+
+std::size_t CachingPool::size_class(std::size_t bytes) {
+  if (bytes <= kBufferAlignment) return kBufferAlignment;
+  const std::size_t power = std::bit_ceil(bytes);
+  const std::size_t three_quarters = power / 4 * 3;
+  return bytes <= three_quarters ? three_quarters : power;
+}
+
+Buffer CachingPool::allocate(std::size_t bytes) {
+  NB_CHECK(bytes < std::size_t{1} << 46, out_of_memory, "refusing to allocate ", bytes, " bytes of host memory");
+  const std::size_t size = round_up(size_class(bytes), kBufferAlignment);
+  std::byte* data = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = cached_.find(size); found != cached_.end()) {
+      data = found->second;
+      cached_.erase(found);
+      stats_.cached_bytes -= size;
+    }
+  }
+  const bool fresh = data == nullptr;
+  if (fresh) {
+    const std::size_t alignment = size >= kHugePageBytes ? kHugePageBytes : kBufferAlignment;
+    data = static_cast<std::byte*>(std::aligned_alloc(alignment, round_up(size, alignment)));
+    NB_CHECK(data != nullptr, out_of_memory, "cannot allocate ", size, " bytes of host memory");
+  }
+  const bool huge = fresh && size >= kHugePageBytes && madvise(data, size, MADV_HUGEPAGE) == 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (fresh) ++stats_.system_allocs;
+    if (huge) stats_.huge_page_bytes += size;
+    stats_.in_use_bytes += size;
+    stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.in_use_bytes);
+  }
+  auto owner = std::shared_ptr<void>(data, [pool = shared_from_this(), size](void* pointer) {
+    pool->give_back(static_cast<std::byte*>(pointer), size);
+  });
+  return Buffer(data, bytes, std::move(owner));
+}
+
+void CachingPool::give_back(std::byte* data, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  cached_.emplace(bytes, data);
+  stats_.in_use_bytes -= bytes;
+  stats_.cached_bytes += bytes;
+}
+
+void CachingPool::trim() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [bytes, data] : cached_) std::free(data);
+  cached_.clear();
+  stats_.cached_bytes = 0;
+}
+
+AllocatorStats CachingPool::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+}  // namespace nb

@@ -1,0 +1,28 @@
+#include "tensor/workspace.h"
+
+#include <algorithm>
+
+#include "base/align.h"
+
+namespace nb {
+
+std::byte* Workspace::allocate(std::size_t bytes) {
+  const std::size_t size = round_up(std::max<std::size_t>(bytes, 1), kBufferAlignment);
+  const std::size_t begin = used_;
+  used_ += size;
+  high_water_ = std::max(high_water_, used_);
+  if (used_ <= arena_.bytes()) return arena_.data() + begin;
+  ++num_growths_;
+  overflow_.push_back(pool_->allocate(size));
+  return overflow_.back().data();
+}
+
+void Workspace::reset() {
+  used_ = 0;
+  if (overflow_.empty()) return;
+  overflow_.clear();
+  arena_ = Buffer();
+  arena_ = pool_->allocate(high_water_);
+}
+
+}  // namespace nb

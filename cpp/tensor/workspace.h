@@ -1,0 +1,57 @@
+// The scratch arena of one step: bump allocation, released by scope, with a high-water mark.
+//
+// When a step needs more than there is, the extra pieces come from the pool and the next `reset` grows the arena to
+// the high-water mark, so after warm-up a step allocates nothing. Not for anything that outlives a step. One thread.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "tensor/allocator.h"
+
+namespace nb {
+
+class Workspace {
+ public:
+  explicit Workspace(std::shared_ptr<CachingPool> pool) : pool_(std::move(pool)) {}
+
+  /// Uninitialised memory aligned to 64 bytes, valid until the scope in which it was taken ends, or `reset`.
+  std::byte* allocate(std::size_t bytes);
+
+  /// Uninitialised array of `count` values.
+  template <class T>
+  T* allocate_array(std::size_t count) {
+    return reinterpret_cast<T*>(allocate(count * sizeof(T)));
+  }
+
+  /// Gives everything back and grows the arena if the last use overflowed it. Call between steps.
+  void reset();
+
+  std::size_t high_water_bytes() const { return high_water_; }
+  /// Times the system or the pool was asked for memory; constant once warm.
+  std::size_t num_growths() const { return num_growths_; }
+
+  /// Releases what was allocated since its construction.
+  class Scope {
+   public:
+    explicit Scope(Workspace& workspace) : workspace_(workspace), mark_(workspace.used_) {}
+    ~Scope() { workspace_.used_ = mark_; }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Workspace& workspace_;
+    std::size_t mark_;
+  };
+
+ private:
+  std::shared_ptr<CachingPool> pool_;
+  Buffer arena_;
+  std::vector<Buffer> overflow_;
+  std::size_t used_ = 0;  // bytes of arena and overflow together
+  std::size_t high_water_ = 0;
+  std::size_t num_growths_ = 0;
+};
+
+}  // namespace nb

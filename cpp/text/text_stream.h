@@ -1,0 +1,33 @@
+// Token ids to text as they arrive: a detokenizer that never sends half a character.
+//
+// The pieces of text returned, joined, are what Tokenizer::decode gives for all ids. Not for stop strings. One stream
+// belongs to one answer and is used by one thread at a time; the tokenizer must outlive it.
+#pragma once
+
+#include <string>
+
+#include "base/ids.h"
+
+namespace nb::text {
+
+class Tokenizer;
+
+class TextStream {
+ public:
+  /// `skip_special` as in Tokenizer::decode.
+  explicit TextStream(const Tokenizer& tokenizer, bool skip_special = true);
+
+  /// The text that has become certain with this token: whole characters, and U+FFFD for bytes that can no longer
+  /// become one. May be empty. Throws `invalid_argument` for an id out of range and then changes nothing.
+  std::string push(TokenId id);
+
+  /// What is left: U+FFFD if the last character was cut off, else nothing. The stream is then as new.
+  std::string finish();
+
+ private:
+  const Tokenizer& tokenizer_;
+  bool skip_special_;
+  std::string pending_;  // the beginning of a character, at most 3 bytes
+};
+
+}  // namespace nb::text

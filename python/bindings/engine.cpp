@@ -1,0 +1,198 @@
+// Model, engine and step outputs.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+
+#include "bindings.h"
+#include "engine/engine.h"
+#include "io/gguf_tokenizer.h"
+#include "model/loader.h"
+#include "quant/kv_format.h"
+
+namespace py = pybind11;
+
+namespace nb::bindings {
+namespace {
+
+const char* act_name(ops::ActType type) {
+  switch (type) {
+    case ops::ActType::f32: return "f32";
+    case ops::ActType::bf16: return "bf16";
+    case ops::ActType::int8: return "int8";
+  }
+  return "f32";
+}
+
+// A loaded model and what its file says about ends of answers.
+struct LoadedModel {
+  LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads) {
+    const auto begin = std::chrono::steady_clock::now();
+    auto file = open_model_file(path);
+    if (file->has("tokenizer.ggml.model")) eos_ids = text::Tokenizer(io::read_tokenizer_spec(*file)).eos_ids();
+    model = model::load_model(std::move(file), {.backend = backend, .dtype = dtype, .num_threads = num_threads});
+    load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+  std::unique_ptr<model::Model> model;
+  std::vector<TokenId> eos_ids;
+  double load_seconds = 0.0;
+};
+
+py::dict config_of(const LoadedModel& self) {
+  const model::ModelConfig& config = self.model->config();
+  py::dict out;
+  out["architecture"] = config.architecture;
+  out["name"] = config.name;
+  out["num_layers"] = config.num_layers;
+  out["hidden_size"] = config.hidden_size;
+  out["num_heads"] = config.num_heads;
+  out["num_kv_heads"] = config.num_kv_heads;
+  out["head_dim"] = config.head_dim;
+  out["intermediate_size"] = config.intermediate_size;
+  out["vocab_size"] = config.vocab_size;
+  out["max_position_embeddings"] = config.max_position_embeddings;
+  out["rms_norm_eps"] = config.rms_norm_eps;
+  out["rope_theta"] = config.rope_theta;
+  out["tie_word_embeddings"] = config.tie_word_embeddings;
+  return out;
+}
+
+// An engine that keeps its model alive.
+struct ModelEngine {
+  ModelEngine(std::shared_ptr<LoadedModel> source, const engine::EngineOptions& options)
+      : loaded(std::move(source)), engine(*loaded->model, options) {}
+  std::shared_ptr<LoadedModel> loaded;
+  engine::Engine engine;
+};
+
+std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype,
+                                         int max_model_len, int max_num_seqs, int max_batch_tokens, int max_waiting,
+                                         std::int64_t kv_cache_bytes) {
+  const py::gil_scoped_release release;
+  engine::EngineOptions options;
+  if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
+  options.max_model_len = max_model_len;
+  options.max_num_seqs = max_num_seqs;
+  options.max_batch_tokens = max_batch_tokens;
+  options.max_waiting = max_waiting;
+  options.kv_cache_bytes = kv_cache_bytes;
+  options.eos_ids = model->eos_ids;
+  return std::make_unique<ModelEngine>(std::move(model), options);
+}
+
+RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens, double temperature, int top_k,
+                 double top_p, double min_p, double repetition_penalty, std::optional<std::uint64_t> seed,
+                 bool ignore_eos, std::vector<TokenId> stop_token_ids, const std::map<TokenId, double>& logit_bias,
+                 bool prompt_logprobs, bool prompt_logits) {
+  engine::Request request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  request.sampling.temperature = temperature;
+  request.sampling.top_k = top_k;
+  request.sampling.top_p = top_p;
+  request.sampling.min_p = min_p;
+  request.sampling.repetition_penalty = repetition_penalty;
+  request.sampling.seed = seed;
+  for (const auto& [token, bias] : logit_bias) request.sampling.logit_bias.push_back({token, bias});
+  request.ignore_eos = ignore_eos;
+  request.stop_token_ids = std::move(stop_token_ids);
+  request.prompt_logprobs = prompt_logprobs;
+  request.prompt_logits = prompt_logits;
+  const py::gil_scoped_release release;
+  return self.engine.submit(std::move(request));
+}
+
+std::vector<engine::StepOutput> step(ModelEngine& self) {
+  const py::gil_scoped_release release;
+  return self.engine.step();
+}
+
+py::dict stats_of(const ModelEngine& self) {
+  const engine::EngineStats stats = self.engine.stats();
+  py::dict out;
+  out["running"] = stats.running;
+  out["waiting"] = stats.waiting;
+  out["blocks_total"] = stats.blocks_total;
+  out["blocks_free"] = stats.blocks_free;
+  out["blocks_owned"] = stats.blocks_owned;
+  out["kv_bytes"] = stats.kv_bytes;
+  out["workspace_bytes"] = stats.workspace_bytes;
+  out["steps"] = stats.steps;
+  out["plan_seconds"] = stats.plan_seconds;
+  out["forward_seconds"] = stats.forward_seconds;
+  out["sample_seconds"] = stats.sample_seconds;
+  out["generated_tokens"] = stats.generated_tokens;
+  out["prompt_tokens"] = stats.prompt_tokens;
+  return out;
+}
+
+// The array keeps the engine's buffer alive instead of copying it.
+py::object logits_of(const engine::StepOutput& output) {
+  if (!output.prompt_logits) return py::none();
+  auto* owner = new Buffer(output.prompt_logits);
+  const py::capsule capsule(owner, [](void* pointer) { delete static_cast<Buffer*>(pointer); });
+  const auto rows = static_cast<py::ssize_t>(output.num_prompt_tokens);
+  const auto cols = static_cast<py::ssize_t>(owner->bytes() / sizeof(float)) / rows;
+  return py::array_t<float>({rows, cols}, owner->as<float>(), capsule);
+}
+
+py::object logprobs_of(const engine::StepOutput& output) {
+  if (output.prompt_logprobs.empty()) return py::none();
+  return py::array_t<float>(static_cast<py::ssize_t>(output.prompt_logprobs.size()), output.prompt_logprobs.data());
+}
+
+py::object finish_of(const engine::StepOutput& output) {
+  if (output.finish_reason == engine::FinishReason::none) return py::none();
+  return py::str(to_string(output.finish_reason));
+}
+
+py::dict metrics_of(const engine::StepOutput& output) {
+  py::dict out;
+  out["queue_ms"] = output.metrics.queue_ms;
+  out["ttft_ms"] = output.metrics.ttft_ms;
+  out["total_ms"] = output.metrics.total_ms;
+  return out;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(module, "Model")
+      .def(py::init<const std::string&, const std::string&, const std::string&, int>(), py::arg("path"),
+           py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("config", &config_of)
+      .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().kernels->name; })
+      .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })
+      .def_property_readonly("num_threads", [](const LoadedModel& self) { return self.model->pool().num_threads(); })
+      .def_property_readonly("weight_bytes", [](const LoadedModel& self) { return self.model->weights().bytes; })
+      .def_property_readonly("load_seconds", [](const LoadedModel& self) { return self.load_seconds; });
+
+  py::class_<engine::StepOutput>(module, "StepOutput")
+      .def_property_readonly("request_id", [](const engine::StepOutput& self) { return self.request_id; })
+      .def_property_readonly("token_ids", [](const engine::StepOutput& self) { return self.token_ids; })
+      .def_property_readonly("finish_reason", &finish_of)
+      .def_property_readonly("prompt_logprobs", &logprobs_of)
+      .def_property_readonly("prompt_logits", &logits_of)
+      .def_property_readonly("num_cached_tokens", [](const engine::StepOutput& self) { return self.num_cached_tokens; })
+      .def_property_readonly("metrics", &metrics_of);
+
+  py::class_<ModelEngine>(module, "Engine")
+      .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
+           py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
+           py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0)
+      .def("submit", &submit, py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"), py::arg("temperature"),
+           py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
+           py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
+           py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false)
+      .def("cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"))
+      .def("step", &step)
+      .def("has_work", [](const ModelEngine& self) { return self.engine.has_work(); })
+      .def("stats", &stats_of)
+      .def_property_readonly(
+          "kv_dtype", [](const ModelEngine& self) { return quant::to_string(*self.engine.options().kv_format); })
+      .def_property_readonly("max_model_len", [](const ModelEngine& self) { return self.engine.options().max_model_len; })
+      .def_property_readonly("eos_token_ids", [](const ModelEngine& self) { return self.engine.options().eos_ids; });
+}
+
+}  // namespace nb::bindings

@@ -1,0 +1,112 @@
+// Facts about the build, the machine and files.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include "base/log.h"
+#include "base/memory_info.h"
+#include "base/threads.h"
+#include "bindings.h"
+#include "ops/backends.h"
+
+namespace py = pybind11;
+
+namespace nb::bindings {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["build_type"] = NANOBRAID_BUILD_TYPE;
+  info["sanitizers"] = NANOBRAID_SANITIZERS;
+  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+  info["cuda"] = false;
+  return info;
+}
+
+py::dict memory_status() {
+  const MemoryInfo memory = memory_info();
+  py::dict status;
+  status["rss_bytes"] = memory.rss_bytes;
+  status["peak_rss_bytes"] = memory.peak_rss_bytes;
+  status["available_bytes"] = memory.available_bytes;
+  return status;
+}
+
+const char* level_name(LogLevel level) {
+  switch (level) {
+    case LogLevel::error: return "error";
+    case LogLevel::warning: return "warning";
+    case LogLevel::info: return "info";
+    case LogLevel::debug: return "debug";
+  }
+  return "error";
+}
+
+void set_sink(std::optional<std::function<void(std::string, std::string)>> sink) {
+  if (!sink) {
+    set_log_sink({});
+    return;
+  }
+  // Lines may come from a thread without the GIL; an exception in the sink must not cross the core.
+  set_log_sink([sink = std::move(*sink)](LogLevel level, const std::string& line) {
+    const py::gil_scoped_acquire gil;
+    try {
+      sink(level_name(level), line);
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("nanobraid log sink");
+    }
+  });
+}
+
+std::string type_of(const io::GgufValue& value) {
+  if (value.type != io::GgufType::array) return io::to_string(value.type);
+  return std::string("array of ") + io::to_string(value.element_type);
+}
+
+py::dict inspect_file(const std::string& path) {
+  const auto file = open_model_file(path);
+  py::list metadata, tensors;
+  for (const auto& [key, value] : file->metadata()) {
+    const std::string text = file->describe(value, 8);
+    metadata.append(py::make_tuple(std::string(key), type_of(value),
+                                   py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+                                       text.data(), static_cast<Py_ssize_t>(text.size()), "replace"))));
+  }
+  for (const io::GgufTensor& tensor : file->tensors()) {
+    const std::vector<std::uint64_t> shape(tensor.dims.rbegin(), tensor.dims.rend());
+    tensors.append(py::make_tuple(std::string(tensor.name),
+                                  io::gguf_tensor_type_name(tensor.type), shape, tensor.bytes));
+  }
+  py::dict out;
+  out["format"] = "GGUF";
+  out["version"] = file->version();
+  out["file_bytes"] = file->file_bytes();
+  out["metadata"] = metadata;
+  out["tensors"] = tensors;
+  return out;
+}
+
+}  // namespace
+
+std::shared_ptr<const io::GgufFile> open_model_file(const std::string& path) {
+  return std::make_shared<const io::GgufFile>(path);
+}
+
+void bind_system(py::module_& module) {
+  module.def("build_info", &build_info);
+  module.def("cpu_features", &ops::cpu_features);
+  module.def("available_backends", &ops::available_backends);
+  module.def("cuda_status", [] { return std::string("not available: this version has no CUDA kernels"); });
+  module.def("default_num_threads", &ThreadPool::default_num_threads);
+  module.def("memory_status", &memory_status);
+  module.def("set_log_level", [](const std::string& level) { set_log_level(parse_log_level(level)); },
+             py::arg("level"));
+  module.def("set_log_sink", &set_sink, py::arg("sink").none(true));
+  module.def("inspect_file", &inspect_file, py::arg("path"));
+}
+
+}  // namespace nb::bindings

@@ -1,0 +1,89 @@
+// Tokenizer and streaming detokenizer.
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "io/gguf_tokenizer.h"
+#include "text/text_stream.h"
+#include "text/tokenizer.h"
+
+namespace py = pybind11;
+
+namespace nb::bindings {
+namespace {
+
+// A tokenizer and the template that stood beside it in the file.
+struct FileTokenizer {
+  explicit FileTokenizer(const std::string& path) {
+    const auto file = open_model_file(path);
+    tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(*file));
+    chat_template = io::read_chat_template(*file);
+  }
+  std::shared_ptr<const text::Tokenizer> tokenizer;
+  std::optional<std::string> chat_template;
+};
+
+struct FileTextStream {
+  FileTextStream(std::shared_ptr<const text::Tokenizer> source, bool skip_special)
+      : tokenizer(std::move(source)), stream(*tokenizer, skip_special) {}
+  std::shared_ptr<const text::Tokenizer> tokenizer;
+  text::TextStream stream;
+};
+
+std::optional<TokenId> id_or_none(TokenId id) { return id >= 0 ? std::optional(id) : std::nullopt; }
+
+std::vector<TokenId> encode(const FileTokenizer& self, const std::string& source, bool add_special, bool parse_special) {
+  const py::gil_scoped_release release;
+  return self.tokenizer->encode(source, add_special, parse_special);
+}
+
+std::string decode(const FileTokenizer& self, const std::vector<TokenId>& ids, bool skip_special) {
+  const py::gil_scoped_release release;
+  return self.tokenizer->decode(ids, skip_special);
+}
+
+// Spelled tokens may hold any bytes; Python strings may not.
+py::str text_of(const text::Tokenizer& tokenizer, TokenId id) {
+  const std::string spelled = tokenizer.token_text(id);
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(spelled.data(), static_cast<Py_ssize_t>(spelled.size()), "replace"));
+}
+
+py::dict special_tokens(const FileTokenizer& self) {
+  py::dict out;
+  for (TokenId id = 0; id < self.tokenizer->vocab_size(); ++id) {
+    if (self.tokenizer->is_special(id)) out[text_of(*self.tokenizer, id)] = id;
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_text(py::module_& module) {
+  py::class_<FileTextStream>(module, "TextStream")
+      .def("push", [](FileTextStream& self, TokenId id) { return self.stream.push(id); }, py::arg("token_id"))
+      .def("finish", [](FileTextStream& self) { return self.stream.finish(); });
+
+  py::class_<FileTokenizer>(module, "Tokenizer")
+      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("vocab_size", [](const FileTokenizer& self) { return self.tokenizer->vocab_size(); })
+      .def_property_readonly("bos_token_id",
+                             [](const FileTokenizer& self) { return id_or_none(self.tokenizer->bos()); })
+      .def_property_readonly("eos_token_ids", [](const FileTokenizer& self) { return self.tokenizer->eos_ids(); })
+      .def_property_readonly("chat_template", [](const FileTokenizer& self) { return self.chat_template; })
+      .def_property_readonly("add_bos", [](const FileTokenizer& self) { return self.tokenizer->adds_bos(); })
+      .def_property_readonly("special_tokens", &special_tokens)
+      .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false)
+      .def("decode", &decode, py::arg("token_ids"), py::arg("skip_special_tokens") = true)
+      .def("token_text", [](const FileTokenizer& self, TokenId id) { return text_of(*self.tokenizer, id); },
+           py::arg("token_id"))
+      .def("find_token",
+           [](const FileTokenizer& self, const std::string& spelled) { return self.tokenizer->find_token(spelled); },
+           py::arg("text"))
+      .def("stream",
+           [](const FileTokenizer& self, bool skip_special) {
+             return std::make_unique<FileTextStream>(self.tokenizer, skip_special);
+           },
+           py::arg("skip_special_tokens") = true);
+}
+
+}  // namespace nb::bindings

@@ -1,0 +1,55 @@
+"""nanobraid: runs open-weight language models on one machine.
+
+Example:
+    >>> import nanobraid as nb
+    >>> llm = nb.LLM("smollm2-135m")
+    >>> llm.generate("The capital of France is", nb.SamplingParams(temperature=0))[0].text  # doctest: +SKIP
+"""
+
+from nanobraid import _logging
+from nanobraid._core import __version__
+from nanobraid.chat_template import ChatTemplate
+from nanobraid.errors import (
+    ChatTemplateError,
+    DeviceError,
+    DownloadError,
+    FormatError,
+    InternalError,
+    InvalidArgumentError,
+    ModelIOError,
+    ModelNotFoundError,
+    NanobraidError,
+    OutOfMemoryError,
+    OverloadedError,
+    UnsupportedError,
+)
+from nanobraid.llm import LLM
+from nanobraid.outputs import RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
+from nanobraid.sampling_params import SamplingParams
+from nanobraid.tokenizer import Tokenizer
+
+__all__ = [
+    "LLM",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "DeviceError",
+    "DownloadError",
+    "FormatError",
+    "InternalError",
+    "InvalidArgumentError",
+    "ModelIOError",
+    "ModelNotFoundError",
+    "NanobraidError",
+    "OutOfMemoryError",
+    "OverloadedError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "ScoreOutput",
+    "StreamPiece",
+    "Tokenizer",
+    "UnsupportedError",
+    "__version__",
+]
+
+_logging.connect()

@@ -1,0 +1,161 @@
+"""Types of the compiled core. The package wraps these; user code should not import this module."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class CoreError(Exception):
+    """Raised by the core; `code` is one of the ErrorCode names. The package maps it to `nanobraid.errors`."""
+
+    code: str
+
+def build_info() -> dict[str, Any]:
+    """Compiler, build type, sanitizers and options this extension was built with."""
+
+def cpu_features() -> list[str]:
+    """Instruction set extensions of this processor that kernels may use."""
+
+def available_backends() -> list[str]:
+    """Names of the kernel tables this machine can run, best last."""
+
+def cuda_status() -> str:
+    """'available: ...' or why the CUDA backend is not there."""
+
+def default_num_threads() -> int: ...
+def memory_status() -> dict[str, int]:
+    """Bytes of this process: rss_bytes, peak_rss_bytes; and of the machine: available_bytes."""
+
+def set_log_level(level: str) -> None: ...
+def set_log_sink(sink: Callable[[str, str], None] | None) -> None:
+    """`sink(level, line)` is called with the GIL held; None restores stderr."""
+
+def inspect_file(path: str) -> dict[str, Any]:
+    """Metadata and tensor directory of a model file, without reading tensors.
+
+    Keys: format, version, file_bytes, metadata (list of (key, type, text)), tensors (list of
+    (name, format, shape, bytes)).
+    """
+
+class Tokenizer:
+    def __init__(self, path: str) -> None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def add_bos(self) -> bool: ...
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of the tokens that encode() makes only with parse_special=True (<|im_end|>, ...)."""
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_text(self, token_id: int) -> str: ...
+    def find_token(self, text: str) -> int | None: ...
+    def stream(self, skip_special_tokens: bool = True) -> TextStream: ...
+
+class TextStream:
+    def push(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+class Model:
+    """Weights packed for one backend, with the thread pool that runs it."""
+
+    def __init__(self, path: str, backend: str = "", dtype: str = "auto", num_threads: int = 0) -> None: ...
+    @property
+    def config(self) -> dict[str, Any]:
+        """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,
+        max_position_embeddings, rope_theta, tie_word_embeddings, ..."""
+    @property
+    def backend(self) -> str: ...
+    @property
+    def dtype(self) -> str:
+        """The type of activations entering matrix products: int8, bf16 or f32."""
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def load_seconds(self) -> float: ...
+
+class StepOutput:
+    """What one step did for one request."""
+
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def token_ids(self) -> list[int]:
+        """New tokens, in order; empty while the prompt is being computed."""
+    @property
+    def finish_reason(self) -> str | None:
+        """None while running, else 'stop' (end-of-sequence token, not included in the tokens), 'length', or 'abort'."""
+    @property
+    def prompt_logprobs(self) -> NDArray[np.float32] | None:
+        """With the final output of a request that asked for them: float32[num_prompt_tokens - 1], entry i is the log
+        probability of prompt token i + 1 given the tokens before it."""
+    @property
+    def prompt_logits(self) -> NDArray[np.float32] | None:
+        """With the final output of a request that asked for them: float32[num_prompt_tokens, vocab_size]."""
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def metrics(self) -> dict[str, float]:
+        """queue_ms, ttft_ms, total_ms (so far)."""
+
+class Engine:
+    """One scheduler and KV pool over one model. Not thread-safe: one thread calls submit, cancel and step."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        kv_dtype: str = "auto",
+        max_model_len: int = 0,
+        max_num_seqs: int = 16,
+        max_batch_tokens: int = 512,
+        max_waiting: int = 0,
+        kv_cache_bytes: int = 0,
+    ) -> None:
+        """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share."""
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int | None,
+        ignore_eos: bool,
+        stop_token_ids: Sequence[int],
+        logit_bias: dict[int, float],
+        prompt_logprobs: bool = False,
+        prompt_logits: bool = False,
+    ) -> int:
+        """Queues a request and returns its id. max_tokens == 0 is allowed only with prompt_logprobs or prompt_logits.
+
+        Raises CoreError (invalid_argument, overloaded) and leaves the engine unchanged on bad input.
+        """
+    def cancel(self, request_id: int) -> None:
+        """Stops a request; the next step reports it with finish_reason 'abort'. Unknown ids are ignored."""
+    def step(self) -> list[StepOutput]:
+        """Runs one forward step (GIL released) and returns what changed."""
+    def has_work(self) -> bool: ...
+    def stats(self) -> dict[str, Any]:
+        """running, waiting, blocks_total, blocks_free, blocks_owned, kv_bytes, workspace_bytes, steps, forward_seconds,
+        sample_seconds, plan_seconds, generated_tokens, prompt_tokens."""
+    @property
+    def kv_dtype(self) -> str: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...

@@ -1,0 +1,368 @@
+"""Chat templates: from messages to the prompt the model was trained on.
+
+Two dangers are handled here. The template is code from a model file: it runs in a sandbox, in a child process with
+limits (see _template_worker.py). And the messages come from users: whatever they spell, they never become control
+tokens (see `ChatTemplate.encode`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import math
+import os
+import re
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanobraid.errors import ChatTemplateError, InvalidArgumentError, UnsupportedError
+from nanobraid.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: at least ``role``, and ``content`` as a string or a list of text parts."""
+
+# Isolated and without site-packages: a quick start that no environment variable can change.
+_START = "import sys, runpy; sys.path += sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+_START_S = 20.0  # for starting the child, usually 0.05 s; not part of a template's deadline
+_MEMORY_BYTES = 256 << 20
+_MAX_CHARS = 16 << 20
+_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+_FIRST_MARK = 0x100000  # plane 16 is private use: no text has a meaning for these characters
+
+
+class _Worker:
+    """The child process. Restarted after a template had to be stopped, and in a forked process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+
+    def call(self, request: dict[str, Any], timeout_s: float, max_answer_bytes: int) -> dict[str, Any]:
+        with self._lock:
+            try:
+                self._start()
+                answer = self._exchange(json.dumps(request).encode(), timeout_s, max_answer_bytes)
+            except BaseException:  # Ctrl-C too: an answer that nobody read would be taken for the next one's
+                self.stop()
+                raise
+            if "error" in answer:
+                self.stop()  # it may have grown to its limit of memory; a new one costs 50 ms
+            return answer
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None or self._pid != os.getpid():
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _start(self) -> None:
+        if self._process is not None and self._pid == os.getpid() and self._process.poll() is None:
+            return
+        self.stop()
+        folders: list[str] = []
+        for package in ("jinja2", "markupsafe"):
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                raise ChatTemplateError(f"chat templates need the Python package {package}, which is not installed")
+            folder = str(Path(spec.origin).parent.parent)
+            if folder not in folders:
+                folders.append(folder)
+        script = str(Path(__file__).with_name("_template_worker.py"))
+        # A session of its own: Ctrl-C in a terminal is for the program, not for the child.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _START, script, *folders],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._pid = os.getpid()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+        self._exchange(b"", _START_S, 1 << 10)
+
+    def _exchange(self, data: bytes, timeout_s: float, max_answer_bytes: int) -> dict[str, Any]:
+        """Writes a request, if there is one, and reads an answer, both before the deadline."""
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        unsent = memoryview(len(data).to_bytes(4, "big") + data if data else b"")
+        answer = bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if unsent:
+                selector.register(process.stdin, selectors.EVENT_WRITE)
+            while True:
+                remaining = deadline - time.monotonic()
+                events = selector.select(remaining) if remaining > 0 else []
+                if not events:
+                    raise ChatTemplateError(f"the chat template did not finish within {timeout_s:g} seconds")
+                for key, _ in events:
+                    if key.fileobj is process.stdin:
+                        try:
+                            unsent = unsent[os.write(process.stdin.fileno(), unsent) :]
+                        except BrokenPipeError:
+                            unsent = memoryview(b"")
+                        if not unsent:
+                            selector.unregister(process.stdin)
+                        continue
+                    block = os.read(process.stdout.fileno(), 1 << 16)
+                    if not block:
+                        raise ChatTemplateError(
+                            "the chat template was stopped: it exceeded its limit of memory or processor time"
+                        )
+                    answer += block
+                    if len(answer) >= 4:
+                        size = int.from_bytes(answer[:4], "big")
+                        if size > max_answer_bytes:
+                            raise ChatTemplateError(f"the chat template produced more than {max_answer_bytes} bytes")
+                        if len(answer) >= 4 + size:
+                            result = json.loads(answer[4:])
+                            assert isinstance(result, dict)
+                            return result
+
+
+_worker = _Worker()
+atexit.register(_worker.stop)
+
+
+def _printable(text: str) -> str:
+    """One line without control characters: what a template says goes to logs and terminals."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())[:500]
+
+
+def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Returns a plain copy of a conversation.
+
+    Args:
+        messages: Turns with ``role`` and ``content``. Content given as a list of ``{"type": "text", "text": ...}``
+            parts becomes one string, joined by newlines. Other keys (``name``, ``tool_calls``) go to the template.
+
+    Raises:
+        InvalidArgumentError: Not a list of such messages; the message says where.
+        UnsupportedError: A part of another type than text.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise InvalidArgumentError(f"messages must be a list of messages, got {type(messages).__name__}")
+    if not messages:
+        raise InvalidArgumentError("messages is empty: a conversation needs at least one message")
+    checked = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidArgumentError(f"messages[{i}] must be a mapping with role and content, got {message!r}")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not _ROLE.match(role):
+            raise InvalidArgumentError(f"messages[{i}].role must be a name such as 'user', got {role!r}")
+        if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+            content = "\n".join(_text_of_part(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content))
+        elif not isinstance(content, str) and not (content is None and role == "assistant"):
+            raise InvalidArgumentError(f"messages[{i}].content must be a string, got {content!r}")
+        checked.append({**message, "content": content})
+    try:
+        copy: list[dict[str, Any]] = json.loads(json.dumps(checked, allow_nan=False))
+        json.dumps(copy, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError("messages contain a lone surrogate, which is not Unicode text") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"messages must be made of strings, numbers, lists and mappings: {error}") from None
+    return copy
+
+
+def _text_of_part(part: object, where: str) -> str:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise InvalidArgumentError(f"{where} must be a mapping with type and text, got {part!r}")
+    if part["type"] != "text":
+        raise UnsupportedError(f"{where}: parts of type {part['type']!r} are not supported, only text")
+    if not isinstance(part.get("text"), str):
+        raise InvalidArgumentError(f"{where}.text must be a string, got {part.get('text')!r}")
+    return str(part["text"])
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_strings(item, change) for item in value]
+    if isinstance(value, dict):
+        return {change(key): _map_strings(item, change) for key, item in value.items()}
+    return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+
+
+class ChatTemplate:
+    """A model's chat template (jinja2), rendered with a deadline and a memory limit.
+
+    The environment is that of Hugging Face templates: `ImmutableSandboxedEnvironment` with ``trim_blocks`` and
+    ``lstrip_blocks``, loop controls, the ``generation`` tag, ``tojson`` without HTML escapes, ``raise_exception`` and
+    ``strftime_now``. Safe to use from several threads; renderings run one at a time.
+
+    Args:
+        source: The template.
+        bos_token: Value of the template's variable ``bos_token``.
+        eos_token: Value of the template's variable ``eos_token``.
+        timeout_s: Seconds of wall-clock time that one rendering may take.
+    """
+
+    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", timeout_s: float = 2.0) -> None:
+        self.source = source
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, *, timeout_s: float = 2.0) -> ChatTemplate:
+        """Returns the chat template of a model.
+
+        Raises:
+            ChatTemplateError: The model has none.
+        """
+        if not tokenizer.chat_template:
+            raise ChatTemplateError(
+                "the model file has no chat template: use generate() with a prompt in the model's own format"
+            )
+        bos = tokenizer.bos_token_id
+        eos = tokenizer.eos_token_ids
+        return cls(
+            tokenizer.chat_template,
+            bos_token="" if bos is None else tokenizer.token_text(bos),
+            eos_token=tokenizer.token_text(eos[0]) if eos else "",
+            timeout_s=timeout_s,
+        )
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Returns the prompt of a conversation as text. To run it, use `encode`: it keeps users' text harmless.
+
+        Args:
+            messages: The conversation, see `check_messages`.
+            add_generation_prompt: End with the beginning of the assistant's answer.
+
+        Raises:
+            InvalidArgumentError: `messages` is not a conversation.
+            ChatTemplateError: The template is wrong, refuses the conversation, or exceeds a limit.
+        """
+        return self._render([check_messages(messages)], add_generation_prompt)[0]
+
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Returns the prompt of a conversation as token ids; only the template's own text makes control tokens.
+
+        To know afterwards which characters came from the messages, every character of theirs with which a control
+        token could begin (``<`` for ``<|im_end|>``) is rendered as a private-use character that occurs nowhere else.
+        Templates may trim, cut and repeat such text; what they add themselves keeps its plain characters. The prompt is
+        cut at the control tokens that are spelled in plain characters, and the text between them is encoded, with the
+        private characters turned back, as text only.
+
+        A template that looks for such characters in a message (``</think>``) or escapes them would render something
+        else. This is noticed by comparing with a rendering of the messages as they are; then only the first character
+        of spelled-out control tokens is replaced. If even that changes what such a template does, the message stays
+        text: harmless, though perhaps not what the template intended.
+
+        Args:
+            messages: The conversation, see `check_messages`.
+            tokenizer: The tokenizer of the same model.
+            add_generation_prompt: End with the beginning of the assistant's answer.
+
+        Raises:
+            InvalidArgumentError: `messages` is not a conversation.
+            ChatTemplateError: The template is wrong, refuses the conversation, or exceeds a limit.
+        """
+        conversation = check_messages(messages)
+        specials = [text for text in tokenizer.special_tokens if text]
+        first_chars = {text[0] for text in specials}
+        used = {char for text in _strings(conversation) for char in text}
+        if not first_chars & used:
+            plain = self._render([conversation], add_generation_prompt)[0]
+            return tokenizer.encode(plain, add_special_tokens=False, parse_special=True)
+
+        taken = used.union(self.source, *specials)
+        free = (chr(code) for code in range(_FIRST_MARK, sys.maxunicode - 1) if chr(code) not in taken)
+        marks = dict(zip(sorted(first_chars), free, strict=False))
+        to_marks = str.maketrans(marks)
+        to_chars = str.maketrans({mark: char for char, mark in marks.items()})
+        plain, marked = self._render(
+            [conversation, _map_strings(conversation, lambda text: text.translate(to_marks))], add_generation_prompt
+        )
+        if marked.translate(to_chars) != plain:
+            spelled = _SpelledTokens(specials)
+            careful = _map_strings(conversation, lambda text: spelled.mark(text, marks))
+            marked = self._render([careful], add_generation_prompt)[0]
+
+        token_ids: list[int] = []
+        cut = re.compile("(" + "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) + ")")
+        for i, part in enumerate(cut.split(marked)):
+            if i % 2 == 1:
+                token_ids.append(tokenizer.special_tokens[part])
+            elif part:
+                token_ids += tokenizer.encode(part.translate(to_chars), add_special_tokens=False, parse_special=False)
+        return token_ids
+
+    def _render(self, conversations: list[Any], add_generation_prompt: bool) -> list[str]:
+        variables = [
+            {
+                "messages": messages,
+                "add_generation_prompt": bool(add_generation_prompt),
+                "tools": None,
+                "documents": None,
+                **self._tokens,
+            }
+            for messages in conversations
+        ]
+        num_chars = sum(len(text) for text in _strings(conversations))
+        max_chars = _MAX_CHARS + 8 * num_chars
+        request = {
+            "template": self.source,
+            "variables": variables,
+            "memory_bytes": _MEMORY_BYTES + 64 * num_chars,
+            "cpu_s": math.ceil(self._timeout_s) + 1,
+            "max_chars": max_chars,
+        }
+        # JSON spells a character in at most 12 bytes (a surrogate pair).
+        answer = _worker.call(request, self._timeout_s, 12 * max_chars + 1024)
+        if "error" in answer:
+            raise ChatTemplateError(_printable(str(answer["error"])))
+        return [str(text) for text in answer["texts"]]
+
+
+class _SpelledTokens:
+    """Finds control tokens that are spelled out in a text, and the beginning of one at its end."""
+
+    def __init__(self, specials: list[str]) -> None:
+        # A look-ahead, so that overlapping ones are all found.
+        self._begin = re.compile("(?=" + "|".join(re.escape(text) for text in specials) + ").", re.DOTALL)
+        self._prefixes = {text[:n] for text in specials for n in range(1, len(text))}
+        self._longest = max(len(text) for text in specials)
+
+    def mark(self, text: str, marks: Mapping[str, str]) -> str:
+        chars = list(text)
+        for match in self._begin.finditer(text):
+            chars[match.start()] = marks[text[match.start()]]
+        for start in range(max(0, len(text) - self._longest), len(text)):
+            if text[start:] in self._prefixes:  # the next message might complete it
+                chars[start] = marks[text[start]]
+        return "".join(chars)

@@ -1,0 +1,127 @@
+"""Options that several commands share. Each is the Python argument of the same name, with dashes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nanobraid.errors import InvalidArgumentError
+from nanobraid.llm import LLM
+from nanobraid.models import DEFAULT_MODEL
+from nanobraid.sampling_params import SamplingParams
+
+_MODEL_FIELDS = (
+    "device",
+    "dtype",
+    "kv_dtype",
+    "num_threads",
+    "max_model_len",
+    "max_num_seqs",
+    "max_batch_tokens",
+    "max_waiting",
+    "kv_cache_bytes",
+)
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "max_tokens",
+    "seed",
+    "ignore_eos",
+    "stop_token_ids",
+    "logit_bias",
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --model and the options of `LLM`."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=DEFAULT_MODEL, help="a known name or a GGUF file (default: %(default)s)")
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, or a backend that 'nanobraid doctor' lists (default: auto)"
+    )
+    group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
+    group.add_argument("--kv-dtype", default="auto", help="keys and values: auto, bf16 or f32 (default: auto)")
+    group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per physical core")
+    group.add_argument(
+        "--max-model-len", type=int, metavar="N", help="longest prompt plus answer (default: what the file states)"
+    )
+    group.add_argument("--max-num-seqs", type=int, default=16, metavar="N", help="requests in one step (default: 16)")
+    group.add_argument(
+        "--max-batch-tokens", type=int, default=512, metavar="N", help="tokens in one step (default: 512)"
+    )
+    group.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: no limit)")
+    group.add_argument("--kv-cache-bytes", type=int, metavar="N", help="default: a share of the free memory")
+
+
+def add_sampling_options(
+    parser: argparse.ArgumentParser, *, temperature: float, top_k: int, top_p: float, max_tokens: int | None
+) -> None:
+    """Adds the fields of `SamplingParams`, with the defaults of a command."""
+    group = parser.add_argument_group("sampling")
+    tokens = "as many as fit" if max_tokens is None else str(max_tokens)
+    group.add_argument(
+        "--max-tokens",
+        type=_max_tokens,
+        default=max_tokens,
+        metavar="N",
+        help=f"most tokens to generate, or 'none' for as many as fit (default: {tokens})",
+    )
+    group.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help="0 is greedy (default: %(default)s)"
+    )
+    group.add_argument("--top-k", type=int, default=top_k, metavar="K", help="-1 is off (default: %(default)s)")
+    group.add_argument("--top-p", type=float, default=top_p, metavar="P", help="1 is off (default: %(default)s)")
+    group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (default: 0)")
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="1 is off (default: 1)")
+    group.add_argument("--seed", type=int, metavar="N", help="for repeatable draws (default: random)")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-sequence token")
+    group.add_argument(
+        "--stop-token-ids", type=_token_ids, default=(), metavar="ID,ID", help="further tokens that end the text"
+    )
+    group.add_argument(
+        "--logit-bias", type=_logit_bias, metavar="ID=X,ID=X", help="added to the logits of these tokens"
+    )
+
+
+def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
+    """Loads the model that the options ask for."""
+    values = {field: getattr(options, field) for field in _MODEL_FIELDS}
+    return LLM(options.model, **{**values, **overrides})
+
+
+def make_sampling_params(options: argparse.Namespace) -> SamplingParams:
+    """Returns the sampling parameters that the options ask for; made before the model is loaded, to fail early."""
+    return SamplingParams(**{field: getattr(options, field) for field in _SAMPLING_FIELDS})
+
+
+def require_at_least(flag: str, value: int, low: int) -> int:
+    """Checks an integer option of a command.
+
+    Raises:
+        InvalidArgumentError: It is smaller than `low`.
+    """
+    if value < low:
+        raise InvalidArgumentError(f"{flag} must be an integer >= {low}, got {value}")
+    return value
+
+
+def _max_tokens(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def _logit_bias(text: str) -> dict[int, float]:
+    pairs = (part.split("=") for part in text.split(",") if part)
+    return {int(token_id): float(value) for token_id, value in pairs}
+
+
+# argparse names the function in its message: "invalid int value: 'x'".
+_max_tokens.__name__ = "int"
+_token_ids.__name__ = "token id list"
+_logit_bias.__name__ = "logit bias"

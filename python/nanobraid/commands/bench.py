@@ -1,0 +1,99 @@
+"""Measure the speed of a model.
+
+Prefill: a prompt of --pp random tokens, with logits of the last only. Decode: --tg tokens
+from an empty context, one at a time. Medians of --repeat runs after one that does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+
+from nanobraid import __version__
+from nanobraid.commands import _options
+from nanobraid.commands._terminal import note, table
+from nanobraid.errors import InvalidArgumentError
+from nanobraid.llm import LLM
+from nanobraid.sampling_params import SamplingParams
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("--pp", type=int, default=512, metavar="N", help="tokens of the prompt (default: 512; 0: skip)")
+    parser.add_argument("--tg", type=int, default=128, metavar="N", help="tokens to generate (default: 128; 0: skip)")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _options.add_model_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    num_prefill = _options.require_at_least("--pp", options.pp, 0)
+    num_decode = _options.require_at_least("--tg", options.tg, 0)
+    repeat = _options.require_at_least("--repeat", options.repeat, 1)
+    if not num_prefill and not num_decode:
+        raise InvalidArgumentError("--pp and --tg are both 0: there is nothing to measure")
+    needed = max(num_prefill, num_decode) + 1
+    with _options.make_llm(options, max_model_len=options.max_model_len or needed) as llm:
+        prefill = _measure(llm, num_prefill, 1, repeat)
+        decode = _measure(llm, 1, num_decode, repeat)
+        config = llm.config
+    pp_tok_s = num_prefill / statistics.median(prefill) if prefill else None
+    tg_tok_s = num_decode / statistics.median(decode) if decode else None
+    result = {
+        "model": config["path"],
+        "version": __version__,
+        "backend": config["backend"],
+        "dtype": config["dtype"],
+        "kv_dtype": config["kv_dtype"],
+        "num_threads": config["num_threads"],
+        "max_batch_tokens": options.max_batch_tokens,
+        "pp": num_prefill,
+        "tg": num_decode,
+        "repeat": repeat,
+        "pp_tok_s": pp_tok_s,
+        "tg_tok_s": tg_tok_s,
+        "pp_seconds": prefill,
+        "tg_seconds": decode,
+        "weight_bytes": config["weight_bytes"],
+        # Every token generated reads all weights once; keys, values and activations are not counted.
+        "tg_gb_s": tg_tok_s * config["weight_bytes"] / 1e9 if tg_tok_s else None,
+        "load_seconds": config["load_seconds"],
+    }
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    note(
+        f"{config['path']}: {config['weight_bytes'] / 1e6:.1f} MB of weights, {config['backend']}, "
+        f"{config['dtype']} activations, {config['kv_dtype']} KV, {config['num_threads']} threads"
+    )
+    rows: list[tuple[str, ...]] = [("test", "tokens/s", "spread", "weights GB/s")]
+    if pp_tok_s:
+        rows.append((f"pp{num_prefill}", f"{pp_tok_s:.1f}", _spread(prefill), ""))
+    if tg_tok_s:
+        rows.append((f"tg{num_decode}", f"{tg_tok_s:.1f}", _spread(decode), f"{result['tg_gb_s']:.1f}"))
+    print(table(rows))
+    return 0
+
+
+def _measure(llm: LLM, num_prompt: int, num_new: int, repeat: int) -> list[float]:
+    """Seconds of each run, first one left out; empty if there is nothing to do."""
+    if not num_prompt or not num_new:
+        return []
+    draw = random.Random(0)
+    params = SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True)
+    seconds = []
+    for _ in range(repeat + 1):
+        prompt = [draw.randrange(llm.tokenizer.vocab_size) for _ in range(num_prompt)]
+        start = time.perf_counter()
+        llm.generate([prompt], params)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _spread(seconds: list[float]) -> str:
+    """Half the range of the runs, as a share of the median."""
+    return f"+-{50 * (max(seconds) - min(seconds)) / statistics.median(seconds):.1f} %"

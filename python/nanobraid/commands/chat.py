@@ -1,0 +1,147 @@
+"""Talk with a model.
+
+The conversation is remembered. /help lists the commands. Ctrl-C stops an answer;
+at an empty prompt it leaves, as Ctrl-D does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from typing import Any
+
+from nanobraid.commands import _options
+from nanobraid.commands._terminal import TextOut, note
+from nanobraid.errors import NanobraidError
+from nanobraid.llm import LLM
+from nanobraid.sampling_params import SamplingParams
+
+_PROMPT = "> "
+_HELP = """\
+/help   this list
+/clear  forget the conversation (the system message stays)
+/exit   leave
+Ctrl-C  stop an answer; at an empty prompt: leave
+Ctrl-D  leave"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
+    _options.add_model_options(parser)
+    _options.add_sampling_options(parser, temperature=0.7, top_k=40, top_p=0.9, max_tokens=None)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    params = _options.make_sampling_params(options)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (line editing and history for input())
+    with _options.make_llm(options) as llm:
+        chat = _Chat(llm, params, options.system)
+        if interactive:
+            config = llm.config
+            note(f"{options.model} on {config['backend']}, {config['num_threads']} threads. /help for help.")
+        while (line := _read_line(interactive)) is not None:
+            if line and not chat.turn(line):
+                break
+        if interactive:
+            note("")
+    return 0 if interactive or not chat.failed else 2
+
+
+def _read_line(interactive: bool) -> str | None:
+    """One line of the user's; empty after Ctrl-C on a begun line, None when it is time to leave."""
+    begun = ""
+
+    def on_interrupt(number: int, frame: object) -> None:
+        # Asked here, because the line is gone when input() raises.
+        nonlocal begun
+        readline: Any = sys.modules.get("readline")
+        begun = readline.get_line_buffer() if readline is not None else ""
+        raise KeyboardInterrupt
+
+    if not interactive:
+        line = sys.stdin.readline()
+        return line.strip() if line else None
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        return input(_PROMPT).strip()
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        if not begun:
+            return None
+        note("")
+        return ""
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Chat:
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self._llm = llm
+        self._params = params
+        self._opening = [{"role": "system", "content": system}] if system else []
+        self._turns: list[dict[str, str]] = []
+        self._out = TextOut()
+        self.failed = False
+
+    def turn(self, line: str) -> bool:
+        """Handles a line; returns whether to go on."""
+        if line.startswith("/") and " " not in line:
+            if line == "/exit":
+                return False
+            if line == "/clear":
+                self._turns.clear()
+                note("The conversation is forgotten.")
+            elif line == "/help":
+                note(_HELP)
+            else:
+                note(f"Unknown command {line}.\n{_HELP}")
+            return True
+        self._turns.append({"role": "user", "content": line})
+        num_before = len(self._turns)
+        try:
+            self._answer()
+        except NanobraidError as error:
+            del self._turns[num_before - 1 :]
+            self.failed = True
+            note(f"nanobraid: error: {' '.join(str(error).split())}")
+        return True
+
+    def _answer(self) -> None:
+        prompt = self._fitting_prompt()
+        answer = ""
+        stopped = False
+        with contextlib.closing(self._llm.stream(prompt, self._params)) as pieces:
+            try:
+                for piece in pieces:
+                    answer += piece.text
+                    self._out.write(piece.text)
+            except KeyboardInterrupt:
+                stopped = True
+        self._out.write("\n")
+        if stopped:
+            note("[stopped]")
+        # A stopped answer stays in the history as far as the user has seen it.
+        self._turns.append({"role": "assistant", "content": answer})
+
+    def _fitting_prompt(self) -> list[int]:
+        """The conversation as tokens; the oldest turns are forgotten when it leaves too little room for an answer."""
+        context = int(self._llm.config["max_model_len"])
+        room = min(256, context // 4, self._params.max_tokens or context)
+        forgotten = 0
+        while True:
+            prompt = self._llm.encode_chat(self._opening + self._turns)
+            if len(prompt) + room <= context or len(self._turns) <= 2:
+                break
+            del self._turns[:2]
+            forgotten += 2
+        if forgotten:
+            note(f"[the oldest {forgotten} messages no longer fit into the context and were forgotten]")
+        return prompt

@@ -1,0 +1,61 @@
+"""Show what this installation and this machine can do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from typing import Any
+
+from nanobraid import __version__, _core, models
+from nanobraid.commands._terminal import printable, table
+from nanobraid.errors import core_errors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    facts = _facts()
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(table([(key.replace("_", " "), _text(value)) for key, value in facts.items()]))
+    return 0
+
+
+def _facts() -> dict[str, Any]:
+    with core_errors():
+        memory = _core.memory_status()
+        backends = _core.available_backends()
+        build = _core.build_info()
+        cuda = _core.cuda_status()
+    found = models.find_models()
+    missing = [name for name, known in models.KNOWN_MODELS.items() if not known.path.exists()]
+    return {
+        "nanobraid": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        **{f"build_{key}": value for key, value in build.items()},
+        "cpu_features": _core.cpu_features(),
+        "backends": backends,
+        "cuda": cuda,
+        "threads": f"{_core.default_num_threads()} by default",
+        "memory": f"{memory['available_bytes'] / 2**30:.1f} GiB available",
+        "cache": str(models.cache_dir()),
+        "models_found": [str(path) for path in found],
+        "models_to_pull": missing,
+        "offline": models.is_offline(),
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return printable(str(value))

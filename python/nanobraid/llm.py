@@ -1,0 +1,470 @@
+"""`LLM`: a model, ready to generate. The main class of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanobraid import _core, _logging
+from nanobraid._draft import Draft
+from nanobraid._driver import Call, Driver
+from nanobraid.chat_template import ChatTemplate, Message
+from nanobraid.errors import InvalidArgumentError, UnsupportedError, core_errors
+from nanobraid.outputs import RequestOutput, ScoreOutput, StreamPiece
+from nanobraid.sampling_params import SamplingParams, require_int
+from nanobraid.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MAX_INT = 2**31 - 1
+_CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
+_DTYPES = ("auto", "int8", "bf16", "f32")
+_KV_DTYPES = ("auto", "bf16", "f32")
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+"""One text, several texts, or several lists of token ids."""
+
+
+class LLM:
+    """A language model loaded for generation on this machine.
+
+    Several threads may use one LLM at the same time, and several streams may be open at once: all their requests share
+    one continuous batch. Ctrl-C during a call cancels that call's requests and raises KeyboardInterrupt; the LLM stays
+    usable, as it does after every error.
+
+    Args:
+        model: A known name (``smollm2-135m``), the path of a GGUF file, or the name of a file in the cache. A known
+            model that is not on this machine is downloaded, which is announced on stderr.
+        device: ``auto`` or ``cpu`` for the best kernels of this processor, or the name of one kernel table as listed by
+            ``nanobraid doctor`` (``avx2``, ``reference``; ``cpu:avx2`` is the same).
+        dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default), ``bf16`` or
+            ``f32``. The weights keep the format of the file.
+        kv_dtype: Type of the stored keys and values: ``bf16``, or ``f32``; ``auto`` is bf16, and f32 on ``reference``.
+        num_threads: Threads of computation; None for one per physical core.
+        max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
+        max_num_seqs: Most requests computed in one step.
+        max_batch_tokens: Most tokens computed in one step; a longer prompt is computed in slices.
+        max_waiting: Most requests that may wait; one more raises `OverloadedError`. None: no limit.
+        kv_cache_bytes: Memory for keys and values in bytes; None for a share of the free memory.
+        enable_prefix_caching: Not available yet: True is refused, None and False are off.
+        deterministic: Equal requests give equal tokens however they are batched. On CPU this always holds, so both
+            values are accepted and give the same result.
+        seed: Default for requests whose `SamplingParams` have none. Equal prompts with an equal seed give equal text.
+
+    Raises:
+        InvalidArgumentError: An option is outside its range.
+        UnsupportedError: The device or option is not available; the message names it and says why.
+        ModelNotFoundError: There is no such model.
+        DownloadError: The model could not be downloaded.
+        FormatError: The model file is damaged.
+        ModelIOError: The model file cannot be read.
+        OutOfMemoryError: Weights, or keys and values, do not fit in memory.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "smollm2-135m",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        kv_dtype: str = "auto",
+        num_threads: int | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 16,
+        max_batch_tokens: int = 512,
+        max_waiting: int | None = None,
+        kv_cache_bytes: int | None = None,
+        enable_prefix_caching: bool | None = None,
+        deterministic: bool | None = None,
+        seed: int | None = None,
+    ) -> None:
+        from nanobraid import models
+
+        backend = _backend_of(device)
+        _require_one_of("dtype", dtype, _DTYPES)
+        _require_one_of("kv_dtype", kv_dtype, _KV_DTYPES)
+        limits = {
+            "max_model_len": _optional_size("max_model_len", max_model_len),
+            "max_num_seqs": require_int("max_num_seqs", max_num_seqs, 1, _MAX_INT, "an integer >= 1"),
+            "max_batch_tokens": require_int("max_batch_tokens", max_batch_tokens, 1, _MAX_INT, "an integer >= 1"),
+            "max_waiting": _optional_size("max_waiting", max_waiting),
+            "kv_cache_bytes": _optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
+        }
+        threads = _optional_size("num_threads", num_threads, 4096)
+        if enable_prefix_caching not in (None, False):
+            raise UnsupportedError("enable_prefix_caching=True is not supported yet; leave it out")
+        if deterministic not in (None, False, True):
+            raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
+        self._seed = SamplingParams(seed=seed).seed
+
+        path = models.ensure(model)
+        _logging.follow_python_level()
+        self._tokenizer = Tokenizer(path)
+        with core_errors():
+            self._model = _core.Model(str(path), backend, dtype, threads)
+            engine = _core.Engine(self._model, kv_dtype=kv_dtype, **limits)
+        self._path = path
+        self._kv_dtype = engine.kv_dtype
+        self._max_model_len = engine.max_model_len
+        self._driver = Driver(engine)
+        self._chat_template: ChatTemplate | None = None
+        _logging.logger.info(
+            "loaded %s in %.2f s: %s kernels, %s activations, %s KV, %d threads, %.1f MB of weights",
+            path,
+            self._model.load_seconds,
+            self._model.backend,
+            self._model.dtype,
+            self._kv_dtype,
+            self._model.num_threads,
+            self._model.weight_bytes / 1e6,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LLM({str(self._path)!r}, backend={self._model.backend!r}, max_model_len={self._max_model_len})"
+
+    def close(self) -> None:
+        """Gives the memory back. Later calls raise `InvalidArgumentError`; closing twice is allowed."""
+        self._driver.close()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Facts about the model and how it runs.
+
+        ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
+        ``vocab_size``, ... from the file; ``path``, ``backend``, ``dtype``, ``kv_dtype``, ``num_threads``,
+        ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
+        """
+        return {
+            **self._model.config,
+            "path": str(self._path),
+            "backend": self._model.backend,
+            "dtype": self._model.dtype,
+            "kv_dtype": self._kv_dtype,
+            "num_threads": self._model.num_threads,
+            "max_model_len": self._max_model_len,
+            "weight_bytes": self._model.weight_bytes,
+            "load_seconds": self._model.load_seconds,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the engine: requests running and waiting, blocks of keys and values, steps, tokens, seconds."""
+        return self._driver.stats()
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Continues prompts, all of them as one continuous batch.
+
+        Args:
+            prompts: A text, a list of texts, or a list of token id lists. In texts, the spelling of control tokens is
+                text.
+            sampling_params: For all prompts, or one for each. None is ``SamplingParams()``.
+            progress: Show a progress bar on stderr. None: with more than one prompt, if stderr is a terminal.
+
+        Returns:
+            One output per prompt, in the order of the prompts.
+
+        Raises:
+            InvalidArgumentError: A prompt is empty, too long or has ids outside the vocabulary; or the number of
+                sampling parameters is not that of the prompts. Nothing has been computed then.
+            OverloadedError: There are more prompts than `max_waiting` allows.
+        """
+        texts, prompt_ids = self._encode_prompts(prompts)
+        params = self._params_for(sampling_params, len(prompt_ids))
+        options = [self._options(ids, p, i) for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))]
+        drafts = [Draft(self._tokenizer) for _ in prompt_ids]
+        results: list[RequestOutput | None] = [None] * len(prompt_ids)
+        if progress is None:
+            progress = len(prompt_ids) > 1 and sys.stderr.isatty()
+        call = Call()
+        try:
+            for i, ids in enumerate(prompt_ids):
+                self._driver.submit(call, i, ids, **options[i])
+            with _progress_bar(len(prompt_ids)) if progress else nullcontext() as bar:
+                while call.active or call.outputs:
+                    self._driver.wait(call)
+                    while call.outputs:
+                        i, output = call.outputs.popleft()
+                        drafts[i].add(output)
+                        if output.finish_reason is not None:
+                            results[i] = drafts[i].result(texts[i], prompt_ids[i], output)
+                            if bar is not None:
+                                bar.advance()
+        except BaseException:
+            self._driver.cancel(call)
+            raise
+        return [result for result in results if result is not None]
+
+    def stream(
+        self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None
+    ) -> Generator[StreamPiece, None, None]:
+        """Continues one prompt, piece by piece, as soon as there is a new whole character.
+
+        Closing the iterator early (leaving the loop and dropping it, or ``close()``) cancels the request.
+
+        Args:
+            prompt: A text or a list of token ids.
+            sampling_params: None is ``SamplingParams()``.
+
+        Returns:
+            An iterator of pieces; the last one has the finish reason. The request starts with the first ``next()``.
+
+        Raises:
+            InvalidArgumentError: As `generate`; at once, before the iteration begins.
+        """
+        text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
+        _, (ids,) = self._encode_prompts(text_or_ids)
+        (params,) = self._params_for(sampling_params, 1)
+        return self._stream(ids, self._options(ids, params, None))
+
+    def _stream(self, ids: list[int], options: dict[str, Any]) -> Generator[StreamPiece, None, None]:
+        draft = Draft(self._tokenizer)
+        call = Call()
+        try:
+            self._driver.submit(call, 0, ids, **options)
+            finished = False
+            while not finished:
+                self._driver.wait(call)
+                if not call.outputs:
+                    raise InvalidArgumentError("this LLM was closed while the stream was open")
+                _, output = call.outputs.popleft()
+                text, token_ids = draft.add(output)
+                finished = output.finish_reason is not None
+                if text or finished:
+                    yield StreamPiece(text, token_ids, output.finish_reason)
+        finally:  # also when the consumer closes the iterator; after the end there is nothing left to cancel
+            self._driver.cancel(call)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        stream: Literal[False] = False,
+    ) -> RequestOutput: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        stream: Literal[True],
+    ) -> Generator[StreamPiece, None, None]: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        stream: bool = False,
+    ) -> RequestOutput | Generator[StreamPiece, None, None]:
+        """Answers a conversation, using the model's own chat template.
+
+        Whatever the messages spell, it never becomes a control token (see `ChatTemplate.encode`).
+
+        Args:
+            messages: ``[{"role": "user", "content": "Hello"}, ...]``.
+            sampling_params: None is ``SamplingParams()``.
+            add_generation_prompt: End the prompt with the beginning of the assistant's answer.
+            stream: Return an iterator of pieces instead, as `stream` does.
+
+        Returns:
+            The answer; its ``prompt`` is the rendered conversation.
+
+        Raises:
+            InvalidArgumentError: `messages` is not a conversation, or longer than the context.
+            ChatTemplateError: The model has no template, or the template failed or refused the conversation.
+        """
+        ids = self.encode_chat(messages, add_generation_prompt=add_generation_prompt)
+        if stream:
+            return self.stream(ids, sampling_params)
+        (output,) = self.generate([ids], sampling_params)
+        prompt = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return RequestOutput(**{**vars(output), "prompt": prompt})
+
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Returns the token ids that `chat` would give to the model.
+
+        Raises:
+            InvalidArgumentError, ChatTemplateError: As `chat`.
+        """
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate.of(self._tokenizer)
+        return self._chat_template.encode(messages, self._tokenizer, add_generation_prompt=add_generation_prompt)
+
+    def score(self, text_or_ids: str | Sequence[int]) -> ScoreOutput:
+        """Returns how likely each token of a text is, given those before it.
+
+        Args:
+            text_or_ids: A text or a list of token ids, at most `max_model_len` tokens.
+
+        Raises:
+            InvalidArgumentError: It is empty, too long or has ids outside the vocabulary.
+        """
+        ids, output = self._evaluate(text_or_ids, prompt_logprobs=True)
+        tail = output.prompt_logprobs
+        return ScoreOutput(ids, [None, *(float(value) for value in (tail if tail is not None else ()))])
+
+    def logits(self, text_or_ids: str | Sequence[int]) -> NDArray[np.float32]:
+        """Returns the logits after every token, for evaluation.
+
+        Args:
+            text_or_ids: A text or a list of T token ids, at most `max_model_len`.
+
+        Returns:
+            float32[T, V]; row i are the logits for the token after token i. 4 * T * V bytes.
+
+        Raises:
+            InvalidArgumentError: As `score`.
+        """
+        _, output = self._evaluate(text_or_ids, prompt_logits=True)
+        logits = output.prompt_logits
+        if logits is None:
+            raise InvalidArgumentError("this LLM was closed during the call")
+        return logits
+
+    def _evaluate(self, text_or_ids: str | Sequence[int], **what: bool) -> tuple[list[int], _core.StepOutput]:
+        prompt: Any = text_or_ids if isinstance(text_or_ids, str) else [text_or_ids]
+        _, (ids,) = self._encode_prompts(prompt)
+        options = self._options(ids, SamplingParams(temperature=0.0), None, room=0)
+        options.update(what, max_tokens=0)
+        call = Call()
+        try:
+            self._driver.submit(call, 0, ids, **options)
+            while True:
+                self._driver.wait(call)
+                if not call.outputs:
+                    raise InvalidArgumentError("this LLM was closed during the call")
+                _, output = call.outputs.popleft()
+                if output.finish_reason is not None:
+                    return ids, output
+        except BaseException:
+            self._driver.cancel(call)
+            raise
+
+    def _encode_prompts(self, prompts: Prompts) -> tuple[list[str | None], list[list[int]]]:
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Sequence | np.ndarray):
+            raise InvalidArgumentError(
+                f"prompts must be a string, a list of strings or a list of token id lists, got {type(prompts).__name__}"
+            )
+        texts: list[str | None] = []
+        all_ids: list[list[int]] = []
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                texts.append(prompt)
+                all_ids.append(self._tokenizer.encode(prompt))
+            elif isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes):
+                texts.append(None)
+                all_ids.append(self._tokenizer.check_token_ids(prompt, f"prompt {i}: token_ids"))
+            else:
+                raise InvalidArgumentError(
+                    f"prompt {i} must be a string or a list of token ids, got {type(prompt).__name__}; "
+                    "for one prompt of token ids write [[...]]"
+                )
+        return texts, all_ids
+
+    def _params_for(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if params is None:
+            params = SamplingParams()
+        many = list(params) if isinstance(params, Sequence) else [params] * count
+        if len(many) != count:
+            raise InvalidArgumentError(f"sampling_params has {len(many)} entries for {count} prompts")
+        for p in many:
+            if not isinstance(p, SamplingParams):
+                raise InvalidArgumentError(f"sampling_params must be SamplingParams, got {type(p).__name__}")
+        return many
+
+    def _options(self, ids: list[int], params: SamplingParams, index: int | None, room: int = 1) -> dict[str, Any]:
+        """What the engine needs to know about a request, checked. `room` is the least number of new tokens."""
+        where = "the prompt" if not index else f"prompt {index}"
+        if not ids:
+            raise InvalidArgumentError(f"{where} is empty: at least one token is needed to begin with")
+        if len(ids) + room > self._max_model_len:
+            new = f" and {room} new token" if room else ""
+            raise InvalidArgumentError(
+                f"{where} is too long: {len(ids)} tokens{new} exceed the context of {self._max_model_len} "
+                "(max_model_len)"
+            )
+        last = self._tokenizer.vocab_size - 1
+        for field, token_ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+            for token_id in token_ids:
+                if token_id > last:
+                    raise InvalidArgumentError(f"{field} must hold token ids in [0, {last}], got {token_id}")
+        space = self._max_model_len - len(ids)
+        seed = self._seed if params.seed is None else params.seed  # -1 asks for a random one
+        return {
+            "max_tokens": space if params.max_tokens is None else min(params.max_tokens, space),
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": params.min_p,
+            "repetition_penalty": params.repetition_penalty,
+            "seed": None if seed == -1 else seed,
+            "ignore_eos": params.ignore_eos,
+            "stop_token_ids": list(params.stop_token_ids),
+            "logit_bias": dict(params.logit_bias or {}),
+        }
+
+
+class _Advancing(Protocol):
+    def advance(self) -> None: ...
+
+
+def _progress_bar(total: int) -> AbstractContextManager[_Advancing]:
+    from nanobraid._progress import PromptBar
+
+    return PromptBar(total)
+
+
+def _require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InvalidArgumentError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:
+    """The core's convention: 0 stands for its own default."""
+    return 0 if value is None else require_int(field, value, 1, high, "an integer >= 1, or None")
+
+
+def _backend_of(device: str) -> str:
+    """The name of the kernel table for a device; empty lets the core choose (or NANOBRAID_BACKEND)."""
+    if not isinstance(device, str):
+        raise InvalidArgumentError(f"device must be a string, got {device!r}")
+    if device in ("auto", "cpu"):
+        return ""
+    available = _core.available_backends()
+    name = device.removeprefix("cpu:")
+    if name in available:
+        return name
+    if device == "cuda" or device.startswith("cuda:"):
+        raise UnsupportedError(f"device {device!r} is not available: {_core.cuda_status()}")
+    if name in _CPU_BACKENDS:
+        raise UnsupportedError(f"device {device!r} is not available on this machine, which has {', '.join(available)}")
+    raise InvalidArgumentError(f"device must be auto, cpu or one of {', '.join(available)}, got {device!r}")

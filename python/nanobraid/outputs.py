@@ -1,0 +1,75 @@
+"""What requests return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Times of one request.
+
+    Attributes:
+        queue_ms: Milliseconds from submission until its first step began.
+        ttft_ms: Milliseconds from submission until its first token; 0 if it produced none.
+        total_ms: Milliseconds from submission until it ended.
+        tokens_per_s: Speed of generation after the first token; 0 with fewer than two tokens.
+    """
+
+    queue_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A finished request.
+
+    Attributes:
+        text: The generated text, special tokens left out.
+        token_ids: The generated tokens; the token that ended the text is not among them.
+        finish_reason: ``stop`` (end-of-sequence or stop token), ``length`` (max_tokens or the context), ``abort``.
+        prompt: The prompt as text, or None if token ids were given.
+        prompt_token_ids: The prompt as the model saw it.
+        num_cached_tokens: Prompt tokens whose keys and values were reused instead of computed.
+        metrics: Times of this request.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True)
+class StreamPiece:
+    """The next piece of a streamed answer.
+
+    Attributes:
+        text: New text, always whole characters; empty in a last piece that only reports the end.
+        token_ids: The tokens since the piece before. A token that ends inside a character comes with the piece that
+            completes it.
+        finish_reason: None until the last piece; then as in `RequestOutput`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """How likely a text is to the model.
+
+    Attributes:
+        token_ids: The T tokens of the text.
+        logprobs: T entries: natural logarithm of the probability of each token given those before it; the first is
+            None, because nothing stands before it.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float | None]

@@ -1,0 +1,142 @@
+"""The tokenizer of a model file, usable without loading the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+
+from nanobraid import _core
+from nanobraid.errors import InvalidArgumentError, core_errors
+from nanobraid.sampling_params import require_int
+
+
+class Tokenizer:
+    """Turns text into token ids and back, as the model was trained to.
+
+    Safe to use from several threads.
+
+    Args:
+        path: A model file, or a known name such as ``smollm2-135m`` (see `nanobraid.models.resolve`).
+
+    Raises:
+        ModelNotFoundError: There is no such file or name.
+        FormatError: The file is damaged.
+        UnsupportedError: The file needs a tokenizer that nanobraid does not have.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from nanobraid import models
+
+        self._path = models.ensure(path)
+        with core_errors():
+            self._core = _core.Tokenizer(str(self._path))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({str(self._path)!r}, vocab_size={self.vocab_size})"
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens V; ids are 0 .. V - 1."""
+        return self._core.vocab_size
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, if the model has one."""
+        return self._core.bos_token_id
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The tokens that end a text or an answer."""
+        return list(self._core.eos_token_ids)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja2 source of the model's chat template. Untrusted: render it with `nanobraid.ChatTemplate`."""
+        return self._core.chat_template
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether ``encode(..., add_special_tokens=True)`` begins with `bos_token_id`."""
+        return self._core.add_bos
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of the control tokens, which `encode` makes only with ``parse_special=True``."""
+        return dict(self._core.special_tokens)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+        """Returns the token ids of a text.
+
+        Args:
+            text: Any text; lone surrogates are refused.
+            add_special_tokens: Begin with the beginning-of-text token where the model wants one.
+            parse_special: Turn the spelling of control tokens (``<|im_end|>``) into these tokens. Leave it off for
+                text from users: there it stays text.
+
+        Raises:
+            InvalidArgumentError: `text` is not a string or not valid Unicode.
+        """
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"text must be a string, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"text has a lone surrogate {text[error.start]!r} at character {error.start}, which is not Unicode text"
+            ) from None
+        with core_errors():
+            return list(self._core.encode(text, add_special_tokens, parse_special))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Returns the text of token ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            token_ids: Ids in [0, vocab_size).
+            skip_special_tokens: Leave control tokens out.
+
+        Raises:
+            InvalidArgumentError: An id is outside the vocabulary.
+        """
+        ids = self.check_token_ids(token_ids)
+        with core_errors():
+            return self._core.decode(ids, skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """Returns the text of one token, control tokens included.
+
+        Raises:
+            InvalidArgumentError: The id is outside the vocabulary.
+        """
+        (checked,) = self.check_token_ids([token_id])
+        with core_errors():
+            return self._core.token_text(checked)
+
+    def find_token(self, text: str) -> int | None:
+        """Returns the id of the token spelled exactly like this, or None."""
+        with core_errors():
+            return self._core.find_token(text)
+
+    def check_token_ids(self, token_ids: Sequence[object], field: str = "token_ids") -> list[int]:
+        """Returns the ids as a list of int.
+
+        Args:
+            token_ids: What the user gave; numpy integers are accepted.
+            field: Name used in the error message.
+
+        Raises:
+            InvalidArgumentError: One is not an integer or outside [0, vocab_size); the message says which.
+        """
+        last = self.vocab_size - 1
+        return [
+            require_int(f"{field}[{i}]", token_id, 0, last, f"a token id in [0, {last}]")
+            for i, token_id in enumerate(token_ids)
+        ]
+
+    def stream(self, *, skip_special_tokens: bool = True) -> _core.TextStream:
+        """Returns a decoder that is fed one token at a time and gives out only whole characters.
+
+        Returns:
+            An object with ``push(token_id) -> str`` and ``finish() -> str``.
+        """
+        return self._core.stream(skip_special_tokens)

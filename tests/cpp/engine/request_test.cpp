@@ -1,0 +1,65 @@
+#include "engine/request.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "base/error.h"
+#include "fake_requests.h"
+
+namespace nb::engine {
+namespace {
+
+constexpr int kVocab = 50;
+constexpr int kContext = 20;
+
+void expect_refused(const Request& request, const std::string& part) {
+  try {
+    validate(request, kVocab, kContext);
+    ADD_FAILURE() << "accepted; expected '" << part << "'";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+  }
+}
+
+TEST(Request, AcceptsBorders) {
+  validate(make_request(1, 1), kVocab, kContext);
+  validate(make_request(19, 1'000'000), kVocab, kContext);
+  Request scoring = make_request(20, 0);
+  scoring.prompt_logprobs = true;
+  validate(scoring, kVocab, kContext);
+  scoring.prompt_logprobs = false;
+  scoring.prompt_logits = true;
+  validate(scoring, kVocab, kContext);
+}
+
+TEST(Request, RefusesByNameAndValue) {
+  expect_refused(make_request(0, 1), "prompt is empty");
+  expect_refused(make_request(20, 1), "20 tokens");
+  expect_refused(make_request(1, 0), "max_tokens");
+  expect_refused(make_request(1, -3), "-3");
+  Request scoring = make_request(21, 0);
+  scoring.prompt_logits = true;
+  expect_refused(scoring, "21 tokens");
+  Request bad = make_request(5, 1);
+  bad.prompt[3] = kVocab;
+  expect_refused(bad, "prompt token[3] is 50");
+  bad.prompt[3] = -1;
+  expect_refused(bad, "prompt token[3] is -1");
+  bad = make_request(5, 1);
+  bad.stop_token_ids = {1, 99};
+  expect_refused(bad, "stop_token_ids[1] is 99");
+  bad = make_request(5, 1);
+  bad.sampling.top_p = 0.0;
+  expect_refused(bad, "top_p");
+}
+
+TEST(Request, NamesFinishReasons) {
+  EXPECT_STREQ(to_string(FinishReason::stop), "stop");
+  EXPECT_STREQ(to_string(FinishReason::length), "length");
+  EXPECT_STREQ(to_string(FinishReason::abort), "abort");
+}
+
+}  // namespace
+}  // namespace nb::engine

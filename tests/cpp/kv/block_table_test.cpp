@@ -1,0 +1,82 @@
+#include "kv/block_table.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace nb::kv {
+namespace {
+
+TEST(BlockTable, CountsBlocks) {
+  EXPECT_EQ(BlockTable::blocks_for(0), 0);
+  EXPECT_EQ(BlockTable::blocks_for(1), 1);
+  EXPECT_EQ(BlockTable::blocks_for(16), 1);
+  EXPECT_EQ(BlockTable::blocks_for(17), 2);
+}
+
+TEST(BlockTable, ReservesAllOrNothing) {
+  BlockPool pool(3);
+  BlockTable table;
+  EXPECT_FALSE(table.reserve(pool, 49));
+  EXPECT_EQ(pool.num_free(), 3);
+  EXPECT_EQ(table.capacity(), 0);
+  EXPECT_TRUE(table.reserve(pool, 17));
+  EXPECT_EQ(table.capacity(), 32);
+  EXPECT_EQ(table.length(), 0);
+  EXPECT_TRUE(table.reserve(pool, 20));  // already there
+  EXPECT_EQ(pool.num_free(), 1);
+  EXPECT_TRUE(table.reserve(pool, 48));
+  EXPECT_EQ(pool.num_free(), 0);
+}
+
+TEST(BlockTable, GrowingReportsEachBlockOnceWhenItComesIntoUse) {
+  BlockPool pool(8);
+  BlockTable table;
+  ASSERT_TRUE(table.reserve(pool, 64));
+  EXPECT_TRUE(table.blocks().empty());
+  EXPECT_EQ(table.grow_to(1).size(), 1u);
+  EXPECT_EQ(table.grow_to(16).size(), 0u);
+  const auto fresh = table.grow_to(49);
+  ASSERT_EQ(fresh.size(), 3u);
+  EXPECT_EQ(fresh[0], table.reserved()[1]);
+  EXPECT_EQ(table.grow_to(5).size(), 0u);  // never shrinks
+  EXPECT_EQ(table.length(), 49);
+  EXPECT_EQ(table.blocks().size(), 4u);
+  EXPECT_THROW(table.grow_to(65), Error);
+}
+
+TEST(BlockTable, SlotsFollowTheBlocks) {
+  BlockPool pool(8);
+  std::vector<BlockId> others;
+  ASSERT_TRUE(pool.allocate(3, others));
+  pool.release(1);  // so that the table gets blocks 1, 3
+  BlockTable table;
+  ASSERT_TRUE(table.reserve(pool, 32));
+  table.grow_to(20);
+  EXPECT_EQ(table.slot_of(0), 1 * 16);
+  EXPECT_EQ(table.slot_of(15), 1 * 16 + 15);
+  EXPECT_EQ(table.slot_of(16), 3 * 16);
+  EXPECT_EQ(table.slot_of(19), 3 * 16 + 3);
+  EXPECT_THROW(table.slot_of(20), Error);
+  EXPECT_THROW(table.slot_of(-1), Error);
+}
+
+TEST(BlockTable, ReleaseReportsOnlyBlocksThatBecameFree) {
+  BlockPool pool(4);
+  BlockTable table;
+  ASSERT_TRUE(table.reserve(pool, 48));
+  table.grow_to(48);
+  pool.add_ref(1);  // somebody else reads block 1 too
+  std::vector<BlockId> freed;
+  table.release(pool, freed);
+  EXPECT_EQ(freed, (std::vector<BlockId>{2, 0}));
+  EXPECT_EQ(table.length(), 0);
+  EXPECT_EQ(table.capacity(), 0);
+  EXPECT_EQ(pool.num_owned(), 1);
+  std::vector<BlockId> next;
+  ASSERT_TRUE(pool.allocate(1, next));
+  EXPECT_EQ(next[0], 0);  // the sequence's first block goes out first
+}
+
+}  // namespace
+}  // namespace nb::kv

@@ -1,0 +1,182 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/ids.h"
+#include "kv/kv_storage.h"
+#include "ops/ops_fixture.h"
+
+namespace nb::ops {
+namespace {
+
+// One attention problem: sequences with contexts, stored in shuffled blocks, and the rows that query them.
+struct Problem {
+  int num_heads, num_kv_heads, head_dim;
+  quant::KvFormat format;
+  struct Sequence {
+    int context;  // keys stored, the last `rows` of them belong to the query rows
+    int rows;
+    std::vector<int> earlier_runs = {};  // lengths of runs before the last one, at increasing offsets
+  };
+  std::vector<Sequence> sequences;
+};
+
+struct Plan {
+  std::vector<int32_t> positions, blocks;
+  std::vector<AttentionSegment> segments;
+  std::vector<AttentionRun> runs;
+};
+
+// Runs the problem on a backend: writes all keys and values through its own kv_write, then attends.
+Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& cos_sin, int only_row = -1) {
+  const int dim = problem.head_dim;
+  const RopeTable rope_table{cos_sin.data(), dim, static_cast<int32_t>(cos_sin.size()) / dim};
+  int total_blocks = 0, total_rows = 0;
+  for (const auto& sequence : problem.sequences) {
+    total_blocks += (sequence.context + 15) / 16 + 1;
+    for (int length : sequence.earlier_runs) total_blocks += (length + 15) / 16;
+    total_rows += sequence.rows;
+  }
+  kv::KvStorage storage({problem.format, 2, problem.num_kv_heads, dim}, total_blocks);
+  std::vector<int32_t> order(static_cast<std::size_t>(total_blocks));
+  std::iota(order.begin(), order.end(), 0);
+  std::mt19937 random(4);
+  std::shuffle(order.begin(), order.end(), random);
+  const KvLayer layer = storage.layer(1);
+
+  Plan plan;
+  std::size_t next_block = 0;
+  unsigned seed = 100;
+  const auto add_run = [&](int keys, int offset) {
+    plan.runs.push_back({static_cast<int32_t>(plan.blocks.size()), keys, offset});
+    std::vector<int32_t> slots, local;
+    for (int i = 0; i < keys; ++i) {
+      if (i % 16 == 0) plan.blocks.push_back(order[next_block++]);
+      slots.push_back(plan.blocks.back() * kBlockTokens + i % 16);
+      local.push_back(i);
+    }
+    Matrix k = Matrix::random(keys, problem.num_kv_heads * dim, seed++), v = Matrix::random(keys, k.num_cols, seed++);
+    rope(k.view(), local, rope_table, bench.ctx);
+    kv_write(layer, k.view(), v.view(), slots, bench.ctx);
+  };
+  for (const auto& sequence : problem.sequences) {
+    const auto run_begin = static_cast<int32_t>(plan.runs.size());
+    int offset = 0;
+    for (int length : sequence.earlier_runs) {
+      add_run(length, offset);
+      offset += length;
+    }
+    add_run(sequence.context, offset);
+    plan.segments.push_back({static_cast<int32_t>(plan.positions.size()), sequence.rows, run_begin,
+                             static_cast<int32_t>(plan.runs.size()) - run_begin});
+    for (int i = 0; i < sequence.rows; ++i) plan.positions.push_back(offset + sequence.context - sequence.rows + i);
+  }
+  Matrix q = Matrix::random(total_rows, problem.num_heads * dim, 55, 1.5f);
+  if (only_row >= 0) {  // the same row alone, as a decode would see it
+    AttentionSegment segment{};
+    for (const AttentionSegment& candidate : plan.segments) {
+      if (only_row >= candidate.row_begin && only_row < candidate.row_begin + candidate.row_count) segment = candidate;
+    }
+    segment.row_begin = 0, segment.row_count = 1;
+    plan.segments = {segment};
+    plan.positions = {plan.positions[static_cast<std::size_t>(only_row)]};
+    Matrix one(1, q.num_cols);
+    std::copy_n(q.values.begin() + only_row * q.num_cols, q.num_cols, one.values.begin());
+    q = one;
+  }
+  Matrix out(q.num_rows, q.num_cols, -3.0f);
+  attention(out.view(), q.view(), problem.num_heads, 1.0f / std::sqrt(static_cast<float>(dim)), rope_table, layer,
+            {plan.positions, plan.segments, plan.runs, plan.blocks}, bench.ctx);
+  return out;
+}
+
+std::vector<float> make_rotations(int dim, int positions) {
+  std::vector<float> table(static_cast<std::size_t>(dim * positions));
+  for (int p = 0; p < positions; ++p) {
+    for (int i = 0; i < dim / 2; ++i) {
+      const double angle = p * std::pow(10000.0, -2.0 * i / dim);
+      table[static_cast<std::size_t>(p * dim + i)] = static_cast<float>(std::cos(angle));
+      table[static_cast<std::size_t>(p * dim + dim / 2 + i)] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
+const Problem kProblems[] = {
+    {1, 1, 16, quant::KvFormat::f32, {{1, 1}}},
+    {4, 4, 16, quant::KvFormat::bf16, {{17, 17}}},
+    {9, 3, 64, quant::KvFormat::bf16, {{65, 40}, {3, 1}, {300, 1}, {16, 16}}},
+    {9, 3, 64, quant::KvFormat::f32, {{700, 20}, {257, 2}}},
+    {14, 2, 64, quant::KvFormat::bf16, {{1025, 1}}},
+    {32, 1, 80, quant::KvFormat::bf16, {{70, 5}, {600, 1}}},  // more heads per KV head than one tile holds
+    {8, 2, 128, quant::KvFormat::bf16, {{256, 1}, {255, 8}, {513, 3}}},
+    {6, 2, 32, quant::KvFormat::f32, {{40, 10, {20, 300}}, {5, 5, {16}}}},  // several runs at their own offsets
+    {6, 2, 32, quant::KvFormat::bf16, {{290, 1, {530}}}},
+};
+
+class Attention : public EveryBackend {};
+
+TEST_P(Attention, MatchesReference) {
+  for (const Problem& problem : kProblems) {
+    const auto table = make_rotations(problem.head_dim, 1200);
+    Bench reference("reference"), bench(GetParam(), 2);
+    // Keys are rotated in f32 here and in double there, so a bf16 key may round to its neighbour.
+    const double tolerance = problem.format == quant::KvFormat::f32 ? 5e-6 : 3e-5;
+    expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
+                 "heads " + std::to_string(problem.num_heads) + " dim " + std::to_string(problem.head_dim));
+  }
+}
+
+// Promise 1: each row alone (as a decode) gives the bits it has in the batch, whatever the number of threads and
+// whether the splits of its context were shared between threads.
+TEST_P(Attention, RowsDoNotDependOnThePlan) {
+  for (const Problem& problem : kProblems) {
+    const auto table = make_rotations(problem.head_dim, 1200);
+    Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
+    const Matrix all = attend(two, problem, table);
+    EXPECT_TRUE(same_bits(all, attend(one, problem, table)));
+    for (int row = 0; row < all.num_rows; row += 1 + static_cast<int>(all.num_rows) / 7) {
+      for (Bench* bench : {&one, &three}) {
+        const Matrix alone = attend(*bench, problem, table, row);
+        EXPECT_EQ(std::memcmp(alone.values.data(), all.values.data() + row * all.num_cols,
+                              alone.values.size() * sizeof(float)),
+                  0)
+            << "row " << row << ", heads " << problem.num_heads << ", dim " << problem.head_dim;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Attention, testing::ValuesIn(fast_backends()), backend_test_name);
+
+// The identity behind composing runs: rotating the query by p - o against keys stored at local positions equals one
+// run whose keys were stored at their sequence positions.
+TEST(AttentionIdentity, OffsetRunsEqualOneRun) {
+  Bench bench("reference");
+  const auto table = make_rotations(32, 400);
+  const RopeTable rope_table{table.data(), 32, 400};
+  Matrix k = Matrix::random(64, 32, 1), v = Matrix::random(64, 32, 2), q = Matrix::random(1, 32, 3);
+  const auto run = [&](bool split) {
+    kv::KvStorage storage({quant::KvFormat::f32, 1, 1, 32}, 4);
+    std::vector<int32_t> slots(64), positions(64);
+    for (int i = 0; i < 64; ++i) {
+      slots[static_cast<std::size_t>(i)] = i;
+      positions[static_cast<std::size_t>(i)] = split ? i % 32 : i;
+    }
+    Matrix keys = k;
+    rope(keys.view(), positions, rope_table, bench.ctx);
+    kv_write(storage.layer(0), keys.view(), v.view(), slots, bench.ctx);
+    const std::vector<AttentionRun> runs =
+        split ? std::vector<AttentionRun>{{0, 32, 0}, {2, 32, 32}} : std::vector<AttentionRun>{{0, 64, 0}};
+    const std::vector<AttentionSegment> segments = {{0, 1, 0, static_cast<int32_t>(runs.size())}};
+    const std::vector<int32_t> blocks = {0, 1, 2, 3}, at = {63};
+    Matrix out(1, 32);
+    attention(out.view(), q.view(), 1, 0.2f, rope_table, storage.layer(0), {at, segments, runs, blocks}, bench.ctx);
+    return out;
+  };
+  expect_close(run(true), run(false), 2e-6, "composed against contiguous");
+}
+
+}  // namespace
+}  // namespace nb::ops

@@ -1,0 +1,209 @@
+#include "ops/ops.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "base/error.h"
+#include "kv/kv_storage.h"
+#include "ops/ops_fixture.h"
+
+namespace nb::ops {
+namespace {
+
+class Ops : public EveryBackend {};
+
+TEST_P(Ops, EmbedGivesBackRows) {
+  for (quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16, quant::Format::q4_0,
+                               quant::Format::q4_1, quant::Format::q8_0}) {
+    const RandomWeights weights(format, 50, 96, 2);
+    Bench reference("reference"), bench(GetParam(), 2);
+    const std::vector<int32_t> ids = {0, 49, 17, 17, 31, 32};
+    Matrix expected(6, 96), out(6, 96);
+    embed(expected.view(), pack(reference, {weights.source()}, "auto"), ids, reference.ctx);
+    embed(out.view(), pack(bench, {weights.source()}, "auto"), ids, bench.ctx);
+    EXPECT_TRUE(same_bits(out, expected)) << quant::to_string(format);
+  }
+}
+
+TEST_P(Ops, EmbedRefusesIdsOutsideTheVocabulary) {
+  const RandomWeights weights(quant::Format::q8_0, 50, 96, 2);
+  Bench bench(GetParam());
+  const LinearWeight table = pack(bench, {weights.source()}, "auto");
+  Matrix out(1, 96);
+  for (int32_t id : {-1, 50}) EXPECT_THROW(embed(out.view(), table, std::vector<int32_t>{id}, bench.ctx), Error);
+}
+
+TEST_P(Ops, RmsNormMatchesReference) {
+  for (int cols : {1, 16, 45, 576}) {
+    Matrix x = Matrix::random(5, cols, 3, 4.0f), weight = Matrix::random(1, cols, 4);
+    Bench reference("reference"), bench(GetParam(), 2);
+    Matrix expected(5, cols), out(5, cols);
+    rms_norm(expected.view(), x.view(), {weight.vector(), 1e-5f}, reference.ctx);
+    rms_norm(out.view(), x.view(), {weight.vector(), 1e-5f}, bench.ctx);
+    expect_close(out, expected, 1e-6, "cols " + std::to_string(cols));
+  }
+}
+
+TEST_P(Ops, PrepareInt8EqualsReferenceBitForBit) {
+  Matrix x = Matrix::random(7, 100, 5, 2.0f);
+  for (int i = 0; i < 32; ++i) x.values[static_cast<std::size_t>(i)] = 0.0f;  // a group of zeros
+  x.values[40] = 1e30f;
+  Bench reference("reference"), bench(GetParam(), 2);
+  for (ActType type : {ActType::int8, ActType::bf16, ActType::f32}) {
+    const Activation a = prepare(x.view(), type, reference.ctx), b = prepare(x.view(), type, bench.ctx);
+    ASSERT_EQ(a.cols, 128);
+    ASSERT_EQ(b.cols, 128);
+    if (type == ActType::int8) {
+      EXPECT_EQ(std::memcmp(a.codes, b.codes, 7 * 128), 0);
+      EXPECT_EQ(std::memcmp(a.scales, b.scales, 7 * 4 * 4), 0);
+      EXPECT_EQ(std::memcmp(a.sums, b.sums, 7 * 4 * 4), 0);
+    } else {
+      EXPECT_EQ(std::memcmp(a.values, b.values, 7 * 128 * 4), 0);
+    }
+  }
+}
+
+TEST_P(Ops, SiluMulMatchesReference) {
+  Matrix gate = Matrix::random(3, 45, 6, 8.0f), up = Matrix::random(3, 45, 7);
+  gate.values[0] = 300.0f, gate.values[1] = -300.0f, gate.values[2] = 0.0f;
+  Bench reference("reference"), bench(GetParam(), 2);
+  Matrix expected(3, 45), out(3, 45);
+  silu_mul(expected.view(), gate.view(), up.view(), reference.ctx);
+  silu_mul(out.view(), gate.view(), up.view(), bench.ctx);
+  for (std::size_t i = 0; i < out.values.size(); ++i) {
+    EXPECT_NEAR(out.values[i], expected.values[i], 2e-6 * std::max(1.0f, std::fabs(expected.values[i]))) << i;
+  }
+}
+
+TEST_P(Ops, ArgmaxTakesTheLowerIdAndNeverNan) {
+  Matrix x(4, 100, -1.0f);
+  x.values[37] = x.values[62] = 5.0f;
+  x.values[100 + 3] = std::numeric_limits<float>::quiet_NaN();
+  x.values[100 + 90] = 0.0f;
+  for (int i = 0; i < 100; ++i) x.values[static_cast<std::size_t>(200 + i)] = -std::numeric_limits<float>::infinity();
+  x.values[399] = 2.0f;
+  Bench bench(GetParam(), 2);
+  std::vector<int32_t> best(4);
+  argmax(best, x.view(), bench.ctx);
+  EXPECT_EQ(best, (std::vector<int32_t>{37, 90, 0, 99}));
+}
+
+// Runs a fused operator with and without its fused kernel; the small operators are the oracle.
+KernelTable without_fused(const KernelTable& table) {
+  KernelTable small = table;
+  small.norm_qkv = nullptr, small.linear_residual = nullptr, small.norm_gate_up = nullptr, small.head = nullptr;
+  return small;
+}
+
+struct LayerResult {
+  Matrix q, residual, logits;
+  std::vector<std::uint8_t> kv;
+  std::vector<int32_t> best;
+};
+
+// norm_qkv, linear_residual, norm_gate_up, linear_residual and head in sequence, on `rows` rows.
+LayerResult run_layer(Bench& bench, int rows, quant::Format format, bool extras) {
+  const int hidden = 96, dim = 16, heads = 4, kv_heads = 2, inner = 160, vocab = 70;
+  const RandomWeights wq(format, heads * dim, hidden, 1), wk(format, kv_heads * dim, hidden, 2),
+      wv(quant::Format::q8_0, kv_heads * dim, hidden, 3), wo(format, hidden, heads * dim, 4),
+      wg(format, inner, hidden, 5), wu(format, inner, hidden, 6), wd(format, hidden, inner, 7),
+      wh(format, vocab, hidden, 8);
+  const LinearWeight qkv = pack(bench, {wq.source(), wk.source(), wv.source()}, "auto"),
+                     out_weight = pack(bench, {wo.source()}, "auto"),
+                     gate_up = pack(bench, {wg.source(), wu.source()}, "auto", Grouping::interleaved32),
+                     down = pack(bench, {wd.source()}, "auto"), head_weight = pack(bench, {wh.source()}, "auto");
+  Matrix norm_weight = Matrix::random(1, hidden, 9), x = Matrix::random(rows, hidden, 10);
+  Matrix q_bias = Matrix::random(1, heads * dim, 11), k_bias = Matrix::random(1, kv_heads * dim, 12),
+         v_bias = Matrix::random(1, kv_heads * dim, 13), q_norm = Matrix::random(1, dim, 14),
+         k_norm = Matrix::random(1, dim, 15);
+  std::vector<float> table(static_cast<std::size_t>(dim * 400));
+  std::mt19937 random(3);
+  for (float& value : table) value = std::cos(static_cast<float>(random() % 100));
+  const RopeTable rope_table{table.data(), dim, 400};
+  kv::KvStorage storage({quant::KvFormat::bf16, 1, kv_heads, dim}, 30);
+  std::vector<int32_t> slots, positions, row_ids;
+  for (int i = 0; i < rows; ++i) {
+    slots.push_back((i * 7) % 480);
+    positions.push_back(i);
+    if (i % 3 == 0) row_ids.push_back(i);
+  }
+  LayerResult result{Matrix(rows, heads * dim), x, Matrix(static_cast<std::int64_t>(row_ids.size()), vocab), {}, {}};
+  QkvExtras qkv_extras;
+  if (extras) {
+    qkv_extras = {q_bias.vector(), k_bias.vector(), v_bias.vector(), q_norm.vector(), k_norm.vector()};
+  }
+  const Norm norm{norm_weight.vector(), 1e-5f};
+  norm_qkv(result.q.view(), storage.layer(0), x.view(), norm, qkv, qkv_extras, positions, slots, rope_table, bench.ctx);
+  linear_residual(result.residual.view(), result.q.view(), out_weight, Tensor(), bench.ctx);
+  const Activation gated = norm_gate_up(result.residual.view(), norm, gate_up, down.act_type, bench.ctx);
+  linear_residual(result.residual.view(), gated, down, bench.ctx);
+  result.best.resize(row_ids.size());
+  head(result.logits.view(), result.best, result.residual.view(), row_ids, norm, head_weight, bench.ctx);
+  std::vector<int32_t> without_logits(row_ids.size());
+  head(Tensor(), without_logits, result.residual.view(), row_ids, norm, head_weight, bench.ctx);
+  EXPECT_EQ(without_logits, result.best);
+  const KvLayer layer = storage.layer(0);
+  result.kv.assign(layer.base, layer.base + storage.bytes());
+  return result;
+}
+
+TEST_P(Ops, FusedOperatorsEqualTheirParts) {
+  for (quant::Format format : {quant::Format::q4_0, quant::Format::q4_1, quant::Format::f16, quant::Format::f32}) {
+    for (int rows : {1, 5, 16, 17, 120}) {
+      for (bool extras : {false, true}) {
+        Bench fused(GetParam(), 2), small(GetParam(), 2);
+        const KernelTable table = without_fused(*small.backend.kernels);
+        small.ctx.kernels = &table;
+        const LayerResult a = run_layer(fused, rows, format, extras), b = run_layer(small, rows, format, extras);
+        const std::string what = std::string(quant::to_string(format)) + " rows " + std::to_string(rows);
+        EXPECT_TRUE(same_bits(a.q, b.q)) << what;
+        EXPECT_EQ(a.kv, b.kv) << what;
+        EXPECT_TRUE(same_bits(a.residual, b.residual)) << what;
+        EXPECT_TRUE(same_bits(a.logits, b.logits)) << what;
+        EXPECT_EQ(a.best, b.best) << what;
+      }
+    }
+  }
+}
+
+TEST_P(Ops, WholeLayerMatchesReference) {
+  for (quant::Format format : {quant::Format::f16, quant::Format::q4_1}) {
+    Bench reference("reference"), bench(GetParam(), 2);
+    // The reference prepares quantized groups as f32 by default: compare where both are exact enough.
+    const LayerResult a = run_layer(bench, 20, format, true), b = run_layer(reference, 20, format, true);
+    expect_close(a.logits, b.logits, 3e-2, quant::to_string(format));
+    expect_close(a.residual, b.residual, 3e-2, quant::to_string(format));
+  }
+}
+
+TEST_P(Ops, MissingKernelNamesItself) {
+  Bench bench(GetParam());
+  KernelTable table = *bench.backend.kernels;
+  table.silu_mul = nullptr;
+  bench.ctx.kernels = &table;
+  Matrix x(1, 16);
+  try {
+    silu_mul(x.view(), x.view(), x.view(), bench.ctx);
+    FAIL() << "a null kernel ran";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::unsupported);
+    EXPECT_NE(std::string(error.what()).find("silu_mul"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find(GetParam()), std::string::npos);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Ops, testing::ValuesIn(fast_backends()), backend_test_name);
+
+TEST(Backends, AreListedAndForced) {
+  const auto names = available_backends();
+  ASSERT_GE(names.size(), 2u);
+  EXPECT_EQ(names[0], "reference");
+  EXPECT_EQ(names[1], "scalar");
+  EXPECT_STREQ(find_backend("scalar").kernels->name, "scalar");
+  EXPECT_STREQ(find_backend("").kernels->name, names.back().c_str());
+  EXPECT_THROW(find_backend("riscv"), Error);
+}
+
+}  // namespace
+}  // namespace nb::ops

@@ -1,0 +1,157 @@
+#include "sampling/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <random>
+
+#include "base/error.h"
+#include "naive_sampler.h"
+
+namespace nb::sampling {
+namespace {
+
+std::vector<float> random_row(unsigned seed, std::size_t size, float spread) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, spread);
+  std::vector<float> row(size);
+  for (float& logit : row) logit = normal(random);
+  return row;
+}
+
+/// A sequence of `position` tokens, all 0.
+std::vector<TokenId> zeros(std::size_t position) { return std::vector<TokenId>(position, 0); }
+
+/// Chi-square statistic of 10^5 draws at consecutive seeds, and its degrees of freedom; cells below 5 are pooled.
+std::pair<double, int> chi_square(std::span<const float> row, const SamplingParams& params,
+                                  std::span<const TokenId> tokens) {
+  constexpr int kDraws = 100'000;
+  const auto p = naive::distribution(row, params, tokens);
+  std::vector<int> counts(row.size(), 0);
+  Sampler sampler;
+  for (int i = 0; i < kDraws; ++i) {
+    const auto seed = static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15u;
+    ++counts[static_cast<std::size_t>(sampler.sample({row, params, seed, tokens}))];
+  }
+  double statistic = 0.0;
+  double pooled_expected = 0.0;
+  int pooled_count = 0;
+  int cells = 0;
+  const auto add = [&](double expected, int count) {
+    statistic += (count - expected) * (count - expected) / expected;
+    ++cells;
+  };
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    const double expected = p[i] * kDraws;
+    EXPECT_TRUE(p[i] > 0.0 || counts[i] == 0) << "token " << i << " cannot be drawn";
+    if (expected >= 5.0) {
+      add(expected, counts[i]);
+    } else {
+      pooled_expected += expected;
+      pooled_count += counts[i];
+    }
+  }
+  if (pooled_expected >= 5.0) add(pooled_expected, pooled_count);
+  return {statistic, cells - 1};
+}
+
+TEST(Sampler, DrawsFollowTheExactDistribution) {
+  std::vector<SamplingParams> cases(5);
+  cases[1].temperature = 0.7;
+  cases[1].top_k = 40;
+  cases[1].top_p = 0.9;
+  cases[2].top_p = 0.8;
+  cases[3].min_p = 0.05;
+  cases[3].temperature = 1.5;
+  cases[4].repetition_penalty = 1.3;
+  cases[4].logit_bias = {{2, 1.5}};
+  const std::vector<float> row = random_row(11, 200, 1.5f);
+  const std::vector<TokenId> tokens{5, 6, 5, 150};
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const auto [statistic, freedom] = chi_square(row, cases[i], tokens);
+    ASSERT_GE(freedom, 5);
+    // Five standard deviations above the mean of the chi-square distribution.
+    EXPECT_LT(statistic, freedom + 5.0 * std::sqrt(2.0 * freedom)) << "case " << i;
+  }
+}
+
+TEST(Sampler, DrawsAtConsecutivePositionsFollowTheDistributionToo) {
+  const std::vector<float> row{std::log(0.1f), std::log(0.2f), std::log(0.3f), std::log(0.4f)};
+  SamplingParams params;
+  Sampler sampler;
+  std::vector<int> counts(4, 0);
+  const std::vector<TokenId> tokens = zeros(20'000);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    ++counts[static_cast<std::size_t>(sampler.sample({row, params, 42, std::span(tokens).first(i)}))];
+  }
+  double statistic = 0.0;
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double expected = 2000.0 * static_cast<double>(i + 1);
+    statistic += (counts[i] - expected) * (counts[i] - expected) / expected;
+  }
+  EXPECT_LT(statistic, 20.0);  // 3 degrees of freedom
+}
+
+TEST(Sampler, ATokenDependsOnSeedChoiceAndPositionAlone) {
+  const std::vector<float> row = random_row(12, 1000, 1.0f);
+  const std::vector<float> other = random_row(13, 3000, 1.0f);
+  SamplingParams params;
+  params.top_p = 0.95;
+  Sampler used;
+  std::map<TokenId, int> seen;
+  for (std::size_t position = 0; position < 50; ++position) {
+    used.sample({other, {}, 99, zeros(position)});  // leaves other things in the scratch memory
+    const TokenId token = used.sample({row, params, 5, zeros(position)});
+    Sampler fresh;
+    EXPECT_EQ(fresh.sample({row, params, 5, zeros(position)}), token);
+    ++seen[token];
+  }
+  EXPECT_GT(seen.size(), 20u);  // the position matters
+  std::map<TokenId, int> by_seed;
+  std::map<TokenId, int> by_choice;
+  for (std::uint32_t i = 0; i < 50; ++i) {
+    ++by_seed[used.sample({row, params, i, zeros(3)})];
+    SamplingParams choice = params;
+    choice.choice_index = i;
+    ++by_choice[used.sample({row, choice, 5, zeros(3)})];
+  }
+  EXPECT_GT(by_seed.size(), 20u);
+  EXPECT_GT(by_choice.size(), 20u);
+}
+
+TEST(Sampler, FiltersThatKeepEverythingChangeNothing) {
+  const std::vector<float> row = random_row(14, 500, 2.0f);
+  SamplingParams all;
+  all.top_k = 500;
+  Sampler sampler;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    EXPECT_EQ(sampler.sample({row, all, seed, zeros(1)}), sampler.sample({row, {}, seed, zeros(1)}));
+  }
+}
+
+TEST(Sampler, GreedyIsTheArgmaxAfterBiasAndPenalty) {
+  SamplingParams params;
+  params.temperature = 0.0;
+  params.top_k = 2;
+  params.top_p = 0.1;
+  Sampler sampler;
+  const std::vector<float> row{1.0f, 3.0f, 3.0f, 2.5f};
+  EXPECT_EQ(sampler.sample({row, params, 0, {}}), 1);
+  params.repetition_penalty = 1.1;
+  EXPECT_EQ(sampler.sample({row, params, 0, std::vector<TokenId>{1}}), 2);
+  params.repetition_penalty = 2.0;
+  EXPECT_EQ(sampler.sample({row, params, 0, std::vector<TokenId>{1, 2, 2}}), 3);
+  params.logit_bias = {{0, 10.0}};
+  EXPECT_EQ(sampler.sample({row, params, 0, std::vector<TokenId>{1, 2, 2}}), 0);
+}
+
+TEST(Sampler, NothingToDrawIsAnError) {
+  Sampler sampler;
+  const std::vector<float> row(4, -std::numeric_limits<float>::infinity());
+  EXPECT_THROW(sampler.sample({row, {}, 0, {}}), Error);
+}
+
+}  // namespace
+}  // namespace nb::sampling

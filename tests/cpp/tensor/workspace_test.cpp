@@ -1,0 +1,70 @@
+#include "tensor/workspace.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "tensor/device.h"
+#include "tensor/tensor.h"
+
+namespace nb {
+namespace {
+
+TEST(Workspace, GrowsOnceThenNeverAgain) {
+  Workspace workspace(CachingPool::create());
+  const auto step = [&] {
+    workspace.allocate(1000);
+    {
+      const Workspace::Scope scope(workspace);
+      workspace.allocate(50000);
+    }
+    workspace.allocate_array<float>(300);
+    workspace.reset();
+  };
+  step();
+  const std::size_t growths = workspace.num_growths(), high = workspace.high_water_bytes();
+  EXPECT_GE(high, 51000u);
+  for (int i = 0; i < 10; ++i) step();
+  EXPECT_EQ(workspace.num_growths(), growths);
+  EXPECT_EQ(workspace.high_water_bytes(), high);
+}
+
+TEST(Workspace, PiecesAreAlignedAndDisjointWithinAScope) {
+  Workspace workspace(CachingPool::create());
+  for (int round = 0; round < 2; ++round) {
+    std::byte* first = workspace.allocate(1);
+    std::byte* second = workspace.allocate(65);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(second) % 64, 0u);
+    EXPECT_TRUE(second >= first + 64 || first >= second + 128);
+    workspace.reset();
+  }
+  std::byte* outer = nullptr;
+  {
+    const Workspace::Scope scope(workspace);
+    outer = workspace.allocate(64);
+  }
+  EXPECT_EQ(workspace.allocate(64), outer);
+}
+
+TEST(Tensor, DescribesAndChecksShapes) {
+  float values[6] = {};
+  const Tensor tensor(values, DType::f32, {2, 3});
+  EXPECT_EQ(to_string(tensor), "f32[2, 3]");
+  EXPECT_EQ(tensor.dim(-1), 3);
+  EXPECT_NO_THROW(check_tensor(tensor, "x", DType::f32, {-1, 3}));
+  try {
+    check_tensor(tensor, "gate", DType::f32, {2, 4});
+    FAIL() << "a wrong shape passed";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "gate: expected f32[2, 4], got f32[2, 3]");
+  }
+  EXPECT_THROW(check_tensor(Tensor(), "gate", DType::f32, {2}), Error);
+  EXPECT_THROW(check_tensor(tensor, "gate", DType::bf16, {2, 3}), Error);
+}
+
+TEST(Device, IsNamed) {
+  EXPECT_EQ(to_string(Device{}), "cpu");
+  EXPECT_EQ(to_string(Device{DeviceKind::cuda, 1}), "cuda:1");
+}
+
+}  // namespace
+}  // namespace nb

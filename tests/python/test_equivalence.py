@@ -1,0 +1,65 @@
+"""The first promise, on real weights: a greedy answer has the same tokens however it is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import nanobraid as nb
+
+PARAGRAPH = (
+    "The harbour was quiet in the early morning. Fishing boats lay side by side, their nets drying on the quay, and a "
+    "smell of salt and tar hung in the air. An old man sat on a crate and mended a rope with slow, careful hands. "
+)
+PROMPTS = [
+    "The capital of France is",
+    "x",
+    PARAGRAPH + "He looked up when",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "日本の首都は",
+    PARAGRAPH * 4 + "In the evening",
+    "1 2 3 4 5 6 7 8 9 10 11",
+    "Once upon a time there was a " * 12,
+]
+PARAMS = nb.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def alone(llm: nb.LLM) -> list[list[int]]:
+    """Each prompt by itself, in slices of up to 512 tokens."""
+    return [llm.generate(prompt, PARAMS)[0].token_ids for prompt in PROMPTS]
+
+
+def test_in_a_batch_of_eight(llm: nb.LLM, alone: list[list[int]]) -> None:
+    assert [out.token_ids for out in llm.generate(PROMPTS, PARAMS)] == alone
+    reverse = [out.token_ids for out in llm.generate(PROMPTS[::-1], PARAMS)]
+    assert reverse[::-1] == alone
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 7, 64, 512])
+def test_with_the_prompt_in_slices(model_path: Path, alone: list[list[int]], max_batch_tokens: int) -> None:
+    with nb.LLM(model_path, num_threads=2, max_model_len=1024, max_batch_tokens=max_batch_tokens) as sliced:
+        for i in (0, 2, 5):
+            assert sliced.generate(PROMPTS[i], PARAMS)[0].token_ids == alone[i]
+        assert [out.token_ids for out in sliced.generate(PROMPTS, PARAMS)] == alone
+
+
+def test_logits_are_equal_to_the_last_bit(model_path: Path, llm: nb.LLM) -> None:
+    expected = llm.logits(PROMPTS[2])
+    with nb.LLM(model_path, num_threads=1, max_model_len=1024, max_batch_tokens=7) as sliced:
+        assert sliced.logits(PROMPTS[2]).tobytes() == expected.tobytes()
+
+
+def test_with_one_thread(model_path: Path, alone: list[list[int]]) -> None:
+    with nb.LLM(model_path, num_threads=1, max_model_len=1024) as single:
+        assert [out.token_ids for out in single.generate(PROMPTS, PARAMS)] == alone
+
+
+def test_sampled_tokens_depend_on_seed_and_position_only(model_path: Path, llm: nb.LLM) -> None:
+    params = [nb.SamplingParams(temperature=0.9, top_p=0.95, max_tokens=16, seed=i, ignore_eos=True) for i in range(8)]
+    together = [out.token_ids for out in llm.generate(PROMPTS, params)]
+    single = [llm.generate(prompt, p)[0].token_ids for prompt, p in zip(PROMPTS, params, strict=True)]
+    assert together == single
+    with nb.LLM(model_path, num_threads=1, max_model_len=1024, max_batch_tokens=7, max_num_seqs=3) as sliced:
+        assert [out.token_ids for out in sliced.generate(PROMPTS, params)] == single

@@ -4,6 +4,7 @@
 //
 // Prints the text as it comes, then where time and memory went. The order of things here is the life of a request:
 // file -> tokenizer and weights -> engine -> submit -> step until done -> text.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -47,6 +48,7 @@ int run(int argc, char** argv) {
   nb::text::TextStream stream(*tokenizer);
   nb::engine::RequestMetrics metrics;
   int num_tokens = 0;
+  int blocks_used = 0;
   double first_token_ms = 0.0;
   while (engine.has_work()) {
     for (const nb::engine::StepOutput& output : engine.step()) {
@@ -57,17 +59,18 @@ int run(int argc, char** argv) {
       num_tokens += static_cast<int>(output.token_ids.size());
       metrics = output.metrics;
     }
+    blocks_used = std::max(blocks_used, engine.stats().blocks_owned);
     std::fflush(stdout);
   }
   std::printf("%s\n", stream.finish().c_str());
 
   const nb::engine::EngineStats stats = engine.stats();
-  const auto kv_bytes = static_cast<double>(stats.kv_bytes);
+  const double kv_bytes = static_cast<double>(stats.kv_bytes) / stats.blocks_total * blocks_used;
   std::fprintf(stderr, "backend %s, %d threads, KV %s\n", model->backend().kernels->name, model->pool().num_threads(),
                nb::quant::to_string(*engine.options().kv_format));
   std::fprintf(stderr, "start to first token %.0f ms, then %.1f tokens/s (%d tokens)\n", first_token_ms,
                (num_tokens - 1) / (metrics.total_ms - metrics.ttft_ms) * 1e3, num_tokens);
-  std::fprintf(stderr, "file %.1f MiB, weights %.1f, KV reserved %.1f, workspace %.1f, peak resident %.1f MiB\n",
+  std::fprintf(stderr, "file %.1f MiB, weights %.1f, KV used %.1f, workspace %.1f, peak resident %.1f MiB\n",
                mib(file_bytes), mib(static_cast<double>(model->weights().bytes)), mib(kv_bytes),
                mib(static_cast<double>(stats.workspace_bytes)), mib(static_cast<double>(nb::memory_info().peak_rss_bytes)));
   return 0;

@@ -26,15 +26,14 @@ void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
 
 void add_run(const PlannedSequence& entry, int row_begin, model::StepInputs& inputs) {
   const int num_keys = entry.first + entry.count;
-  const auto blocks = entry.sequence->table.blocks().first(
-      static_cast<std::size_t>(kv::BlockTable::blocks_for(num_keys)));
+  const auto blocks =
+      entry.sequence->table.blocks().first(static_cast<std::size_t>(kv::BlockTable::blocks_for(num_keys)));
   inputs.segments.push_back({.row_begin = row_begin,
                              .row_count = entry.count,
                              .run_begin = static_cast<std::int32_t>(inputs.runs.size()),
                              .run_count = 1});
-  inputs.runs.push_back({.block_begin = static_cast<std::int32_t>(inputs.blocks.size()),
-                         .num_keys = num_keys,
-                         .position_offset = 0});
+  inputs.runs.push_back(
+      {.block_begin = static_cast<std::int32_t>(inputs.blocks.size()), .num_keys = num_keys, .position_offset = 0});
   inputs.blocks.insert(inputs.blocks.end(), blocks.begin(), blocks.end());
 }
 

@@ -22,13 +22,13 @@
 namespace nb::engine {
 
 struct EngineOptions {
-  std::optional<quant::KvFormat> kv_format;  ///< none: the model's default for its backend
-  int max_model_len = 0;                     ///< tokens of one sequence; 0 = as many as the model has positions
+  std::optional<quant::KvFormat> kv_format{};  ///< none: the model's default for its backend
+  int max_model_len = 0;                       ///< tokens of one sequence; 0 = as many as the model has positions
   int max_num_seqs = 16;
   int max_batch_tokens = 512;
   int max_waiting = 0;              ///< requests beyond max_num_seqs that may wait; 0 = any number
   std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
-  std::vector<TokenId> eos_ids;     ///< tokens that end a sequence, not included in its output
+  std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
 };
 
 /// What one step did for one request.

@@ -17,8 +17,8 @@ constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max() / 
 int choose_num_blocks(const KvBudget& budget) {
   NB_ASSERT(budget.block_bytes > 0 && budget.max_num_seqs > 0 && budget.max_model_len > 0);
   if (budget.kv_cache_bytes != 0) {
-    NB_CHECK(budget.kv_cache_bytes >= budget.block_bytes, invalid_argument, "kv_cache_bytes is ",
-             budget.kv_cache_bytes, "; one block of ", kBlockTokens, " tokens takes ", budget.block_bytes);
+    NB_CHECK(budget.kv_cache_bytes >= budget.block_bytes, invalid_argument, "kv_cache_bytes is ", budget.kv_cache_bytes,
+             "; one block of ", kBlockTokens, " tokens takes ", budget.block_bytes);
     return static_cast<int>(std::min(budget.kv_cache_bytes / budget.block_bytes, kMostBlocks));
   }
   const std::int64_t full_sequence = kv::BlockTable::blocks_for(budget.max_model_len);

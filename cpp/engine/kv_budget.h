@@ -10,7 +10,7 @@ namespace nb::engine {
 /// What the number of blocks follows from.
 struct KvBudget {
   std::int64_t block_bytes = 0;
-  std::int64_t kv_cache_bytes = 0;   ///< 0: enough for max_num_seqs full sequences, at most a quarter of available_bytes
+  std::int64_t kv_cache_bytes = 0;  ///< 0: enough for max_num_seqs full sequences, at most a quarter of available_bytes
   std::int64_t available_bytes = 0;  ///< of the machine; 0 = unknown, then no limit follows from it
   int max_num_seqs = 0;
   int max_model_len = 0;

@@ -11,10 +11,10 @@
 namespace nb::engine {
 
 struct Request {
-  std::vector<TokenId> prompt;
-  sampling::SamplingParams sampling;
+  std::vector<TokenId> prompt{};
+  sampling::SamplingParams sampling{};
   int max_tokens = 16;  ///< 0 only together with prompt_logprobs or prompt_logits
-  std::vector<TokenId> stop_token_ids;
+  std::vector<TokenId> stop_token_ids{};
   bool ignore_eos = false;       ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
   bool prompt_logprobs = false;  ///< log probability of every prompt token but the first
   bool prompt_logits = false;    ///< logits of every prompt position

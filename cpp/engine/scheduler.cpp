@@ -20,8 +20,8 @@ Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks) : limits_(li
 
 void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
   const int needed = kv::BlockTable::blocks_for(sequence->max_len);
-  NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ",
-           kBlockTokens, " tokens (prompt of ", sequence->num_prompt, " tokens, ", sequence->max_len,
+  NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ", kBlockTokens,
+           " tokens (prompt of ", sequence->num_prompt, " tokens, ", sequence->max_len,
            " with its output), the whole pool has ", pool_.num_blocks(), "; lower max_tokens or raise kv_cache_bytes");
   const int places = limits_.max_num_seqs + limits_.max_waiting;
   NB_CHECK(limits_.max_waiting == 0 || num_running() + num_waiting() < places, overloaded, num_running(),
@@ -75,8 +75,8 @@ void Scheduler::add(Sequence& sequence, int& budget) {
 /// is ever out of blocks. If the oldest does not fit, nobody younger overtakes it.
 bool Scheduler::admit_next() {
   if (num_running() == limits_.max_num_seqs) return false;
-  const auto oldest = std::find_if(waiting_.begin(), waiting_.end(),
-                                   [](const auto& sequence) { return !sequence->cancel_requested; });
+  const auto oldest =
+      std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) { return !sequence->cancel_requested; });
   if (oldest == waiting_.end()) return false;
   if (!(*oldest)->table.reserve(pool_, (*oldest)->max_len)) return false;
   (*oldest)->computed_len_ = 0;  // a cache hit will start further on

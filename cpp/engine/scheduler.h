@@ -82,8 +82,8 @@ class Scheduler {
 
   SchedulerLimits limits_;
   kv::BlockPool pool_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;    // in order of arrival
-  std::vector<std::unique_ptr<Sequence>> running_;   // in order of admission
+  std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
+  std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<std::unique_ptr<Sequence>> finished_;
   StepPlan plan_;
   std::vector<BlockId> fresh_blocks_;

@@ -38,9 +38,9 @@ StepShapes::Shape StepShapes::shape_of(const StepBatch& batch, int logits_rows) 
   }
   const int head_rows = static_cast<int>(inputs.logit_rows.size());
   const int last_group = head_rows % HeadRunner::kGroupRows;  // the only one that may be small
-  return {rows,   private_rows(rows), static_cast<int>(inputs.segments.size()), longest,
-          splits, row_splits,         std::min(head_rows, HeadRunner::kGroupRows),
-          private_rows(last_group),   logits_rows};
+  return {rows,       private_rows(rows), static_cast<int>(inputs.segments.size()),    longest,
+          splits,     row_splits,         std::min(head_rows, HeadRunner::kGroupRows), private_rows(last_group),
+          logits_rows};
 }
 
 }  // namespace nb::engine

@@ -94,7 +94,8 @@ std::string GgufFile::describe(const GgufValue& value, int max_items) const {
   const std::uint64_t shown = std::min<std::uint64_t>(value.count, static_cast<std::uint64_t>(std::max(max_items, 0)));
   const std::string out = "[" + items(value, shown);
   if (shown == value.count) return out + "]";
-  return out + (shown > 0 ? ", ... (" : "... (") + std::to_string(value.count) + " " + to_string(value.element_type) + ")]";
+  const std::string total = std::to_string(value.count) + " " + to_string(value.element_type);
+  return out + (shown > 0 ? ", ... (" : "... (") + total + ")]";
 }
 
 }  // namespace nb::io

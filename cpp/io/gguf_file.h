@@ -95,8 +95,7 @@ class GgufFile {
   void read(std::uint64_t offset, std::span<std::byte> out) const;
 
  private:
-  friend class GgufParser;  // gguf_file.cpp
-
+  void adopt_contents();
   const GgufValue* require(std::string_view key, bool optional) const;
   [[noreturn]] void fail_type(std::string_view key, const GgufValue& value, const char* wanted) const;
 

@@ -15,7 +15,7 @@
 namespace nb::model {
 
 struct ModelOptions {
-  std::string backend;         ///< "" = NANOBRAID_BACKEND or the fastest this machine can run
+  std::string backend = "";    ///< "" = NANOBRAID_BACKEND or the fastest this machine can run
   std::string dtype = "auto";  ///< activations entering matrix products: auto, int8, bf16, f32
   int num_threads = 0;         ///< 0 = every processor this process may use
 };

@@ -19,8 +19,7 @@ void validate(const SamplingParams& params, int vocab_size) {
   NB_CHECK(params.top_k >= -1, invalid_argument, "top_k must be >= 1, or -1 or 0 to keep all tokens, got ",
            params.top_k);
   NB_CHECK(params.top_p > 0.0 && params.top_p <= 1.0, invalid_argument, "top_p must be in (0, 1], got ", params.top_p);
-  NB_CHECK(params.min_p >= 0.0 && params.min_p <= 1.0, invalid_argument, "min_p must be in [0, 1], got ",
-           params.min_p);
+  NB_CHECK(params.min_p >= 0.0 && params.min_p <= 1.0, invalid_argument, "min_p must be in [0, 1], got ", params.min_p);
   NB_CHECK(params.repetition_penalty > 0.0 && std::isfinite(params.repetition_penalty), invalid_argument,
            "repetition_penalty must be a finite number > 0, got ", params.repetition_penalty);
   for (const LogitBias& entry : params.logit_bias) {

@@ -23,8 +23,8 @@ struct SamplingParams {
   double top_p = 1.0;                   ///< keep the most likely tokens up to this mass, the crossing one included
   double min_p = 0.0;                   ///< keep tokens at least this share as likely as the most likely one
   double repetition_penalty = 1.0;      ///< over distinct tokens of prompt and output; > 1 discourages them
-  std::vector<LogitBias> logit_bias;    ///< entries of one token add up
-  std::optional<std::uint64_t> seed;    ///< none: the engine takes a random one
+  std::vector<LogitBias> logit_bias{};  ///< entries of one token add up
+  std::optional<std::uint64_t> seed{};  ///< none: the engine takes a random one
   std::uint32_t choice_index = 0;       ///< which of several answers to one prompt this is
 };
 

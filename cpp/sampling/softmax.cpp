@@ -49,7 +49,7 @@ inline double exp_inline(double x) {
 
 inline double weight(double logit, double max) {
   const double x = logit - max;
-  const double bounded = x < 0.0 ? x : 0.0;              // +infinity counts as the maximum
+  const double bounded = x < 0.0 ? x : 0.0;               // +infinity counts as the maximum
   return exp_inline(logit == logit ? bounded : -1000.0);  // NaN weighs nothing
 }
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MAX_INT = 2**31 - 1
+_MAX_THREADS = 256
 _CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
 _DTYPES = ("auto", "int8", "bf16", "f32")
 _KV_DTYPES = ("auto", "bf16", "f32")
@@ -47,12 +48,13 @@ class LLM:
         dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default), ``bf16`` or
             ``f32``. The weights keep the format of the file.
         kv_dtype: Type of the stored keys and values: ``bf16``, or ``f32``; ``auto`` is bf16, and f32 on ``reference``.
-        num_threads: Threads of computation; None for one per physical core.
+        num_threads: Threads of computation; None for one per processor that this process may use.
         max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
         max_num_seqs: Most requests computed in one step.
         max_batch_tokens: Most tokens computed in one step; a longer prompt is computed in slices.
         max_waiting: Most requests that may wait; one more raises `OverloadedError`. None: no limit.
-        kv_cache_bytes: Memory for keys and values in bytes; None for a share of the free memory.
+        kv_cache_bytes: Memory for keys and values in bytes; None for what `max_num_seqs` full contexts need, but at
+            most a quarter of the memory available.
         enable_prefix_caching: Not available yet: True is refused, None and False are off.
         deterministic: Equal requests give equal tokens however they are batched. On CPU this always holds, so both
             values are accepted and give the same result.
@@ -97,7 +99,7 @@ class LLM:
             "max_waiting": _optional_size("max_waiting", max_waiting),
             "kv_cache_bytes": _optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
         }
-        threads = _optional_size("num_threads", num_threads, 4096)
+        threads = _optional_size("num_threads", num_threads, _MAX_THREADS)
         if enable_prefix_caching not in (None, False):
             raise UnsupportedError("enable_prefix_caching=True is not supported yet; leave it out")
         if deterministic not in (None, False, True):
@@ -450,7 +452,8 @@ def _require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
 
 def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:
     """The core's convention: 0 stands for its own default."""
-    return 0 if value is None else require_int(field, value, 1, high, "an integer >= 1, or None")
+    allowed = "an integer >= 1, or None" if high >= _MAX_INT else f"an integer in [1, {high}], or None"
+    return 0 if value is None else require_int(field, value, 1, high, allowed)
 
 
 def _backend_of(device: str) -> str:

@@ -141,6 +141,10 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise InvalidArgumentError(f"model must be a file or a name, got {model!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"model must be a file whose name is UTF-8, got {model!r}") from None
     path = Path(name).expanduser()
     try:
         mode = os.stat(path).st_mode

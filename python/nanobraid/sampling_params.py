@@ -59,7 +59,7 @@ class SamplingParams:
             equal tokens, alone or in any batch.
         ignore_eos: Go on after an end-of-sequence token (for measuring speed).
         stop_token_ids: Further tokens that end the text; like the end-of-sequence token they are not returned.
-        logit_bias: Added to the logits of the given token ids, at any temperature. Finite values.
+        logit_bias: Added to the logits of the given token ids, at any temperature. Values in [-100, 100].
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
@@ -122,5 +122,8 @@ class SamplingParams:
         bias: dict[int, float] = {}
         for key, value in self.logit_bias.items():
             token_id = require_int("logit_bias", key, 0, _MAX_INT, "keyed by token ids >= 0")
-            bias[token_id] = _require_float(f"logit_bias[{token_id}]", value, "a finite number")
+            allowed = "a number in [-100, 100]"
+            bias[token_id] = _require_float(f"logit_bias[{token_id}]", value, allowed)
+            if abs(bias[token_id]) > 100:
+                raise _refuse(f"logit_bias[{token_id}]", value, allowed)
         return bias

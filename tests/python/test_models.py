@@ -113,7 +113,7 @@ def test_a_cached_file_of_the_wrong_size_does_not_count(cache: Path, known: Know
         models.resolve(NAME)
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\0b"])
+@pytest.mark.parametrize("name", ["", " ", "a\0b", "caf\udce9.gguf"])
 def test_impossible_names(name: str) -> None:
     with pytest.raises(nb.InvalidArgumentError, match="model must be"):
         models.resolve(name)

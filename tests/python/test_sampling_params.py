@@ -64,6 +64,8 @@ def test_defaults_are_those_of_the_documents() -> None:
         ("logit_bias", {"a": 1.0}),
         ("logit_bias", {1: math.nan}),
         ("logit_bias", {1: math.inf}),
+        ("logit_bias", {1: 100.5}),
+        ("logit_bias", {1: -101}),
         ("logit_bias", [1]),
     ],
 )

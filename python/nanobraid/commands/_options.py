@@ -44,7 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
     group.add_argument("--kv-dtype", default="auto", help="keys and values: auto, bf16 or f32 (default: auto)")
-    group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per physical core")
+    group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per usable processor")
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest prompt plus answer (default: what the file states)"
     )
@@ -53,7 +53,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--max-batch-tokens", type=int, default=512, metavar="N", help="tokens in one step (default: 512)"
     )
     group.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: no limit)")
-    group.add_argument("--kv-cache-bytes", type=int, metavar="N", help="default: a share of the free memory")
+    group.add_argument(
+        "--kv-cache-bytes", type=int, metavar="N", help="for keys and values (default: at most a quarter of memory)"
+    )
 
 
 def add_sampling_options(

@@ -40,7 +40,7 @@ def _facts() -> dict[str, Any]:
         "nanobraid": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        **{f"build_{key}": value for key, value in build.items()},
+        **{key if key.startswith("build") else f"build_{key}": value or "none" for key, value in build.items()},
         "cpu_features": _core.cpu_features(),
         "backends": backends,
         "cuda": cuda,

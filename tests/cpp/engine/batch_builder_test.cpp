@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "fake_requests.h"
+#include "engine/fake_requests.h"
 
 namespace nb::engine {
 namespace {
@@ -89,7 +89,7 @@ TEST(BatchBuilder, AWarmBatchKeepsItsAddresses) {
   batch.reserve(32, 4, 40);
   const auto addresses = [&] {
     const auto& in = batch.inputs;
-    return std::vector<const void*>{in.token_ids.data(), in.positions.data(), in.key_positions.data(),
+    return std::vector<const void*>{in.token_ids.data(), in.positions.data(),  in.key_positions.data(),
                                     in.slots.data(),     in.logit_rows.data(), in.segments.data(),
                                     in.runs.data(),      in.blocks.data(),     batch.logit_uses.data()};
   };

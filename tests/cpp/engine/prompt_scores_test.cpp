@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "fake_requests.h"
+#include "engine/fake_requests.h"
 
 namespace nb::engine {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "fake_requests.h"
+#include "engine/fake_requests.h"
 
 namespace nb::engine {
 namespace {

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "fake_requests.h"
+#include "engine/fake_requests.h"
 
 namespace nb::engine {
 namespace {
@@ -298,7 +298,8 @@ class RandomRun {
     if (sequence.finish_reason == FinishReason::length) {
       EXPECT_EQ(sequence.len(), expected.max_len);
     }
-    for (int i = expected.num_prompt; i < sequence.len(); ++i) EXPECT_NE(sequence.tokens[static_cast<std::size_t>(i)], 0);
+    for (int i = expected.num_prompt; i < sequence.len(); ++i)
+      EXPECT_NE(sequence.tokens[static_cast<std::size_t>(i)], 0);
   }
 
   std::mt19937 random_;

@@ -4,8 +4,10 @@
 // Weights are packed in a given format for a given backend. For tests only.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -27,6 +29,7 @@ struct TinyModelOptions {
   int vocab_size = 320;
   int max_position_embeddings = 512;
   unsigned seed = 1;
+  int nan_token = -1;  ///< this embedding row is NaN (f32 format only): logits after it are NaN
 };
 
 inline ModelConfig tiny_config(const TinyModelOptions& options) {
@@ -55,7 +58,7 @@ class TinyWeights {
 
   ModelWeights build(const ModelConfig& config) {
     ModelWeights weights;
-    weights.embedding = pack({matrix(config.vocab_size, config.hidden_size)});
+    weights.embedding = pack({matrix(config.vocab_size, config.hidden_size, options_.nan_token)});
     weights.final_norm = vector(weights, config.hidden_size);
     for (int i = 0; i < config.num_layers; ++i) {
       LayerWeights layer;
@@ -64,9 +67,9 @@ class TinyWeights {
                         matrix(config.kv_size(), config.hidden_size)});
       layer.attention_out = pack({matrix(config.hidden_size, config.q_size())});
       layer.ffn_norm = vector(weights, config.hidden_size);
-      layer.gate_up = pack({matrix(config.intermediate_size, config.hidden_size),
-                            matrix(config.intermediate_size, config.hidden_size)},
-                           ops::Grouping::interleaved32);
+      layer.gate_up = pack(
+          {matrix(config.intermediate_size, config.hidden_size), matrix(config.intermediate_size, config.hidden_size)},
+          ops::Grouping::interleaved32);
       layer.down = pack({matrix(config.hidden_size, config.intermediate_size)});
       weights.layers.push_back(std::move(layer));
     }
@@ -74,13 +77,14 @@ class TinyWeights {
   }
 
  private:
-  ops::MatrixSource matrix(int rows, int cols) {
+  ops::MatrixSource matrix(int rows, int cols, int nan_row = -1) {
     const std::int64_t row_bytes = quant::row_bytes(options_.format, cols);
     auto bytes = std::make_shared<std::vector<std::uint8_t>>(static_cast<std::size_t>(rows * row_bytes));
     std::vector<float> row(static_cast<std::size_t>(cols));
     std::normal_distribution<float> normal(0.0f, 2.0f / std::sqrt(static_cast<float>(cols)));
     for (int r = 0; r < rows; ++r) {
       for (float& value : row) value = normal(random_);
+      if (r == nan_row) std::fill(row.begin(), row.end(), std::numeric_limits<float>::quiet_NaN());
       quant::pack_row(options_.format, row.data(), cols, bytes->data() + r * row_bytes);
     }
     return {.name = "tiny",

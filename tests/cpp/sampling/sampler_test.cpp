@@ -8,7 +8,7 @@
 #include <random>
 
 #include "base/error.h"
-#include "naive_sampler.h"
+#include "sampling/naive_sampler.h"
 
 namespace nb::sampling {
 namespace {

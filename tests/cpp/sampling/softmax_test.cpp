@@ -29,9 +29,9 @@ TEST(Softmax, WeightsHandleSpecialValuesAndTails) {
   std::vector<double> weights(logits.size());
   exp_weights(logits, 1.0f, weights);
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    const double expected = std::isnan(logits[i])          ? 0.0
-                            : logits[i] > 1.0f             ? 1.0
-                                                           : std::exp(static_cast<double>(logits[i]) - 1.0);
+    const double expected = std::isnan(logits[i]) ? 0.0
+                            : logits[i] > 1.0f    ? 1.0
+                                                  : std::exp(static_cast<double>(logits[i]) - 1.0);
     EXPECT_NEAR(weights[i], expected, 1e-15) << i;
   }
 }

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "naive_sampler.h"
+#include "sampling/naive_sampler.h"
 #include "sampling/softmax.h"
 
 namespace nb::sampling {
@@ -59,8 +59,8 @@ SamplingParams with(void (*set)(SamplingParams&)) {
 TEST(Stages, TableHasTheDocumentedOrder) {
   std::vector<std::string> names;
   for (const Stage& stage : stages()) names.emplace_back(stage.name);
-  EXPECT_EQ(names, (std::vector<std::string>{"logit_bias", "repetition_penalty", "temperature", "min_p", "top_k",
-                                             "top_p"}));
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"logit_bias", "repetition_penalty", "temperature", "min_p", "top_k", "top_p"}));
   for (const Stage& stage : stages()) EXPECT_FALSE(stage.active({})) << stage.name;  // defaults change nothing
 }
 

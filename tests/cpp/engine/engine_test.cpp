@@ -1,0 +1,316 @@
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <random>
+
+#include "base/error.h"
+#include "engine/engine_fixture.h"
+
+namespace nb::engine {
+namespace {
+
+using model::make_tiny_model;
+
+template <class Function>
+ErrorCode code_of(const Function& function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return ErrorCode::io;
+}
+
+TEST_P(EveryBackend, TokensAreTheSameAloneInABatchAndSliced) {
+  for (const quant::Format format : {quant::Format::q4_1, quant::Format::bf16}) {
+    const auto model = make_tiny_model({.backend = GetParam(), .format = format, .num_threads = 2});
+    std::vector<Request> requests = mixed_requests();
+    std::vector<int> slices = {7};
+    if (format == quant::Format::q4_1) slices = {1, 7, 64, 100};
+    if (GetParam() == "reference") {  // slow on purpose
+      requests.resize(5);
+      slices = {7};
+    }
+    Engine together(*model, {.max_num_seqs = 8});
+    const std::vector<Answer> expected = answer_all(together, requests);
+    for (const Answer& answer : expected) ASSERT_EQ(answer.tokens.size(), 12u);
+    EXPECT_NE(expected[0].tokens, expected[2].tokens);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      Engine alone(*model, {});
+      EXPECT_EQ(answer_one(alone, requests[i]).tokens, expected[i].tokens) << "request " << i;
+    }
+    for (const int slice : slices) {
+      Engine sliced(*model, {.max_num_seqs = 3, .max_batch_tokens = slice});
+      const std::vector<Answer> answers = answer_all(sliced, requests);
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(answers[i].tokens, expected[i].tokens) << "request " << i << ", slice " << slice;
+      }
+    }
+  }
+}
+
+// Slots, positions and blocks are right if reading the whole text at once predicts what was generated step by step.
+TEST_P(EveryBackend, ScoringTheAnswerPredictsTheAnswer) {
+  const auto model = make_tiny_model({.backend = GetParam(), .format = quant::Format::q8_0, .num_threads = 2});
+  Engine engine(*model, {.max_batch_tokens = 33});
+  const Request request = random_request(5, 70, 30);
+  const Answer answer = answer_one(engine, request);
+  ASSERT_EQ(answer.tokens.size(), 30u);
+  Request score = request;
+  score.prompt.insert(score.prompt.end(), answer.tokens.begin(), answer.tokens.end());
+  score.max_tokens = 0;
+  score.prompt_logits = true;
+  const Answer scored = answer_one(engine, score);
+  EXPECT_EQ(scored.finish_reason, FinishReason::length);
+  EXPECT_TRUE(scored.tokens.empty());
+  ASSERT_EQ(scored.prompt_logits.bytes(), 100u * 320u * sizeof(float));
+  for (std::size_t i = 0; i < 30; ++i) {
+    const float* row = scored.prompt_logits.as<float>() + (69 + i) * 320;
+    EXPECT_EQ(std::max_element(row, row + 320) - row, answer.tokens[i]) << "token " << i;
+  }
+}
+
+// Token 7 turns every logit after it into NaN, so that nothing can be drawn.
+TEST_P(EveryBackend, AFailedStepAbortsWhatRanAndNothingElse) {
+  const auto model = make_tiny_model({.backend = GetParam(), .nan_token = 7});
+  Engine engine(*model, {.max_num_seqs = 2});
+  Request good = random_request(1, 20, 6, 7);  // tokens below 7
+  const std::vector<TokenId> expected = answer_one(engine, good).tokens;
+  Request bad = random_request(2, 31, 6, 7);
+  bad.prompt.back() = 7;  // its keys and values are NaN, where `good` has masked positions
+  bad.sampling.temperature = 1.0;
+  const RequestId companion = engine.submit(good);
+  const RequestId failing = engine.submit(bad);
+  const RequestId waiting = engine.submit(good);
+  EXPECT_EQ(code_of([&] { engine.step(); }), ErrorCode::internal);
+  engine.check_invariants();
+  Answers answers;
+  add(answers, engine.step());
+  EXPECT_EQ(answers[failing].finish_reason, FinishReason::abort);
+  EXPECT_EQ(answers[companion].finish_reason, FinishReason::abort);
+  EXPECT_TRUE(answers[companion].tokens.empty());
+  drain(engine, answers);
+  EXPECT_EQ(answers[waiting].finish_reason, FinishReason::length);
+  EXPECT_EQ(answers[waiting].tokens, expected);  // the blocks that held NaN have been cleared
+  EXPECT_EQ(engine.stats().blocks_owned, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Engine, EveryBackend, testing::ValuesIn(ops::available_backends()), backend_test_name);
+
+TEST(Engine, SharesOneModelOverRandomArrivalsAndCancellations) {
+  const unsigned num_seeds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 300 : 10;
+  const auto model = make_tiny_model({.backend = "scalar", .format = quant::Format::q4_0});
+  Engine alone(*model, {});
+  const std::int64_t block_bytes = alone.stats().kv_bytes / alone.stats().blocks_total;
+  for (unsigned seed = 0; seed < num_seeds; ++seed) {
+    SCOPED_TRACE(concat("seed ", seed));
+    std::mt19937 random(seed);
+    const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+    Engine engine(
+        *model,
+        {.max_num_seqs = pick(1, 6), .max_batch_tokens = pick(1, 80), .kv_cache_bytes = block_bytes * pick(8, 30)});
+    std::map<RequestId, Request> requests;
+    std::map<RequestId, bool> cancelled;
+    Answers answers;
+    while (requests.size() < 12 || engine.has_work()) {
+      if (requests.size() < 12 && pick(0, 2) == 0) {
+        Request request = random_request(seed * 100 + static_cast<unsigned>(requests.size()), pick(1, 90), pick(1, 20));
+        request.sampling.temperature = pick(0, 1);
+        request.sampling.seed = seed;
+        requests[engine.submit(request)] = request;
+      }
+      if (!requests.empty() && pick(0, 30) == 0) {
+        const RequestId id = static_cast<RequestId>(pick(1, static_cast<int>(requests.size())));
+        cancelled[id] = true;
+        engine.cancel(id);
+      }
+      add(answers, engine.step());
+      engine.check_invariants();
+    }
+    EXPECT_EQ(engine.stats().blocks_owned, 0);
+    for (const auto& [id, request] : requests) {
+      if (answers[id].finish_reason == FinishReason::abort) {
+        EXPECT_TRUE(cancelled[id]);
+      } else {
+        EXPECT_EQ(answers[id].tokens, answer_one(alone, request).tokens) << "request " << id;
+      }
+    }
+  }
+}
+
+TEST(Engine, CancellationGivesBlocksBackWithinOneStep) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {.max_num_seqs = 2, .max_batch_tokens = 128});
+  const RequestId running = engine.submit(random_request(1, 100, 50));
+  engine.submit(random_request(2, 10, 5));
+  const RequestId waiting = engine.submit(random_request(3, 10, 5));
+  engine.step();
+  EXPECT_EQ(engine.stats().blocks_owned, 10 + 1);
+  EXPECT_EQ(engine.stats().waiting, 1);
+  engine.cancel(running);
+  engine.cancel(waiting);
+  engine.cancel(12345);
+  Answers answers;
+  add(answers, engine.step());
+  EXPECT_EQ(answers[running].finish_reason, FinishReason::abort);
+  EXPECT_EQ(answers[waiting].finish_reason, FinishReason::abort);
+  EXPECT_TRUE(answers[waiting].tokens.empty());
+  EXPECT_EQ(engine.stats().blocks_owned, 1);
+  engine.cancel(running);  // already gone
+  drain(engine, answers);
+  EXPECT_EQ(engine.stats().blocks_owned, 0);
+  EXPECT_EQ(answers.size(), 3u);
+}
+
+TEST(Engine, CancellingTheOnlyRequestStillReportsIt) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {});
+  const RequestId id = engine.submit(random_request(1, 10, 5));
+  engine.cancel(id);
+  EXPECT_TRUE(engine.has_work());
+  const auto outputs = engine.step();
+  ASSERT_EQ(outputs.size(), 1u);
+  EXPECT_EQ(outputs[0].finish_reason, FinishReason::abort);
+  EXPECT_FALSE(engine.has_work());
+  EXPECT_EQ(engine.stats().steps, 0);
+}
+
+TEST(Engine, StopsAtEndOfSequenceAndStopTokens) {
+  const auto model = make_tiny_model();
+  const Request request = random_request(9, 20, 12);
+  Engine plain(*model, {});
+  const std::vector<TokenId> all = answer_one(plain, request).tokens;
+  std::size_t at = 3;  // a token that has not occurred before
+  while (std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(at), all[at]) !=
+         all.begin() + static_cast<std::ptrdiff_t>(at)) {
+    ASSERT_LT(++at, all.size());
+  }
+  const std::vector<TokenId> before(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(at));
+
+  Engine with_eos(*model, {.eos_ids = {all[at]}});
+  Answer answer = answer_one(with_eos, request);
+  EXPECT_EQ(answer.tokens, before);
+  EXPECT_EQ(answer.finish_reason, FinishReason::stop);
+  Request ignoring = request;
+  ignoring.ignore_eos = true;
+  answer = answer_one(with_eos, ignoring);
+  EXPECT_EQ(answer.tokens, all);
+  EXPECT_EQ(answer.finish_reason, FinishReason::length);
+  ignoring.stop_token_ids = {all[at]};
+  EXPECT_EQ(answer_one(with_eos, ignoring).tokens, before);
+}
+
+TEST(Engine, TheContextLimitsOutput) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {.max_model_len = 20});
+  const Answer answer = answer_one(engine, random_request(1, 17, 100));
+  EXPECT_EQ(answer.tokens.size(), 3u);
+  EXPECT_EQ(answer.finish_reason, FinishReason::length);
+}
+
+TEST(Engine, APoolOfExactlyOneSequenceServesManyInTurn) {
+  const auto model = make_tiny_model();
+  Engine probe(*model, {});
+  const std::int64_t block_bytes = probe.stats().kv_bytes / probe.stats().blocks_total;
+  Engine engine(*model, {.kv_cache_bytes = 3 * block_bytes});
+  EXPECT_EQ(engine.stats().blocks_total, 3);
+  for (const Answer& answer : answer_all(engine, std::vector<Request>(4, random_request(1, 40, 8)))) {
+    EXPECT_EQ(answer.tokens.size(), 8u);
+  }
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 40, 9)); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code_of([&] { Engine none(*model, {.kv_cache_bytes = 1}); }), ErrorCode::invalid_argument);
+}
+
+TEST(Engine, SeedsDecideSampledText) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {});
+  Request request = random_request(1, 10, 20);
+  request.sampling.temperature = 1.0;
+  request.sampling.seed = 1;
+  const auto first = answer_one(engine, request).tokens;
+  EXPECT_EQ(answer_one(engine, request).tokens, first);
+  request.sampling.choice_index = 1;
+  EXPECT_NE(answer_one(engine, request).tokens, first);
+  request.sampling.choice_index = 0;
+  request.sampling.seed.reset();
+  EXPECT_NE(answer_one(engine, request).tokens, answer_one(engine, request).tokens);
+  request.sampling.top_k = 1;
+  Request greedy = request;
+  greedy.sampling.temperature = 0.0;
+  EXPECT_EQ(answer_one(engine, request).tokens, answer_one(engine, greedy).tokens);
+}
+
+TEST(Engine, RefusesBadInputAndStaysAsItWas) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {.max_model_len = 64, .max_num_seqs = 1, .max_waiting = 1});
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 0, 5)); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 64, 5)); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 5, 0)); }), ErrorCode::invalid_argument);
+  Request bad = random_request(1, 5, 5);
+  bad.prompt[2] = 320;
+  EXPECT_EQ(code_of([&] { engine.submit(bad); }), ErrorCode::invalid_argument);
+  EXPECT_FALSE(engine.has_work());
+  EXPECT_EQ(engine.submit(random_request(1, 5, 5)), 1u);
+  EXPECT_EQ(engine.submit(random_request(1, 5, 5)), 2u);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 5, 5)); }), ErrorCode::overloaded);
+  Answers answers;
+  drain(engine, answers);
+  EXPECT_EQ(answers.size(), 2u);
+}
+
+TEST(Engine, RefusesImpossibleOptions) {
+  const auto model = make_tiny_model({.max_position_embeddings = 100});
+  const auto refuse = [&](const EngineOptions& options) {
+    EXPECT_EQ(code_of([&] { Engine engine(*model, options); }), ErrorCode::invalid_argument);
+  };
+  refuse({.max_model_len = 101});
+  refuse({.max_model_len = -1});
+  refuse({.max_num_seqs = 0});
+  refuse({.max_batch_tokens = 0});
+  refuse({.max_waiting = -1});
+  refuse({.kv_cache_bytes = -1});
+  refuse({.eos_ids = {320}});
+  Engine engine(*model, {});
+  EXPECT_EQ(engine.options().max_model_len, 100);
+  EXPECT_EQ(engine.options().kv_format, quant::KvFormat::f32);
+}
+
+TEST(Engine, AWarmEngineAsksForNoMoreMemory) {
+  const auto model = make_tiny_model({.backend = "scalar", .format = quant::Format::q4_1, .num_threads = 2});
+  Engine engine(*model, {.max_num_seqs = 4});
+  std::vector<Request> requests = mixed_requests();
+  answer_all(engine, requests);
+  const auto growths = engine.stats().workspace_growths;
+  EXPECT_GT(growths, 0);
+  answer_all(engine, requests);
+  EXPECT_EQ(engine.stats().workspace_growths, growths);
+}
+
+TEST(Engine, CountsAndTimes) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {.max_batch_tokens = 8});
+  Request request = random_request(1, 20, 6);
+  request.prompt_logprobs = true;
+  const Answer answer = answer_one(engine, request);
+  EXPECT_EQ(answer.prompt_logprobs.size(), 19u);
+  EXPECT_LE(answer.metrics.queue_ms, answer.metrics.ttft_ms);
+  EXPECT_LT(answer.metrics.ttft_ms, answer.metrics.total_ms);
+  EXPECT_GE(answer.metrics.queue_ms, 0.0);
+  const EngineStats stats = engine.stats();
+  EXPECT_EQ(stats.steps, 3 + 5);
+  EXPECT_EQ(stats.prompt_tokens, 20);
+  EXPECT_EQ(stats.generated_tokens, 6);
+  EXPECT_EQ(stats.blocks_free, stats.blocks_total);
+  EXPECT_EQ(stats.running + stats.waiting, 0);
+  EXPECT_GT(stats.kv_bytes, 0);
+  EXPECT_GT(stats.workspace_bytes, 0);
+  EXPECT_GT(stats.forward_seconds, 0.0);
+  EXPECT_GT(stats.sample_seconds, 0.0);
+  EXPECT_GT(stats.plan_seconds, 0.0);
+}
+
+}  // namespace
+}  // namespace nb::engine

@@ -1,0 +1,41 @@
+#include "engine/step_shapes.h"
+
+#include <gtest/gtest.h>
+
+namespace nb::engine {
+namespace {
+
+/// One segment of `rows` rows that sees `keys` keys, with `logit_rows` rows for the head.
+StepBatch make_batch(int rows, int keys, int logit_rows) {
+  StepBatch batch;
+  batch.inputs.token_ids.assign(static_cast<std::size_t>(rows), 0);
+  batch.inputs.segments.push_back({.row_begin = 0, .row_count = rows, .run_begin = 0, .run_count = 1});
+  batch.inputs.runs.push_back({.block_begin = 0, .num_keys = keys, .position_offset = 0});
+  batch.inputs.logit_rows.assign(static_cast<std::size_t>(logit_rows), 0);
+  return batch;
+}
+
+TEST(StepShapes, OnlyAStepSmallerInEveryRespectIsCovered) {
+  StepShapes shapes;
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 300, 1), 0));
+  EXPECT_TRUE(shapes.seen_at_least(make_batch(100, 300, 1), 0));
+  EXPECT_TRUE(shapes.seen_at_least(make_batch(99, 120, 1), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(101, 300, 1), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 301, 1), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 300, 2), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 300, 1), 1));  // the logits of a row
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(8, 300, 1), 0));    // few rows are prepared once per thread
+  shapes.forget();
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(99, 120, 1), 0));
+}
+
+// Two steps, each larger in one respect, do not make room for a step as large as both.
+TEST(StepShapes, StepsAreNotMixed) {
+  StepShapes shapes;
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 100, 1), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(50, 500, 1), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 500, 1), 0));
+}
+
+}  // namespace
+}  // namespace nb::engine

@@ -1,0 +1,127 @@
+// loader.cpp, family.cpp, families/llama.cpp and config.cpp: what is read, and what is refused by name.
+#include "model/loader.h"
+
+#include <gtest/gtest.h>
+
+#include "io/expect_error.h"
+#include "model/naive_llama.h"
+
+namespace nb::model {
+namespace {
+
+using io::test::expect_error;
+using io::test::GgufBuilder;
+
+NaiveLlama tiny() {
+  NaiveLlama naive;
+  naive.fill();
+  return naive;
+}
+
+// Loads a file whose metadata are the tiny model's, changed by `change`, and whose tensors are right.
+template <class Change>
+ModelConfig config_with(const Change& change) {
+  const NaiveLlama naive = tiny();
+  GgufBuilder builder;
+  naive.describe(builder);
+  change(builder);
+  for (const std::string& name : naive.order) {
+    builder.tensor({.name = name, .dims = naive.dims.at(name), .type = 0, .data_bytes = naive.tensors.at(name).size() * 4});
+  }
+  const io::test::Bytes bytes = builder.build();
+  return read_config(io::GgufFile(bytes, "changed"));
+}
+
+TEST(ReadConfig, ReadsEveryFact) {
+  const NaiveLlama naive = tiny();
+  const io::test::Bytes bytes = naive.gguf();
+  const ModelConfig config = read_config(io::GgufFile(bytes, "tiny"));
+  EXPECT_EQ(config.architecture, "llama");
+  EXPECT_EQ(config.num_layers, 2);
+  EXPECT_EQ(config.hidden_size, 48);
+  EXPECT_EQ(config.num_heads, 4);
+  EXPECT_EQ(config.num_kv_heads, 2);
+  EXPECT_EQ(config.head_dim, 16);
+  EXPECT_EQ(config.intermediate_size, 80);
+  EXPECT_EQ(config.vocab_size, 70);
+  EXPECT_EQ(config.max_position_embeddings, 600);
+  EXPECT_FLOAT_EQ(config.rms_norm_eps, 1e-5f);
+  EXPECT_EQ(config.rope_theta, 5000.0);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  EXPECT_EQ(config.q_size(), 64);
+  EXPECT_EQ(config.kv_size(), 32);
+}
+
+TEST(ReadConfig, RefusesWhatTheDecoderHasNoBranchFor) {
+  expect_error(
+      ErrorCode::unsupported,
+      [] { config_with([](GgufBuilder& b) { b.number<std::uint32_t>("llama.expert_count", io::test::kU32, 8); }); },
+      "mixture-of-experts", "8");
+  expect_error(
+      ErrorCode::unsupported,
+      [] { config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "yarn"); }); }, "yarn");
+  expect_error(
+      ErrorCode::unsupported,
+      [] {
+        config_with([](GgufBuilder& b) { b.number<std::uint32_t>("llama.rope.dimension_count", io::test::kU32, 8); });
+      },
+      "8 of 16");
+  EXPECT_NO_THROW(config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "none"); }));
+}
+
+TEST(ReadConfig, RefusesUnknownArchitecturesByName) {
+  GgufBuilder builder;
+  builder.string("general.architecture", "mamba");
+  const io::test::Bytes bytes = builder.build();
+  expect_error(ErrorCode::unsupported, [&] { read_config(io::GgufFile(bytes, "other")); }, "mamba", "llama");
+}
+
+TEST(ReadConfig, NamesMissingKeys) {
+  GgufBuilder builder;
+  builder.string("general.architecture", "llama");
+  const io::test::Bytes bytes = builder.build();
+  expect_error(ErrorCode::format, [&] { read_config(io::GgufFile(bytes, "bare")); }, "llama.block_count");
+}
+
+TEST(Validate, RefusesInconsistentFacts) {
+  const NaiveLlama naive = tiny();
+  const io::test::Bytes bytes = naive.gguf();
+  const ModelConfig good = read_config(io::GgufFile(bytes, "tiny"));
+  const auto refuses = [&](auto change, const char* fact) {
+    ModelConfig config = good;
+    change(config);
+    expect_error(ErrorCode::format, [&] { validate(config); }, fact);
+  };
+  refuses([](ModelConfig& c) { c.num_layers = 0; }, "num_layers");
+  refuses([](ModelConfig& c) { c.vocab_size = 1 << 30; }, "vocab_size");
+  refuses([](ModelConfig& c) { c.num_kv_heads = 3; }, "3 KV heads");
+  refuses([](ModelConfig& c) { c.head_dim = 15; }, "head_dim");
+  refuses([](ModelConfig& c) { c.rms_norm_eps = -1.0f; }, "rms_norm_eps");
+  refuses([](ModelConfig& c) { c.rope_theta = 0.0; }, "rope_theta");
+}
+
+TEST(LoadModel, NamesMissingAndMisshapenTensors) {
+  const io::test::ScratchDir scratch;
+  NaiveLlama naive = tiny();
+  std::erase(naive.order, "blk.1.ffn_up.weight");
+  expect_error(ErrorCode::format, [&] { load_model(scratch.write("a.gguf", naive.gguf()), {}); },
+               "blk.1.ffn_up.weight");
+  naive = tiny();
+  naive.dims["blk.0.attn_k.weight"] = {32, 48};
+  expect_error(ErrorCode::format, [&] { load_model(scratch.write("b.gguf", naive.gguf()), {}); },
+               "blk.0.attn_k.weight", "[48, 32]", "[32, 48]");
+}
+
+TEST(LoadModel, RefusesBadOptions) {
+  const io::test::ScratchDir scratch;
+  const std::string path = scratch.write("tiny.gguf", tiny().gguf());
+  expect_error(ErrorCode::unsupported, [&] { load_model(path, {.backend = "tpu"}); }, "tpu");
+  expect_error(ErrorCode::invalid_argument, [&] { load_model(path, {.dtype = "int3"}); }, "int3");
+  expect_error(ErrorCode::invalid_argument, [&] { load_model(path, {.num_threads = 1000}); }, "1000");
+  expect_error(ErrorCode::io, [&] { load_model(scratch.path("nowhere.gguf"), {}); }, "nowhere.gguf");
+}
+
+TEST(Families, AreListed) { EXPECT_EQ(known_architectures(), std::vector<std::string>{"llama"}); }
+
+}  // namespace
+}  // namespace nb::model

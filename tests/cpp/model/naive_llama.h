@@ -1,0 +1,199 @@
+// A Llama-shaped model as one obvious loop in double, and the same model written as a GGUF file.
+//
+// The oracle of loader and decoder: no KV cache, no blocks, no packing, rows in Hugging Face order. The file stores Q
+// and K rows with interleaved rotary pairs, as GGUF does. Shares no code with the engine. For tests only.
+#pragma once
+
+#include <cmath>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "io/gguf_builder.h"
+#include "io/scratch_file.h"
+
+namespace nb::model {
+
+struct NaiveLlama {
+  int layers = 2, hidden = 48, heads = 4, kv_heads = 2, dim = 16, inner = 80, vocab = 70, context = 600;
+  bool tied = true;
+  double theta = 5000.0, eps = 1e-5;
+  std::map<std::string, std::vector<float>> tensors;       // by GGUF name, rows in Hugging Face order
+  std::map<std::string, std::vector<std::uint64_t>> dims;  // innermost first
+  std::vector<std::string> order;
+
+  void add(const std::string& name, int rows, int cols, double scale, double mean = 0.0) {
+    std::vector<float> values(static_cast<std::size_t>(rows * cols));
+    std::normal_distribution<float> normal(static_cast<float>(mean), static_cast<float>(scale));
+    for (float& value : values) value = normal(random_);
+    tensors[name] = values;
+    dims[name] = rows == 1 ? std::vector<std::uint64_t>{static_cast<std::uint64_t>(cols)}
+                           : std::vector<std::uint64_t>{static_cast<std::uint64_t>(cols), static_cast<std::uint64_t>(rows)};
+    order.push_back(name);
+  }
+
+  void fill() {
+    const double scale = 1.5 / std::sqrt(hidden);
+    add("token_embd.weight", vocab, hidden, 1.0);
+    add("output_norm.weight", 1, hidden, 0.1, 1.0);
+    if (!tied) add("output.weight", vocab, hidden, scale);
+    for (int i = 0; i < layers; ++i) {
+      const std::string prefix = "blk." + std::to_string(i) + ".";
+      add(prefix + "attn_norm.weight", 1, hidden, 0.1, 1.0);
+      add(prefix + "attn_q.weight", heads * dim, hidden, scale);
+      add(prefix + "attn_k.weight", kv_heads * dim, hidden, scale);
+      add(prefix + "attn_v.weight", kv_heads * dim, hidden, scale);
+      add(prefix + "attn_output.weight", hidden, heads * dim, scale);
+      add(prefix + "ffn_norm.weight", 1, hidden, 0.1, 1.0);
+      add(prefix + "ffn_gate.weight", inner, hidden, scale);
+      add(prefix + "ffn_up.weight", inner, hidden, scale);
+      add(prefix + "ffn_down.weight", hidden, inner, scale);
+    }
+  }
+
+  using Vector = std::vector<double>;
+
+  Vector multiply(const std::string& name, const Vector& x, int rows) const {
+    const std::vector<float>& w = tensors.at(name);
+    Vector out(static_cast<std::size_t>(rows), 0.0);
+    for (std::size_t r = 0; r < out.size(); ++r) {
+      for (std::size_t c = 0; c < x.size(); ++c) out[r] += static_cast<double>(w[r * x.size() + c]) * x[c];
+    }
+    return out;
+  }
+
+  Vector normalise(const std::string& name, const Vector& x) const {
+    double sum = 0.0;
+    for (double value : x) sum += value * value;
+    Vector out = x;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      out[i] *= static_cast<double>(tensors.at(name)[i]) / std::sqrt(sum / static_cast<double>(x.size()) + eps);
+    }
+    return out;
+  }
+
+  void rotate(Vector& x, int position) const {
+    const auto half = static_cast<std::size_t>(dim / 2), width = static_cast<std::size_t>(dim);
+    for (std::size_t head = 0; head < x.size(); head += width) {
+      for (std::size_t i = 0; i < half; ++i) {
+        const double angle = position * std::pow(theta, -2.0 * static_cast<double>(i) / dim);
+        const double a = x[head + i], b = x[head + half + i];
+        x[head + i] = a * std::cos(angle) - b * std::sin(angle);
+        x[head + half + i] = b * std::cos(angle) + a * std::sin(angle);
+      }
+    }
+  }
+
+  /// Logits of every position, [T][vocab].
+  std::vector<Vector> forward(const std::vector<int>& ids) const {
+    std::vector<Vector> x;
+    for (int id : ids) {
+      const float* row = tensors.at("token_embd.weight").data() + id * hidden;
+      x.emplace_back(row, row + hidden);
+    }
+    for (int i = 0; i < layers; ++i) {
+      const std::string prefix = "blk." + std::to_string(i) + ".";
+      std::vector<Vector> keys, values;
+      for (std::size_t t = 0; t < x.size(); ++t) {
+        const Vector normed = normalise(prefix + "attn_norm.weight", x[t]);
+        Vector q = multiply(prefix + "attn_q.weight", normed, heads * dim);
+        keys.push_back(multiply(prefix + "attn_k.weight", normed, kv_heads * dim));
+        values.push_back(multiply(prefix + "attn_v.weight", normed, kv_heads * dim));
+        rotate(q, static_cast<int>(t));
+        rotate(keys.back(), static_cast<int>(t));
+        add_to(x[t], multiply(prefix + "attn_output.weight", attend(q, keys, values), hidden));
+      }
+      for (Vector& row : x) {
+        const Vector normed = normalise(prefix + "ffn_norm.weight", row);
+        Vector gate = multiply(prefix + "ffn_gate.weight", normed, inner);
+        const Vector up = multiply(prefix + "ffn_up.weight", normed, inner);
+        for (std::size_t j = 0; j < gate.size(); ++j) gate[j] = gate[j] / (1.0 + std::exp(-gate[j])) * up[j];
+        add_to(row, multiply(prefix + "ffn_down.weight", gate, hidden));
+      }
+    }
+    std::vector<Vector> logits;
+    for (const Vector& row : x) {
+      logits.push_back(multiply(tied ? "token_embd.weight" : "output.weight", normalise("output_norm.weight", row), vocab));
+    }
+    return logits;
+  }
+
+  /// The model as a GGUF file in f32.
+  io::test::Bytes gguf() const {
+    using namespace io::test;
+    GgufBuilder builder;
+    describe(builder);
+    for (const std::string& name : order) {
+      builder.tensor({.name = name, .dims = dims.at(name), .type = 0, .data_bytes = tensors.at(name).size() * 4});
+    }
+    Bytes out = builder.header();
+    for (const std::string& name : order) {
+      out.resize((out.size() + 31) / 32 * 32);
+      for (float value : stored(name)) append(out, value);
+    }
+    return out;
+  }
+
+  /// The metadata; a test may add to it or leave keys out by writing its own.
+  void describe(io::test::GgufBuilder& builder) const {
+    using namespace io::test;
+    const auto number = [&](const std::string& key, int value) {
+      builder.number<std::uint32_t>("llama." + key, kU32, static_cast<std::uint32_t>(value));
+    };
+    builder.string("general.architecture", "llama");
+    number("block_count", layers);
+    number("embedding_length", hidden);
+    number("attention.head_count", heads);
+    number("attention.head_count_kv", kv_heads);
+    number("attention.key_length", dim);
+    number("feed_forward_length", inner);
+    number("context_length", context);
+    builder.number<float>("llama.attention.layer_norm_rms_epsilon", kF32, static_cast<float>(eps));
+    builder.number<float>("llama.rope.freq_base", kF32, static_cast<float>(theta));
+  }
+
+ private:
+  static void add_to(Vector& x, const Vector& y) {
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+  }
+
+  Vector attend(const Vector& q, const std::vector<Vector>& keys, const std::vector<Vector>& values) const {
+    Vector out(q.size(), 0.0);
+    for (int h = 0; h < heads; ++h) {
+      const auto at = static_cast<std::size_t>(h * dim), kv_at = static_cast<std::size_t>(h / (heads / kv_heads) * dim);
+      Vector weights;
+      double total = 0.0;
+      for (const Vector& key : keys) {
+        double score = 0.0;
+        for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) score += q[at + d] * key[kv_at + d];
+        weights.push_back(std::exp(score / std::sqrt(dim)));
+        total += weights.back();
+      }
+      for (std::size_t t = 0; t < keys.size(); ++t) {
+        for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) {
+          out[at + d] += weights[t] / total * values[t][kv_at + d];
+        }
+      }
+    }
+    return out;
+  }
+
+  // Q and K rows of each head as GGUF orders them: the two halves of the head interleaved.
+  std::vector<float> stored(const std::string& name) const {
+    std::vector<float> values = tensors.at(name);
+    if (name.find("attn_q.") == std::string::npos && name.find("attn_k.") == std::string::npos) return values;
+    const std::vector<float> source = values;
+    const int rows = static_cast<int>(source.size()) / hidden, half = dim / 2;
+    for (int row = 0; row < rows; ++row) {
+      const int head = row / dim, within = row % dim;
+      const int target = head * dim + within % half * 2 + within / half;
+      std::copy_n(source.begin() + row * hidden, hidden, values.begin() + target * hidden);
+    }
+    return values;
+  }
+
+  std::mt19937 random_{17};
+};
+
+}  // namespace nb::model

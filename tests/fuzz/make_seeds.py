@@ -1,0 +1,84 @@
+"""Writes the seeds of the gguf fuzz target: small valid files, one per feature. Usage: make_seeds.py FOLDER"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+U8, I32, F32, BOOL, STRING, ARRAY, U32, U64 = 0, 5, 6, 7, 8, 9, 4, 10
+SCALARS = {U8: "<B", I32: "<i", F32: "<f", BOOL: "<B", U32: "<I", U64: "<Q"}
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def scalar(kind: int, value: object) -> bytes:
+    return text(str(value)) if kind == STRING else struct.pack(SCALARS[kind], value)
+
+
+def entry(key: str, kind: int, value: object) -> bytes:
+    return text(key) + struct.pack("<I", kind) + scalar(kind, value)
+
+
+def array(key: str, kind: int, values: list[object]) -> bytes:
+    head = text(key) + struct.pack("<IIQ", ARRAY, kind, len(values))
+    return head + b"".join(scalar(kind, value) for value in values)
+
+
+Tensor = tuple[str, list[int], int, int]  # name, dims, type, bytes of data
+
+
+def gguf(entries: list[bytes], tensors: list[Tensor], version: int = 3, align: int = 32) -> bytes:
+    out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries)) + b"".join(entries)
+    offset = 0
+    for name, dims, kind, size in tensors:
+        out += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+        offset += -(-size // align) * align
+    for _, _, _, size in tensors:
+        out += b"\0" * (-len(out) % align) + bytes(i % 256 for i in range(size))
+    return out
+
+
+def seeds() -> dict[str, bytes]:
+    tokenizer = [
+        entry("tokenizer.ggml.model", STRING, "gpt2"),
+        entry("tokenizer.ggml.pre", STRING, "smollm"),
+        array("tokenizer.ggml.tokens", STRING, ["<u>", "a", "b", "ab", "Ġ"]),
+        array("tokenizer.ggml.token_type", I32, [3, 1, 1, 1, 1]),
+        array("tokenizer.ggml.merges", STRING, ["a b"]),
+        entry("tokenizer.ggml.bos_token_id", U32, 0),
+        entry("tokenizer.ggml.eos_token_id", U32, 0),
+        entry("tokenizer.ggml.add_bos_token", BOOL, 1),
+        entry("tokenizer.chat_template", STRING, "{{ messages }}"),
+    ]
+    facts = [entry("general.architecture", STRING, "llama"), entry("n", U32, 1), entry("eps", F32, 1e-5)]
+    tensors = [("a", [8], 0, 32), ("b", [32, 2], 2, 36), ("c", [32], 3, 20), ("d", [32], 8, 34), ("e", [256], 12, 144)]
+    wide = [
+        entry("general.alignment", U32, 64),
+        entry("n", U64, 2**63),
+        array("flags", BOOL, [0, 1]),
+        array("none", U8, []),
+    ]
+    return {
+        "empty": gguf([], []),
+        "version2": gguf(facts, tensors[:1], version=2),
+        "tokenizer": gguf(tokenizer, []),
+        "tensors": gguf(facts, tensors),
+        "aligned": gguf(wide, tensors[:2], align=64),
+        "dims": gguf([], [("x", [2, 3, 2, 1], 1, 24), ("y", [4], 99, 16)]),
+    }
+
+
+def main() -> int:
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in seeds().items():
+        (folder / name).write_bytes(data)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

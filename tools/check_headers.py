@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Checks that every header under cpp/ compiles alone. Prints the compiler's first error for each that does not; exit 1.
+
+Exempt, because they are no headers of their own: the fragments under cpp/ops/cpu/isa/ that are compiled as part of
+kernels_<isa>.cpp, inside its unnamed namespace. Their leading comment says so, and some kernels_*.cpp reaches them.
+
+Usage: check_headers.py [--root DIR] [--jobs N]        The compiler is $CXX, or g++.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ISA = Path("cpp/ops/cpu/isa")
+FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+
+
+def fragments(root: Path) -> set[Path]:
+    """Headers that the kernel files reach and that say they are part of them."""
+    reached: set[Path] = set()
+    waiting = list((root / ISA).glob("kernels_*.cpp"))
+    while waiting:
+        path = waiting.pop()
+        for target in INCLUDE.findall(path.read_text(encoding="utf-8")):
+            for header in (path.parent / target, root / "cpp" / target):
+                if header.is_file() and header not in reached and header.parent == root / ISA:
+                    reached.add(header)
+                    waiting.append(header)
+    return {header for header in reached if "kernels_<isa>.cpp" in leading_comment(header)}
+
+
+def leading_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("//")), len(lines))
+    return "\n".join(lines[:end])
+
+
+def compile_alone(header: Path, root: Path) -> str | None:
+    """The first error, or None. The header is force-included into an empty file, as a real includer would see it."""
+    command = [os.environ.get("CXX", "g++"), *FLAGS, "-I", str(root / "cpp"), "-include", str(header)]
+    result = subprocess.run([*command, "-x", "c++", os.devnull], capture_output=True, text=True, check=False)
+    if result.returncode == 0:
+        return None
+    errors = [line for line in result.stderr.splitlines() if "error" in line]
+    return (errors or result.stderr.splitlines() or ["compiler failed"])[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    root = args.root.resolve()
+    headers = sorted(set((root / "cpp").rglob("*.h")) - fragments(root))
+    if not headers:
+        print(f"{root}: no headers under cpp/")
+        return 1
+    with ThreadPoolExecutor(args.jobs) as pool:
+        errors = list(pool.map(lambda header: compile_alone(header, root), headers))
+    bad = [f"{header.relative_to(root)}: {error}" for header, error in zip(headers, errors, strict=True) if error]
+    print("\n".join(bad) if bad else f"headers: ok ({len(headers)} compiled alone)")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -65,8 +65,9 @@ def objection(module: str, included: str) -> str | None:
         return "nobody includes cuda"
     if included in FORBIDDEN.get(module, set()):
         return f"{module} does not include {included}"
-    if module in ONLY and included not in ONLY[module]:
-        return f"{module} includes only {', '.join(sorted(ONLY[module]))}"
+    if module in ONLY:
+        only = ONLY[module]
+        return None if included in only else f"{module} includes only {', '.join(sorted(only))}"
     if LAYERS[included] >= LAYERS[module]:
         return f"{module} is layer {LAYERS[module]}, {included} is layer {LAYERS[included]}"
     return None

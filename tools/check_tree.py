@@ -32,21 +32,25 @@ COVERED_BY = {
     "cpp/base/env.cpp": "tests/cpp/base/base_test.cpp",
     "cpp/base/error.cpp": "tests/cpp/base/base_test.cpp",
     "cpp/base/log.cpp": "tests/cpp/base/base_test.cpp",
+    "cpp/model/config.cpp": "tests/cpp/model/loader_test.cpp",
     "cpp/model/families/llama.cpp": "tests/cpp/model/loader_test.cpp",
+    "cpp/model/family.cpp": "tests/cpp/model/loader_test.cpp",
+    "cpp/model/model.cpp": "tests/cpp/model/decoder_test.cpp",
     "cpp/ops/backends.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx2.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx512.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_scalar.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/reference/reference.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/linear_weight.cpp": "tests/cpp/ops/linear_test.cpp",
+    "cpp/quant/kv_format.cpp": "tests/cpp/quant/format_test.cpp",
     "cpp/text/unicode_tables.cpp": "tests/cpp/text/unicode_test.cpp",
 }
 
 # Written in pieces, so that this file does not find itself.
-UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
-MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:ro" r"ot|ho" r"me|wo" r"rk|Us" r"ers|mn" r"t)/[\w.]")
-FORBIDDEN_FLAG = re.compile(r"-ffast" r"-math|-Of" r"ast|-funsafe" r"-math|use_fast" r"_math|-fassociative" r"-math")
-GETENV = re.compile(r"\b(?:secure_)?get" r"env\s*\(")
+UNFINISHED = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
+MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:ro" + r"ot|ho" + r"me|wo" + r"rk|Us" + r"ers|mn" + r"t)/[\w.]")
+FORBIDDEN_FLAG = re.compile(r"-f(?:fast|unsafe|associative)-math|-Of" + r"ast|use_fast" + r"_math")
+GETENV = re.compile(r"\b(?:secure_)?getenv\s*\(")
 MIN_COMMENT_LINES = 3
 
 

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -28,7 +29,7 @@ std::atomic<LogLevel>& level_cell() {
 
 struct SinkCell {
   std::mutex mutex;
-  LogSink sink;
+  std::shared_ptr<const LogSink> sink;
 };
 
 SinkCell& sink_cell() {
@@ -59,16 +60,22 @@ LogLevel parse_log_level(const std::string& name) {
 }
 
 void set_log_sink(LogSink sink) {
+  auto next = sink ? std::make_shared<const LogSink>(std::move(sink)) : nullptr;
   SinkCell& cell = sink_cell();
   const std::lock_guard lock(cell.mutex);
-  cell.sink = std::move(sink);
+  cell.sink.swap(next);
 }
 
 void write_log(LogLevel level, const std::string& line) {
-  SinkCell& cell = sink_cell();
-  const std::lock_guard lock(cell.mutex);
-  if (cell.sink) {
-    cell.sink(level, line);
+  std::shared_ptr<const LogSink> sink;
+  {
+    SinkCell& cell = sink_cell();
+    const std::lock_guard lock(cell.mutex);
+    sink = cell.sink;
+  }
+  // Called without the lock: a sink may wait for a lock (Python's) whose holder is about to log.
+  if (sink) {
+    (*sink)(level, line);
   } else {
     std::fprintf(stderr, "nanobraid %s: %s\n", level_name(level), line.c_str());
   }

@@ -1,6 +1,6 @@
 // Log lines with a level, sent to one sink (stderr by default, Python's logging when the package is loaded).
 //
-// Not for user-facing output. Any thread may log; the sink is called under a lock.
+// Not for user-facing output. Any thread may log; the sink may be called from several threads at once.
 #pragma once
 
 #include <functional>

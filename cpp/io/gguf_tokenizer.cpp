@@ -33,7 +33,8 @@ std::vector<text::TokenType> read_types(const GgufFile& file, std::size_t num_to
 TokenId read_id(const GgufFile& file, const char* key, std::size_t num_tokens) {
   if (!file.has(key)) return -1;
   const std::int64_t id = file.i64(key);
-  NB_CHECK(id >= 0 && static_cast<std::uint64_t>(id) < num_tokens, format, file.path(), ": key ", key, " is ", id,
+  // A negative id becomes a large number.
+  NB_CHECK(static_cast<std::uint64_t>(id) < num_tokens, format, file.path(), ": key ", key, " is ", id,
            ", outside the vocabulary of ", num_tokens, " tokens");
   return static_cast<TokenId>(id);
 }

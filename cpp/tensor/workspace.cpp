@@ -9,12 +9,14 @@ namespace nb {
 std::byte* Workspace::allocate(std::size_t bytes) {
   const std::size_t size = round_up(std::max<std::size_t>(bytes, 1), kBufferAlignment);
   const std::size_t begin = used_;
-  used_ += size;
+  const bool overflows = begin + size > arena_.bytes();
+  if (overflows) {
+    overflow_.push_back(pool_->allocate(size));  // may throw: nothing has changed yet
+    ++num_growths_;
+  }
+  used_ = begin + size;
   high_water_ = std::max(high_water_, used_);
-  if (used_ <= arena_.bytes()) return arena_.data() + begin;
-  ++num_growths_;
-  overflow_.push_back(pool_->allocate(size));
-  return overflow_.back().data();
+  return overflows ? overflow_.back().data() : arena_.data() + begin;
 }
 
 void Workspace::reset() {

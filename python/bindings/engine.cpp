@@ -185,7 +185,8 @@ void bind_engine(py::module_& module) {
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
            py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false)
-      .def("cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"))
+      .def("cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
+           py::call_guard<py::gil_scoped_release>())
       .def("step", &step)
       .def("has_work", [](const ModelEngine& self) { return self.engine.has_work(); })
       .def("stats", &stats_of)

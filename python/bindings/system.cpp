@@ -71,14 +71,12 @@ py::dict inspect_file(const std::string& path) {
   const auto file = open_model_file(path);
   py::list metadata, tensors;
   for (const auto& [key, value] : file->metadata()) {
-    const std::string text = file->describe(value, 8);
-    metadata.append(py::make_tuple(std::string(key), type_of(value),
-                                   py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
-                                       text.data(), static_cast<Py_ssize_t>(text.size()), "replace"))));
+    metadata.append(py::make_tuple(text_or_replacement(key), type_of(value),
+                                   text_or_replacement(file->describe(value, 8))));
   }
   for (const io::GgufTensor& tensor : file->tensors()) {
     const std::vector<std::uint64_t> shape(tensor.dims.rbegin(), tensor.dims.rend());
-    tensors.append(py::make_tuple(std::string(tensor.name),
+    tensors.append(py::make_tuple(text_or_replacement(tensor.name),
                                   io::gguf_tensor_type_name(tensor.type), shape, tensor.bytes));
   }
   py::dict out;

@@ -41,17 +41,10 @@ std::string decode(const FileTokenizer& self, const std::vector<TokenId>& ids, b
   return self.tokenizer->decode(ids, skip_special);
 }
 
-// Spelled tokens may hold any bytes; Python strings may not.
-py::str text_of(const text::Tokenizer& tokenizer, TokenId id) {
-  const std::string spelled = tokenizer.token_text(id);
-  return py::reinterpret_steal<py::str>(
-      PyUnicode_DecodeUTF8(spelled.data(), static_cast<Py_ssize_t>(spelled.size()), "replace"));
-}
-
 py::dict special_tokens(const FileTokenizer& self) {
   py::dict out;
   for (TokenId id = 0; id < self.tokenizer->vocab_size(); ++id) {
-    if (self.tokenizer->is_special(id)) out[text_of(*self.tokenizer, id)] = id;
+    if (self.tokenizer->is_special(id)) out[text_or_replacement(self.tokenizer->token_text(id))] = id;
   }
   return out;
 }
@@ -74,7 +67,7 @@ void bind_text(py::module_& module) {
       .def_property_readonly("special_tokens", &special_tokens)
       .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false)
       .def("decode", &decode, py::arg("token_ids"), py::arg("skip_special_tokens") = true)
-      .def("token_text", [](const FileTokenizer& self, TokenId id) { return text_of(*self.tokenizer, id); },
+      .def("token_text", [](const FileTokenizer& self, TokenId id) { return text_or_replacement(self.tokenizer->token_text(id)); },
            py::arg("token_id"))
       .def("find_token",
            [](const FileTokenizer& self, const std::string& spelled) { return self.tokenizer->find_token(spelled); },

@@ -45,6 +45,15 @@ TEST(Workspace, PiecesAreAlignedAndDisjointWithinAScope) {
   EXPECT_EQ(workspace.allocate(64), outer);
 }
 
+TEST(Workspace, AFailedAllocationLeavesItUsable) {
+  Workspace workspace(CachingPool::create());
+  workspace.allocate(100);
+  EXPECT_THROW(workspace.allocate(std::size_t{1} << 50), Error);
+  EXPECT_LT(workspace.high_water_bytes(), 1000u);
+  workspace.reset();
+  EXPECT_NE(workspace.allocate(100), nullptr);
+}
+
 TEST(Tensor, DescribesAndChecksShapes) {
   float values[6] = {};
   const Tensor tensor(values, DType::f32, {2, 3});

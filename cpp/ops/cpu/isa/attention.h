@@ -264,7 +264,7 @@ inline void begin_totals(const ColumnTile& tile, int dim, ColumnScratch& s) {
 inline void write_column(const AttentionArgs& a, int row, int head, const SplitState& total, const float* acc) {
   const int dim = a.kv.head_dim;
   float* out = a.out + row * a.out_stride + head * dim;
-  const F inverse = f_set1(total.sum > 0.0f ? 1.0f / total.sum : 0.0f);
+  const F inverse = f_set1(total.sum == 0.0f ? 0.0f : 1.0f / total.sum);
   for (int d = 0; d < dim; d += kLanes) f_store(out + d, f_load(acc + d) * inverse);
 }
 

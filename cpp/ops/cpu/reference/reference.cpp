@@ -226,7 +226,7 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
   }
   float* out = a.out + t * a.out_stride + head * dim;
   for (int d = 0; d < dim; ++d) {
-    out[d] = total > 0.0 ? static_cast<float>(result[static_cast<size_t>(d)] / total) : 0.0f;
+    out[d] = total == 0.0 ? 0.0f : static_cast<float>(result[static_cast<size_t>(d)] / total);
   }
 }
 

@@ -44,7 +44,7 @@ std::string scalar(GgufType type, const std::byte* at) {
 std::string escaped(char32_t character, std::string_view bytes, bool valid) {
   static constexpr char kHex[] = "0123456789abcdef";
   if (valid && character == '\n') return "\\n";
-  if (valid && (character == '"' || character == '\\')) return "\\" + std::string(bytes);
+  if (valid && (character == '"' || character == '\\')) return {'\\', bytes[0]};
   if (valid && character >= 0x20 && (character < 0x7f || character > 0x9f)) return std::string(bytes);
   std::string out;
   for (const char byte : bytes) {
@@ -92,10 +92,13 @@ std::string GgufFile::describe(const GgufValue& value, int max_items) const {
   }
   if (value.type != GgufType::array) return scalar(value.type, value.bytes.data());
   const std::uint64_t shown = std::min<std::uint64_t>(value.count, static_cast<std::uint64_t>(std::max(max_items, 0)));
-  const std::string out = "[" + items(value, shown);
-  if (shown == value.count) return out + "]";
-  const std::string total = std::to_string(value.count) + " " + to_string(value.element_type);
-  return out + (shown > 0 ? ", ... (" : "... (") + total + ")]";
+  std::string out = "[";
+  out += items(value, shown);
+  if (shown < value.count) {
+    out += shown > 0 ? ", ... (" : "... (";
+    out += std::to_string(value.count) + " " + to_string(value.element_type) + ")";
+  }
+  return out + "]";
 }
 
 }  // namespace nb::io

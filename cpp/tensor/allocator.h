@@ -53,8 +53,8 @@ struct AllocatorStats {
 /// is returned to the system when the arena and every Buffer from it are gone.
 class HostArena : public std::enable_shared_from_this<HostArena> {
  public:
-  /// Regions are at least `region_bytes` long (rounded up to 2 MB).
-  static std::shared_ptr<HostArena> create(std::size_t region_bytes = 8 * kHugePageBytes);
+  /// Regions are at least `region_bytes` long (rounded up to 2 MB). What is not used of one is not resident.
+  static std::shared_ptr<HostArena> create(std::size_t region_bytes = 64 * kHugePageBytes);
   ~HostArena();
   HostArena(const HostArena&) = delete;
   HostArena& operator=(const HostArena&) = delete;

@@ -72,7 +72,8 @@ int run(int argc, char** argv) {
                (num_tokens - 1) / (metrics.total_ms - metrics.ttft_ms) * 1e3, num_tokens);
   std::fprintf(stderr, "file %.1f MiB, weights %.1f, KV used %.1f, workspace %.1f, peak resident %.1f MiB\n",
                mib(file_bytes), mib(static_cast<double>(model->weights().bytes)), mib(kv_bytes),
-               mib(static_cast<double>(stats.workspace_bytes)), mib(static_cast<double>(nb::memory_info().peak_rss_bytes)));
+               mib(static_cast<double>(stats.workspace_bytes)),
+               mib(static_cast<double>(nb::memory_info().peak_rss_bytes)));
   return 0;
 }
 

@@ -14,11 +14,16 @@ enum class DType : std::uint8_t { f32, bf16, f16, i8, i32 };
 /// Bytes of one element.
 constexpr std::size_t dtype_bytes(DType type) {
   switch (type) {
-    case DType::f32: return 4;
-    case DType::bf16: return 2;
-    case DType::f16: return 2;
-    case DType::i8: return 1;
-    case DType::i32: return 4;
+    case DType::f32:
+      return 4;
+    case DType::bf16:
+      return 2;
+    case DType::f16:
+      return 2;
+    case DType::i8:
+      return 1;
+    case DType::i32:
+      return 4;
   }
   return 0;
 }

@@ -53,9 +53,10 @@ template <class... Pieces>
 }  // namespace nb
 
 /// Throws an `Error` with code `nb::ErrorCode::code_name` unless `condition` holds.
-#define NB_CHECK(condition, code_name, ...)                                           \
-  do {                                                                                \
-    if (!(condition)) [[unlikely]] ::nb::fail(::nb::ErrorCode::code_name, __VA_ARGS__); \
+#define NB_CHECK(condition, code_name, ...)                \
+  do {                                                     \
+    if (!(condition)) [[unlikely]]                         \
+      ::nb::fail(::nb::ErrorCode::code_name, __VA_ARGS__); \
   } while (false)
 
 /// Checks an invariant of nanobraid itself in every build type; failing is a bug.

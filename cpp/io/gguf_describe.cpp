@@ -26,18 +26,30 @@ std::string number(const std::byte* at) {
 
 std::string scalar(GgufType type, const std::byte* at) {
   switch (type) {
-    case GgufType::u8: return number<std::uint8_t>(at);
-    case GgufType::i8: return number<std::int8_t>(at);
-    case GgufType::u16: return number<std::uint16_t>(at);
-    case GgufType::i16: return number<std::int16_t>(at);
-    case GgufType::u32: return number<std::uint32_t>(at);
-    case GgufType::i32: return number<std::int32_t>(at);
-    case GgufType::f32: return number<float>(at);
-    case GgufType::boolean: return *at != std::byte{0} ? "true" : "false";
-    case GgufType::u64: return number<std::uint64_t>(at);
-    case GgufType::i64: return number<std::int64_t>(at);
-    case GgufType::f64: return number<double>(at);
-    default: return "?";
+    case GgufType::u8:
+      return number<std::uint8_t>(at);
+    case GgufType::i8:
+      return number<std::int8_t>(at);
+    case GgufType::u16:
+      return number<std::uint16_t>(at);
+    case GgufType::i16:
+      return number<std::int16_t>(at);
+    case GgufType::u32:
+      return number<std::uint32_t>(at);
+    case GgufType::i32:
+      return number<std::int32_t>(at);
+    case GgufType::f32:
+      return number<float>(at);
+    case GgufType::boolean:
+      return *at != std::byte{0} ? "true" : "false";
+    case GgufType::u64:
+      return number<std::uint64_t>(at);
+    case GgufType::i64:
+      return number<std::int64_t>(at);
+    case GgufType::f64:
+      return number<double>(at);
+    default:
+      return "?";
   }
 }
 

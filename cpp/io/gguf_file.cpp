@@ -35,8 +35,10 @@ bool is_integer(GgufType type) {
     case GgufType::u32:
     case GgufType::i32:
     case GgufType::u64:
-    case GgufType::i64: return true;
-    default: return false;
+    case GgufType::i64:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -47,18 +49,24 @@ struct WideInteger {
 };
 
 WideInteger load_integer(GgufType type, const std::byte* at) {
-  const auto from_signed = [](std::int64_t value) {
-    return WideInteger{static_cast<std::uint64_t>(value), value < 0};
-  };
+  const auto from_signed = [](std::int64_t value) { return WideInteger{static_cast<std::uint64_t>(value), value < 0}; };
   switch (type) {
-    case GgufType::u8: return {load<std::uint8_t>(at), false};
-    case GgufType::i8: return from_signed(load<std::int8_t>(at));
-    case GgufType::u16: return {load<std::uint16_t>(at), false};
-    case GgufType::i16: return from_signed(load<std::int16_t>(at));
-    case GgufType::u32: return {load<std::uint32_t>(at), false};
-    case GgufType::i32: return from_signed(load<std::int32_t>(at));
-    case GgufType::u64: return {load<std::uint64_t>(at), false};
-    default: return from_signed(load<std::int64_t>(at));
+    case GgufType::u8:
+      return {load<std::uint8_t>(at), false};
+    case GgufType::i8:
+      return from_signed(load<std::int8_t>(at));
+    case GgufType::u16:
+      return {load<std::uint16_t>(at), false};
+    case GgufType::i16:
+      return from_signed(load<std::int16_t>(at));
+    case GgufType::u32:
+      return {load<std::uint32_t>(at), false};
+    case GgufType::i32:
+      return from_signed(load<std::int32_t>(at));
+    case GgufType::u64:
+      return {load<std::uint64_t>(at), false};
+    default:
+      return from_signed(load<std::int64_t>(at));
   }
 }
 

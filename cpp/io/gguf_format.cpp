@@ -4,13 +4,20 @@ namespace nb::io {
 
 std::optional<quant::Format> to_format(std::uint32_t gguf_type) {
   switch (gguf_type) {
-    case 0: return quant::Format::f32;
-    case 1: return quant::Format::f16;
-    case 2: return quant::Format::q4_0;
-    case 3: return quant::Format::q4_1;
-    case 8: return quant::Format::q8_0;
-    case 30: return quant::Format::bf16;
-    default: return std::nullopt;
+    case 0:
+      return quant::Format::f32;
+    case 1:
+      return quant::Format::f16;
+    case 2:
+      return quant::Format::q4_0;
+    case 3:
+      return quant::Format::q4_1;
+    case 8:
+      return quant::Format::q8_0;
+    case 30:
+      return quant::Format::bf16;
+    default:
+      return std::nullopt;
   }
 }
 

@@ -33,7 +33,7 @@ constexpr std::uint32_t kMinAlignment = 8;    // GGUF: a multiple of 8; ggml: a 
 constexpr std::uint32_t kMaxAlignment = 1 << 16;
 constexpr std::uint64_t kMaxSigned = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kHeaderBytes = 24;
-constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;         // key of one byte, u8
+constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;           // key of one byte, u8
 constexpr std::uint64_t kMinTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // name of one byte, one dimension
 
 template <class T>

@@ -78,8 +78,8 @@ std::optional<std::string> read_chat_template(const GgufFile& file) {
   constexpr const char* kKey = "tokenizer.chat_template";
   if (!file.has(kKey)) return std::nullopt;
   std::string source(file.string(kKey));
-  NB_CHECK(text::replace_invalid_utf8(source) == source, format, file.path(), ": at offset ",
-           file.find(kKey)->offset, ": key ", kKey, " is not UTF-8");
+  NB_CHECK(text::replace_invalid_utf8(source) == source, format, file.path(), ": at offset ", file.find(kKey)->offset,
+           ": key ", kKey, " is not UTF-8");
   return source;
 }
 

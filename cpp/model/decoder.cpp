@@ -61,8 +61,8 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
                   inputs.slots, rope_, ctx);
     ops::attention(attended, q, config_.num_heads, scale, rope_, kv_layer, plan, ctx);
     ops::linear_residual(hidden, attended, layer.attention_out, Tensor(), ctx);
-    const ops::Activation gated = ops::norm_gate_up(hidden, {layer.ffn_norm, config_.rms_norm_eps}, layer.gate_up,
-                                                    layer.down.act_type, ctx);
+    const ops::Activation gated =
+        ops::norm_gate_up(hidden, {layer.ffn_norm, config_.rms_norm_eps}, layer.gate_up, layer.down.act_type, ctx);
     ops::linear_residual(hidden, gated, layer.down, ctx);
     weights_.release(i);
   }

@@ -46,8 +46,8 @@ ModelConfig read_common_facts(const io::GgufFile& file, const std::string& archi
   config.head_dim =
       file.has(key("attention.key_length")) ? fact("attention.key_length") : config.hidden_size / config.num_heads;
   if (file.has(key("rope.dimension_count"))) {
-    NB_CHECK(fact("rope.dimension_count") == config.head_dim, unsupported, "rotation of ",
-             fact("rope.dimension_count"), " of ", config.head_dim, " head dimensions is not offered");
+    NB_CHECK(fact("rope.dimension_count") == config.head_dim, unsupported, "rotation of ", fact("rope.dimension_count"),
+             " of ", config.head_dim, " head dimensions is not offered");
   }
   return config;
 }

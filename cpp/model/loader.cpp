@@ -145,8 +145,8 @@ std::unique_ptr<Model> load_model(std::shared_ptr<const io::GgufFile> file, cons
   const ops::Backend& backend = ops::find_backend(options.backend);
   ModelConfig config = read_config(*file);
   const Family& family = find_family(config.architecture);
-  auto pool = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads
-                                                                   : ThreadPool::default_num_threads());
+  auto pool =
+      std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : ThreadPool::default_num_threads());
   const std::unique_ptr<io::WeightSource> source = io::open_gguf_weights(std::move(file));
   ModelWeights weights = load_weights(config, family.names, *source, options.dtype, backend, *pool);
   log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",

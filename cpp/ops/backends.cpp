@@ -60,7 +60,8 @@ std::vector<Backend> list_backends() {
       {scalar_kernels(), Device{}, "nothing", always},
   };
 #if defined(__x86_64__)
-  list.push_back({avx2_kernels(), Device{}, "avx2, fma, f16c", [] { return has("avx2") && has("fma") && has("f16c"); }});
+  list.push_back(
+      {avx2_kernels(), Device{}, "avx2, fma, f16c", [] { return has("avx2") && has("fma") && has("f16c"); }});
   list.push_back({avx512_kernels(), Device{}, "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni", [] {
                     return has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni");
                   }});

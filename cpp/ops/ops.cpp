@@ -83,8 +83,8 @@ void rms_norm(Tensor out, Tensor x, const Norm& norm, ExecContext& ctx) {
 Activation prepare(Tensor x, ActType type, ExecContext& ctx) {
   check_tensor(x, "prepare: x", DType::f32, {-1, -1});
   const Activation out = allocate_activation(type, rows_of(x), x.dim(1), *ctx.workspace);
-  launch(ctx.kernels->prepare,
-         PrepareArgs{x.as<const float>(), x.row_stride, static_cast<int32_t>(x.dim(1)), out}, "prepare", ctx);
+  launch(ctx.kernels->prepare, PrepareArgs{x.as<const float>(), x.row_stride, static_cast<int32_t>(x.dim(1)), out},
+         "prepare", ctx);
   return out;
 }
 
@@ -113,9 +113,10 @@ void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> sl
   const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
   check_tensor(k, "kv_write: k", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
   check_tensor(v, "kv_write: v", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
-  launch(ctx.kernels->kv_write,
-         KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k), slots.data(), kv},
-         "kv_write", ctx);
+  launch(
+      ctx.kernels->kv_write,
+      KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k), slots.data(), kv},
+      "kv_write", ctx);
 }
 
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx) {

@@ -1,8 +1,8 @@
 // Block layouts (little-endian; d and m are f16; 32 weights w0..w31 per block):
 //
-//   q4_0  18 bytes  | d | b0 .. b15 |      low nibble of bi = code of wi, high nibble = code of w(i+16);  w = d*(code-8)
-//   q4_1  20 bytes  | d | m | b0 .. b15 |  same nibbles;                                                  w = d*code + m
-//   q8_0  34 bytes  | d | c0 .. c31 |      signed bytes;                                                  w = d*code
+//   q4_0  18 bytes  | d | b0 .. b15 |      low nibble of bi = code of wi, high nibble = code of w(i+16);  w =
+//   d*(code-8) q4_1  20 bytes  | d | m | b0 .. b15 |  same nibbles;                                                  w
+//   = d*code + m q8_0  34 bytes  | d | c0 .. c31 |      signed bytes; w = d*code
 #include "quant/format.h"
 
 #include <algorithm>
@@ -93,12 +93,9 @@ void pack_q8_0(const float* w, std::uint8_t* block) {
 }
 
 constexpr FormatInfo kFormats[kNumFormats] = {
-    {Format::f32, "f32", 1, 4, 2048, false, unpack_f32},
-    {Format::bf16, "bf16", 1, 2, 1024, false, unpack_bf16},
-    {Format::f16, "f16", 1, 2, 1024, false, unpack_f16},
-    {Format::q4_0, "q4_0", 32, 18, 288, true, unpack_q4_0},
-    {Format::q4_1, "q4_1", 32, 20, 320, true, unpack_q4_1},
-    {Format::q8_0, "q8_0", 32, 34, 544, true, unpack_q8_0},
+    {Format::f32, "f32", 1, 4, 2048, false, unpack_f32},    {Format::bf16, "bf16", 1, 2, 1024, false, unpack_bf16},
+    {Format::f16, "f16", 1, 2, 1024, false, unpack_f16},    {Format::q4_0, "q4_0", 32, 18, 288, true, unpack_q4_0},
+    {Format::q4_1, "q4_1", 32, 20, 320, true, unpack_q4_1}, {Format::q8_0, "q8_0", 32, 34, 544, true, unpack_q8_0},
 };
 
 }  // namespace
@@ -114,8 +111,8 @@ Format parse_format(const std::string& name) {
 
 std::int64_t row_bytes(Format format, std::int64_t num_elements) {
   const FormatInfo& info = format_info(format);
-  NB_CHECK(num_elements % info.block_elements == 0, invalid_argument, "a row of ", num_elements, " weights does not fill ",
-           info.name, " blocks of ", info.block_elements);
+  NB_CHECK(num_elements % info.block_elements == 0, invalid_argument, "a row of ", num_elements,
+           " weights does not fill ", info.name, " blocks of ", info.block_elements);
   return num_elements / info.block_elements * info.block_bytes;
 }
 
@@ -130,12 +127,24 @@ void pack_row(Format format, const float* values, std::int64_t num_elements, std
   const FormatInfo& info = format_info(format);
   for (std::int64_t i = 0; i < num_elements; i += info.block_elements, out += info.block_bytes) {
     switch (format) {
-      case Format::f32: std::memcpy(out, values + i, sizeof(float)); break;
-      case Format::bf16: store_u16(out, f32_to_bf16(values[i])); break;
-      case Format::f16: store_u16(out, f32_to_f16(values[i])); break;
-      case Format::q4_0: pack_q4_0(values + i, out); break;
-      case Format::q4_1: pack_q4_1(values + i, out); break;
-      case Format::q8_0: pack_q8_0(values + i, out); break;
+      case Format::f32:
+        std::memcpy(out, values + i, sizeof(float));
+        break;
+      case Format::bf16:
+        store_u16(out, f32_to_bf16(values[i]));
+        break;
+      case Format::f16:
+        store_u16(out, f32_to_f16(values[i]));
+        break;
+      case Format::q4_0:
+        pack_q4_0(values + i, out);
+        break;
+      case Format::q4_1:
+        pack_q4_1(values + i, out);
+        break;
+      case Format::q8_0:
+        pack_q8_0(values + i, out);
+        break;
     }
   }
 }

@@ -36,7 +36,9 @@ void scatter_dwords(const std::uint8_t* source, int num_dwords, int row, std::ui
 // Writes one row's 32 weights, given in file layout, into a tile. `count` < 32 only for the unblocked formats.
 void pack_tile_row(Format format, const std::uint8_t* source, int count, int row, std::uint8_t* tile) {
   switch (format) {
-    case Format::f32: scatter_dwords(source, count, row, tile); break;
+    case Format::f32:
+      scatter_dwords(source, count, row, tile);
+      break;
     case Format::bf16:
       for (int k = 0; k < count; ++k) {
         std::memcpy(tile + k / 2 * kVectorBytes + row * kLaneBytes + k % 2 * 2, source + k * 2, 2);

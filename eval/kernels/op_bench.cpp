@@ -83,7 +83,10 @@ void bench_linear(Machine& machine, Format format, int num_rows) {
   const std::int64_t row_bytes = nb::quant::row_bytes(format, kIn);
   std::vector<std::uint8_t> row(static_cast<std::size_t>(row_bytes));
   nb::quant::pack_row(format, values.data(), kIn, row.data());
-  const nb::ops::MatrixSource source{"bench", format, kOut, kIn,
+  const nb::ops::MatrixSource source{"bench",
+                                     format,
+                                     kOut,
+                                     kIn,
                                      [&](std::int32_t, std::int32_t count, std::byte* out) {
                                        for (int i = 0; i < count; ++i) {
                                          std::memcpy(out + i * row_bytes, row.data(), row.size());
@@ -143,8 +146,7 @@ int main(int argc, char** argv) {
     Machine machine(argc > 1 ? argv[1] : "", argc > 2 ? std::atoi(argv[2]) : nb::ThreadPool::default_num_threads());
     std::printf("backend %s, %d threads\n", machine.backend.kernels->name, machine.pool.num_threads());
     bench_threads(machine);
-    for (Format format :
-         {Format::q4_0, Format::q4_1, Format::q8_0, Format::bf16, Format::f16, Format::f32}) {
+    for (Format format : {Format::q4_0, Format::q4_1, Format::q8_0, Format::bf16, Format::f16, Format::f32}) {
       for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
     }
     for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32}) {

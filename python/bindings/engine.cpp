@@ -17,9 +17,12 @@ namespace {
 
 const char* act_name(ops::ActType type) {
   switch (type) {
-    case ops::ActType::f32: return "f32";
-    case ops::ActType::bf16: return "bf16";
-    case ops::ActType::int8: return "int8";
+    case ops::ActType::f32:
+      return "f32";
+    case ops::ActType::bf16:
+      return "bf16";
+    case ops::ActType::int8:
+      return "int8";
   }
   return "f32";
 }
@@ -185,14 +188,16 @@ void bind_engine(py::module_& module) {
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
            py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false)
-      .def("cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
+          py::call_guard<py::gil_scoped_release>())
       .def("step", &step)
       .def("has_work", [](const ModelEngine& self) { return self.engine.has_work(); })
       .def("stats", &stats_of)
-      .def_property_readonly(
-          "kv_dtype", [](const ModelEngine& self) { return quant::to_string(*self.engine.options().kv_format); })
-      .def_property_readonly("max_model_len", [](const ModelEngine& self) { return self.engine.options().max_model_len; })
+      .def_property_readonly("kv_dtype",
+                             [](const ModelEngine& self) { return quant::to_string(*self.engine.options().kv_format); })
+      .def_property_readonly("max_model_len",
+                             [](const ModelEngine& self) { return self.engine.options().max_model_len; })
       .def_property_readonly("eos_token_ids", [](const ModelEngine& self) { return self.engine.options().eos_ids; });
 }
 

@@ -38,10 +38,14 @@ py::dict memory_status() {
 
 const char* level_name(LogLevel level) {
   switch (level) {
-    case LogLevel::error: return "error";
-    case LogLevel::warning: return "warning";
-    case LogLevel::info: return "info";
-    case LogLevel::debug: return "debug";
+    case LogLevel::error:
+      return "error";
+    case LogLevel::warning:
+      return "warning";
+    case LogLevel::info:
+      return "info";
+    case LogLevel::debug:
+      return "debug";
   }
   return "error";
 }
@@ -71,13 +75,13 @@ py::dict inspect_file(const std::string& path) {
   const auto file = open_model_file(path);
   py::list metadata, tensors;
   for (const auto& [key, value] : file->metadata()) {
-    metadata.append(py::make_tuple(text_or_replacement(key), type_of(value),
-                                   text_or_replacement(file->describe(value, 8))));
+    metadata.append(
+        py::make_tuple(text_or_replacement(key), type_of(value), text_or_replacement(file->describe(value, 8))));
   }
   for (const io::GgufTensor& tensor : file->tensors()) {
     const std::vector<std::uint64_t> shape(tensor.dims.rbegin(), tensor.dims.rend());
-    tensors.append(py::make_tuple(text_or_replacement(tensor.name),
-                                  io::gguf_tensor_type_name(tensor.type), shape, tensor.bytes));
+    tensors.append(
+        py::make_tuple(text_or_replacement(tensor.name), io::gguf_tensor_type_name(tensor.type), shape, tensor.bytes));
   }
   py::dict out;
   out["format"] = "GGUF";
@@ -101,8 +105,8 @@ void bind_system(py::module_& module) {
   module.def("cuda_status", [] { return std::string("not available: this version has no CUDA kernels"); });
   module.def("default_num_threads", &ThreadPool::default_num_threads);
   module.def("memory_status", &memory_status);
-  module.def("set_log_level", [](const std::string& level) { set_log_level(parse_log_level(level)); },
-             py::arg("level"));
+  module.def(
+      "set_log_level", [](const std::string& level) { set_log_level(parse_log_level(level)); }, py::arg("level"));
   module.def("set_log_sink", &set_sink, py::arg("sink").none(true));
   module.def("inspect_file", &inspect_file, py::arg("path"));
 }

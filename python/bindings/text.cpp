@@ -31,7 +31,8 @@ struct FileTextStream {
 
 std::optional<TokenId> id_or_none(TokenId id) { return id >= 0 ? std::optional(id) : std::nullopt; }
 
-std::vector<TokenId> encode(const FileTokenizer& self, const std::string& source, bool add_special, bool parse_special) {
+std::vector<TokenId> encode(const FileTokenizer& self, const std::string& source, bool add_special,
+                            bool parse_special) {
   const py::gil_scoped_release release;
   return self.tokenizer->encode(source, add_special, parse_special);
 }
@@ -53,7 +54,8 @@ py::dict special_tokens(const FileTokenizer& self) {
 
 void bind_text(py::module_& module) {
   py::class_<FileTextStream>(module, "TextStream")
-      .def("push", [](FileTextStream& self, TokenId id) { return self.stream.push(id); }, py::arg("token_id"))
+      .def(
+          "push", [](FileTextStream& self, TokenId id) { return self.stream.push(id); }, py::arg("token_id"))
       .def("finish", [](FileTextStream& self) { return self.stream.finish(); });
 
   py::class_<FileTokenizer>(module, "Tokenizer")
@@ -67,16 +69,20 @@ void bind_text(py::module_& module) {
       .def_property_readonly("special_tokens", &special_tokens)
       .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false)
       .def("decode", &decode, py::arg("token_ids"), py::arg("skip_special_tokens") = true)
-      .def("token_text", [](const FileTokenizer& self, TokenId id) { return text_or_replacement(self.tokenizer->token_text(id)); },
-           py::arg("token_id"))
-      .def("find_token",
-           [](const FileTokenizer& self, const std::string& spelled) { return self.tokenizer->find_token(spelled); },
-           py::arg("text"))
-      .def("stream",
-           [](const FileTokenizer& self, bool skip_special) {
-             return std::make_unique<FileTextStream>(self.tokenizer, skip_special);
-           },
-           py::arg("skip_special_tokens") = true);
+      .def(
+          "token_text",
+          [](const FileTokenizer& self, TokenId id) { return text_or_replacement(self.tokenizer->token_text(id)); },
+          py::arg("token_id"))
+      .def(
+          "find_token",
+          [](const FileTokenizer& self, const std::string& spelled) { return self.tokenizer->find_token(spelled); },
+          py::arg("text"))
+      .def(
+          "stream",
+          [](const FileTokenizer& self, bool skip_special) {
+            return std::make_unique<FileTextStream>(self.tokenizer, skip_special);
+          },
+          py::arg("skip_special_tokens") = true);
 }
 
 }  // namespace nb::bindings

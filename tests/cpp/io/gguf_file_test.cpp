@@ -86,17 +86,22 @@ TEST(GgufFile, FromDisk) {
   Bytes out(bytes.size());
   file.read(0, out);
   EXPECT_EQ(out, bytes);
-  expect_error(ErrorCode::io, [&] { file.read(1, out); }, path, "at offset 1");
-  expect_error(ErrorCode::io, [&] { GgufFile{dir.path("absent.gguf")}; }, "absent.gguf");
-  expect_error(ErrorCode::format, [&] { GgufFile{dir.write("empty.gguf", {})}; }, "empty.gguf", "empty");
+  expect_error(
+      ErrorCode::io, [&] { file.read(1, out); }, path, "at offset 1");
+  expect_error(
+      ErrorCode::io, [&] { GgufFile{dir.path("absent.gguf")}; }, "absent.gguf");
+  expect_error(
+      ErrorCode::format, [&] { GgufFile{dir.write("empty.gguf", {})}; }, "empty.gguf", "empty");
 }
 
 TEST(GgufFile, ReadingMemoryIsCheckedToo) {
   const Bytes bytes = test::small_file().build();
   const GgufFile file(bytes, "small");
   Bytes out(10);
-  expect_error(ErrorCode::io, [&] { file.read(bytes.size() - 9, out); }, "small", "10 bytes at offset");
-  expect_error(ErrorCode::io, [&] { file.read(~std::uint64_t{0}, out); }, "small");
+  expect_error(
+      ErrorCode::io, [&] { file.read(bytes.size() - 9, out); }, "small", "10 bytes at offset");
+  expect_error(
+      ErrorCode::io, [&] { file.read(~std::uint64_t{0}, out); }, "small");
 }
 
 TEST(GgufFile, Version2IsTheSame) {
@@ -143,11 +148,16 @@ TEST(GgufFile, MissingKeys) {
   EXPECT_EQ(file.string("x", "y"), "y");
   EXPECT_TRUE(file.strings("x").empty());
   EXPECT_TRUE(file.integers("x").empty());
-  expect_error(ErrorCode::format, [&] { static_cast<void>(file.u64("x")); }, "small", "key \"x\" is missing");
-  expect_error(ErrorCode::format, [&] { static_cast<void>(file.i64("x")); }, "key \"x\" is missing");
-  expect_error(ErrorCode::format, [&] { static_cast<void>(file.f32("x")); }, "key \"x\" is missing");
-  expect_error(ErrorCode::format, [&] { static_cast<void>(file.boolean("x")); }, "key \"x\" is missing");
-  expect_error(ErrorCode::format, [&] { static_cast<void>(file.string("x")); }, "key \"x\" is missing");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(file.u64("x")); }, "small", "key \"x\" is missing");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(file.i64("x")); }, "key \"x\" is missing");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(file.f32("x")); }, "key \"x\" is missing");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(file.boolean("x")); }, "key \"x\" is missing");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(file.string("x")); }, "key \"x\" is missing");
 }
 
 TEST(GgufFile, WrongTypesNameKeyAndBothTypes) {
@@ -182,11 +192,13 @@ TEST(GgufFile, NumbersAtTheEdges) {
       .array<std::uint64_t>("wide", test::kU64, {1, ~std::uint64_t{0}});
   const Bytes bytes = builder.build();
   const GgufFile file(bytes, "edges");
-  expect_error(ErrorCode::format, [&] { static_cast<void>(file.f32("big")); }, "\"big\"", "1e+39");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(file.f32("big")); }, "\"big\"", "1e+39");
   EXPECT_EQ(file.f32("infinite"), -std::numeric_limits<float>::infinity());
   EXPECT_TRUE(std::isnan(file.f32("nan")));
   EXPECT_EQ(file.f32("largest"), std::numeric_limits<float>::max());
-  expect_error(ErrorCode::format, [&] { file.integers("wide"); }, "\"wide\"", "18446744073709551615");
+  expect_error(
+      ErrorCode::format, [&] { file.integers("wide"); }, "\"wide\"", "18446744073709551615");
 }
 
 }  // namespace

@@ -179,31 +179,48 @@ std::vector<HostileCase> entry_cases() {
       {"type 13", with([](GgufBuilder& b) { b.raw("t", 13, Bytes(8)); }), kFormat, {"\"t\"", "value type 13"}},
       {"type 99", with([](GgufBuilder& b) { b.raw("t", 99, Bytes(8)); }), kFormat, {"\"t\"", "value type 99"}},
       {"type 2^32-1", with([](GgufBuilder& b) { b.raw("t", ~0u, Bytes(8)); }), kFormat, {"value type 4294967295"}},
-      {"boolean 2", with([](GgufBuilder& b) { b.number<std::uint8_t>("b", test::kBool, 2); }), kFormat,
+      {"boolean 2",
+       with([](GgufBuilder& b) { b.number<std::uint8_t>("b", test::kBool, 2); }),
+       kFormat,
        {"\"b\"", "boolean is 2"}},
-      {"boolean 255 in array", with([](GgufBuilder& b) { b.array<std::uint8_t>("b", test::kBool, {0, 1, 255}); }),
-       kFormat, {"\"b\"", "boolean is 255"}},
+      {"boolean 255 in array",
+       with([](GgufBuilder& b) {
+         b.array<std::uint8_t>("b", test::kBool, {0, 1, 255});
+       }),
+       kFormat,
+       {"\"b\"", "boolean is 255"}},
       {"string longer than the rest", string_of_length(1000), kFormat, {"\"long\"", "1000 bytes", "ends after 0"}},
       {"string of 2^63", string_of_length(std::uint64_t{1} << 63), kFormat, {"\"long\"", "9223372036854775808"}},
       {"string of 2^64-1", string_of_length(~0ull), kFormat, {"\"long\"", "18446744073709551615"}},
       {"array of arrays", array_of(test::kArray, 1), kFormat, {"\"many\"", "arrays of arrays"}},
       {"array of type 99", array_of(99, 1), kFormat, {"\"many\"", "value type 99"}},
-      {"array of 2^62 u8", array_of(test::kU8, std::uint64_t{1} << 62), kFormat,
+      {"array of 2^62 u8",
+       array_of(test::kU8, std::uint64_t{1} << 62),
+       kFormat,
        {"\"many\"", "4611686018427387904 u8"}},
       {"array of 2^62 u32", array_of(test::kU32, std::uint64_t{1} << 62), kFormat, {"\"many\"", "u32 does not fit"}},
       {"array of 2^61 u64", array_of(test::kU64, std::uint64_t{1} << 61), kFormat, {"\"many\"", "u64 does not fit"}},
       {"array of 2^62 strings", array_of(test::kString, std::uint64_t{1} << 62), kFormat, {"\"many\"", "does not fit"}},
       {"array a little too long", array_of(test::kU8, 33), kFormat, {"33 u8", "32 bytes left"}},
-      {"strings end early", with([](GgufBuilder& b) { b.strings("s", {"a", "b"}, 3); }), kFormat, {"\"s\""}},
+      {"strings end early",
+       with([](GgufBuilder& b) {
+         b.strings("s", {"a", "b"}, 3);
+       }),
+       kFormat,
+       {"\"s\""}},
       {"alignment 0", alignment(0), kFormat, {"general.alignment is 0"}},
       {"alignment 1", alignment(1), kFormat, {"general.alignment is 1"}},
       {"alignment 3", alignment(3), kFormat, {"general.alignment is 3"}},
       {"alignment 24", alignment(24), kFormat, {"general.alignment is 24"}},
       {"alignment 2^30", alignment(1u << 30), kFormat, {"general.alignment is 1073741824"}},
-      {"alignment is text", with([](GgufBuilder& b) { b.string("general.alignment", "32"); }), kFormat,
+      {"alignment is text",
+       with([](GgufBuilder& b) { b.string("general.alignment", "32"); }),
+       kFormat,
        {"general.alignment", "type string", "expected u32"}},
-      {"alignment is i32", with([](GgufBuilder& b) { b.number<std::int32_t>("general.alignment", test::kI32, 32); }),
-       kFormat, {"general.alignment", "type i32", "expected u32"}},
+      {"alignment is i32",
+       with([](GgufBuilder& b) { b.number<std::int32_t>("general.alignment", test::kI32, 32); }),
+       kFormat,
+       {"general.alignment", "type i32", "expected u32"}},
   };
 }
 
@@ -212,40 +229,67 @@ std::vector<HostileCase> tensor_cases() {
   constexpr std::uint64_t kBig = std::uint64_t{1} << 32;
   const std::string long_name(65, 'n');
   return {
-      {"name twice", tensor_file({.name = "before", .dims = {8}, .data_bytes = 32}), kFormat,
+      {"name twice",
+       tensor_file({.name = "before", .dims = {8}, .data_bytes = 32}),
+       kFormat,
        {"\"before\" occurs twice"}},
       {"name empty", tensor_file({.name = "", .dims = {8}, .data_bytes = 32}), kFormat, {"tensor 1", "is empty"}},
-      {"name of 65", tensor_file({.name = long_name, .dims = {8}, .data_bytes = 32}), kFormat,
+      {"name of 65",
+       tensor_file({.name = long_name, .dims = {8}, .data_bytes = 32}),
+       kFormat,
        {"65 bytes, more than 64"}},
       {"name not UTF-8", tensor_file({.name = "\xc3", .dims = {8}, .data_bytes = 32}), kFormat, {"not UTF-8"}},
       {"no dimensions", tensor_file({.name = "t", .dims = {}, .data_bytes = 32}), kFormat, {"\"t\"", "0 dimensions"}},
       {"5 dimensions", tensor_file({.name = "t", .dims = {1, 1, 1, 1, 1}, .data_bytes = 4}), kFormat, {"5 dimensions"}},
-      {"2^32-1 dimensions", tensor_file({.name = "t", .dims = {1}, .data_bytes = 4, .num_dims = ~0u}), kFormat,
+      {"2^32-1 dimensions",
+       tensor_file({.name = "t", .dims = {1}, .data_bytes = 4, .num_dims = ~0u}),
+       kFormat,
        {"4294967295 dimensions"}},
       {"dimension 0", tensor_file({.name = "t", .dims = {8, 0}, .data_bytes = 32}), kFormat, {"dimension 1 is 0"}},
-      {"dimension negative", tensor_file({.name = "t", .dims = {~0ull}, .data_bytes = 32}), kFormat,
+      {"dimension negative",
+       tensor_file({.name = "t", .dims = {~0ull}, .data_bytes = 32}),
+       kFormat,
        {"dimension 0 is 18446744073709551615"}},
-      {"product wraps to 0", tensor_file({.name = "t", .dims = {kBig, kBig}, .data_bytes = 32}), kFormat,
+      {"product wraps to 0",
+       tensor_file({.name = "t", .dims = {kBig, kBig}, .data_bytes = 32}),
+       kFormat,
        {"dimension 1 is 4294967296: too many"}},
-      {"product wraps to 8", tensor_file({.name = "t", .dims = {kHuge, 2, 1, 1}, .data_bytes = 32}), kFormat,
+      {"product wraps to 8",
+       tensor_file({.name = "t", .dims = {kHuge, 2, 1, 1}, .data_bytes = 32}),
+       kFormat,
        {"too many"}},
-      {"bytes wrap", tensor_file({.name = "t", .dims = {std::uint64_t{1} << 62}, .data_bytes = 32}), kFormat,
+      {"bytes wrap",
+       tensor_file({.name = "t", .dims = {std::uint64_t{1} << 62}, .data_bytes = 32}),
+       kFormat,
        {"more than the file can hold"}},
-      {"rows do not fill blocks", tensor_file({.name = "t", .dims = {16, 2}, .type = 2, .data_bytes = 18}), kFormat,
+      {"rows do not fill blocks",
+       tensor_file({.name = "t", .dims = {16, 2}, .type = 2, .data_bytes = 18}),
+       kFormat,
        {"rows of 16 elements", "Q4_0 blocks of 32"}},
       {"larger than the file", tensor_file({.name = "t", .dims = {1000}, .data_bytes = 32}), kFormat, {"1000 blocks"}},
-      {"ends beyond the file", tensor_file({.name = "t", .dims = {24}, .data_bytes = 0}), kFormat,
+      {"ends beyond the file",
+       tensor_file({.name = "t", .dims = {24}, .data_bytes = 0}),
+       kFormat,
        {"\"t\"", "96 bytes at offset 32", "only 96"}},
-      {"offset unaligned", tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = 33}), kFormat,
+      {"offset unaligned",
+       tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = 33}),
+       kFormat,
        {"offset 33 is not a multiple of the alignment 32"}},
-      {"offset beyond the file", tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = 1 << 20}), kFormat,
+      {"offset beyond the file",
+       tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = 1 << 20}),
+       kFormat,
        {"offset 1048576 of the data"}},
-      {"offset wraps", tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = ~31ull}), kFormat,
+      {"offset wraps",
+       tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = ~31ull}),
+       kFormat,
        {"offset 18446744073709551584"}},
       {"offset of unknown type",
-       tensor_file({.name = "t", .dims = {8}, .type = 99, .data_bytes = 32, .offset = 1 << 20}), kFormat,
+       tensor_file({.name = "t", .dims = {8}, .type = 99, .data_bytes = 32, .offset = 1 << 20}),
+       kFormat,
        {"offset 1048576 of the data"}},
-      {"same place", tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = 0}), kFormat,
+      {"same place",
+       tensor_file({.name = "t", .dims = {8}, .data_bytes = 32, .offset = 0}),
+       kFormat,
        {"overlaps that of tensor"}},
       {"overlap", tensor_file({.name = "t", .dims = {1}, .data_bytes = 32, .offset = 0}), kFormat, {"overlaps"}},
   };
@@ -286,9 +330,11 @@ TEST(GgufParser, EveryTruncationIsAnError) {
   const test::ScratchDir dir;
   for (std::size_t size = 0; size < bytes.size(); ++size) {
     const Bytes cut(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));  // its own memory, for ASan
-    expect_error(ErrorCode::format, [&] { GgufFile(cut, "cut"); }, "cut: ");
+    expect_error(
+        ErrorCode::format, [&] { GgufFile(cut, "cut"); }, "cut: ");
     if (size % 16 == 0) {
-      expect_error(ErrorCode::format, [&] { GgufFile{dir.write("cut.gguf", cut)}; }, "cut.gguf: ");
+      expect_error(
+          ErrorCode::format, [&] { GgufFile{dir.write("cut.gguf", cut)}; }, "cut.gguf: ");
     }
   }
   EXPECT_TRUE(survives(bytes));
@@ -344,7 +390,8 @@ TEST(GgufParser, ManyEntriesAndTensors) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
   for (int i = kCount; i < 70000; ++i) builder.number<std::uint8_t>("key." + std::to_string(i), test::kU8, 1);
   const Bytes more = builder.build();
-  expect_error(ErrorCode::format, [&] { GgufFile(more, "more"); }, "metadata count 70000 is more than 65536");
+  expect_error(
+      ErrorCode::format, [&] { GgufFile(more, "more"); }, "metadata count 70000 is more than 65536");
 }
 
 }  // namespace

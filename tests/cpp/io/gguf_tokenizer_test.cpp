@@ -114,7 +114,9 @@ TEST(GgufTokenizer, BadFilesNameTheKey) {
       {"type 0", types({1, 1, 0, 1, 1}), "token 2 has the unknown type 0"},
       {"type 7", types({1, 1, 1, 1, 7}), "token 4 has the unknown type 7"},
       {"types are floats",
-       [](GgufBuilder& b) { b.array<float>("tokenizer.ggml.token_type", test::kF32, {1, 1, 1, 1, 1}); },
+       [](GgufBuilder& b) {
+         b.array<float>("tokenizer.ggml.token_type", test::kF32, {1, 1, 1, 1, 1});
+       },
        "is of type array of f32, expected array of integers"},
       {"pre is a number", [](GgufBuilder& b) { b.number<std::uint8_t>("tokenizer.ggml.pre", test::kU8, 1); },
        "\"tokenizer.ggml.pre\" is of type u8"},
@@ -127,14 +129,16 @@ TEST(GgufTokenizer, BadFilesNameTheKey) {
     GgufBuilder builder = vocabulary();
     test.edit(builder);
     const test::Bytes bytes = builder.build();
-    expect_error(ErrorCode::format, [&] { read(bytes); }, "vocab", "tokenizer.ggml.", test.message);
+    expect_error(
+        ErrorCode::format, [&] { read(bytes); }, "vocab", "tokenizer.ggml.", test.message);
   }
 }
 
 TEST(GgufTokenizer, MissingParts) {
   const auto expect = [](const GgufBuilder& builder, const char* message) {
     const test::Bytes bytes = builder.build();
-    expect_error(ErrorCode::format, [&] { read(bytes); }, "vocab", message);
+    expect_error(
+        ErrorCode::format, [&] { read(bytes); }, "vocab", message);
   };
   GgufBuilder builder;
   expect(builder, "\"tokenizer.ggml.model\" is missing");
@@ -155,7 +159,8 @@ TEST(GgufTokenizer, TheTemplateMustBeUtf8) {
   builder.string("tokenizer.chat_template", "{{ \xff }}");
   const test::Bytes bytes = builder.build();
   const GgufFile file(bytes, "vocab");
-  expect_error(ErrorCode::format, [&] { static_cast<void>(read_chat_template(file)); }, "chat_template", "not UTF-8");
+  expect_error(
+      ErrorCode::format, [&] { static_cast<void>(read_chat_template(file)); }, "chat_template", "not UTF-8");
 }
 
 }  // namespace

@@ -86,7 +86,8 @@ TEST_F(MappedFileTest, SaysWhyAFileIsOutOfReach) {
     ASSERT_EQ(::chmod(dir_.path("").c_str(), 0755), 0);
     ASSERT_EQ(::seteuid(65534), 0);
   }
-  expect_error(ErrorCode::io, [&] { MappedFile{path}; }, path, "Permission denied");
+  expect_error(
+      ErrorCode::io, [&] { MappedFile{path}; }, path, "Permission denied");
   if (is_root) {
     ASSERT_EQ(::seteuid(0), 0);
   }
@@ -101,8 +102,10 @@ TEST_F(MappedFileTest, ManyOpensLeakNoDescriptor) {
   const auto before = open_descriptors();
   for (int i = 0; i < 50; ++i) {
     const MappedFile file(path);
-    expect_error(ErrorCode::io, [] { FileReader{"/"}; }, "directory");
-    expect_error(ErrorCode::format, [&] { MappedFile{dir_.write("empty", {})}; }, "empty");
+    expect_error(
+        ErrorCode::io, [] { FileReader{"/"}; }, "directory");
+    expect_error(
+        ErrorCode::format, [&] { MappedFile{dir_.write("empty", {})}; }, "empty");
   }
   EXPECT_EQ(open_descriptors(), before);
 }
@@ -120,9 +123,12 @@ TEST_F(MappedFileTest, ReadNamesOffsetAndLengthWhereTheFileEnds) {
   const std::string path = dir_.write("file", counting(100));
   const FileReader reader(path);
   test::Bytes out(50);
-  expect_error(ErrorCode::io, [&] { reader.read(60, out); }, path, "50 bytes at offset 60", "ends after 40");
-  expect_error(ErrorCode::io, [&] { reader.read(1000, out); }, path, "50 bytes at offset 1000");
-  expect_error(ErrorCode::io, [&] { reader.read(~std::uint64_t{0}, out); }, path, "offset 18446744073709551615");
+  expect_error(
+      ErrorCode::io, [&] { reader.read(60, out); }, path, "50 bytes at offset 60", "ends after 40");
+  expect_error(
+      ErrorCode::io, [&] { reader.read(1000, out); }, path, "50 bytes at offset 1000");
+  expect_error(
+      ErrorCode::io, [&] { reader.read(~std::uint64_t{0}, out); }, path, "offset 18446744073709551615");
 }
 
 TEST_F(MappedFileTest, ReadNoticesAFileThatShrank) {
@@ -130,7 +136,8 @@ TEST_F(MappedFileTest, ReadNoticesAFileThatShrank) {
   const FileReader reader(path);
   ASSERT_EQ(::truncate(path.c_str(), 30), 0);
   test::Bytes out(50);
-  expect_error(ErrorCode::io, [&] { reader.read(10, out); }, path, "offset 10", "ends after 20");
+  expect_error(
+      ErrorCode::io, [&] { reader.read(10, out); }, path, "offset 10", "ends after 20");
 }
 
 TEST_F(MappedFileTest, KeepsReadingAFileThatWasReplaced) {

@@ -30,8 +30,10 @@ void check_source(const WeightSource& source) {
   ASSERT_NE(source.find("norm"), nullptr);
   EXPECT_EQ(source.find("norm")->shape, (std::vector<std::int64_t>{8}));
   EXPECT_EQ(source.find("absent"), nullptr);
-  expect_error(ErrorCode::unsupported, [&] { static_cast<void>(source.find("k_quant")); }, "\"k_quant\"", "Q4_K");
-  expect_error(ErrorCode::unsupported, [&] { static_cast<void>(source.find("odd")); }, "\"odd\"", "type 31");
+  expect_error(
+      ErrorCode::unsupported, [&] { static_cast<void>(source.find("k_quant")); }, "\"k_quant\"", "Q4_K");
+  expect_error(
+      ErrorCode::unsupported, [&] { static_cast<void>(source.find("odd")); }, "\"odd\"", "type 31");
 
   test::Bytes out(18);
   source.read(*matrix, 36, out);
@@ -40,9 +42,10 @@ void check_source(const WeightSource& source) {
   source.read(*cube, 0, out);
   for (std::size_t i = 0; i < out.size(); ++i) EXPECT_EQ(out[i], stored(4, i)) << i;
 
-  expect_error(ErrorCode::invalid_argument, [&] { source.read(*matrix, 36, out); }, "24 bytes at offset 36",
-               "\"matrix\"");
-  expect_error(ErrorCode::invalid_argument, [&] { source.read(*matrix, ~std::uint64_t{0}, out); }, "\"matrix\"");
+  expect_error(
+      ErrorCode::invalid_argument, [&] { source.read(*matrix, 36, out); }, "24 bytes at offset 36", "\"matrix\"");
+  expect_error(
+      ErrorCode::invalid_argument, [&] { source.read(*matrix, ~std::uint64_t{0}, out); }, "\"matrix\"");
 }
 
 TEST(WeightSource, FromAFile) {
@@ -71,7 +74,8 @@ TEST(WeightSource, ATruncatedFileIsAnErrorOfReading) {
   const TensorInfo* matrix = source->find("matrix");
   ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(matrix->offset + 10)), 0);
   test::Bytes out(matrix->bytes);
-  expect_error(ErrorCode::io, [&] { source->read(*matrix, 0, out); }, path, "ends after 10");
+  expect_error(
+      ErrorCode::io, [&] { source->read(*matrix, 0, out); }, path, "ends after 10");
 }
 
 TEST(WeightSource, RefusesAPartOfASplitModel) {
@@ -82,13 +86,14 @@ TEST(WeightSource, RefusesAPartOfASplitModel) {
     open_gguf_weights(std::make_shared<const GgufFile>(bytes, "part"));
   };
   open(1);
-  expect_error(ErrorCode::unsupported, [&] { open(3); }, "part", "split over 3 files");
+  expect_error(
+      ErrorCode::unsupported, [&] { open(3); }, "part", "split over 3 files");
 }
 
 TEST(WeightSource, FormatOfType) {
   EXPECT_EQ(format_of_gguf_type(3, "x"), quant::Format::q4_1);
-  expect_error(ErrorCode::unsupported, [] { static_cast<void>(format_of_gguf_type(14, "x.weight")); },
-               "\"x.weight\"", "Q6_K");
+  expect_error(
+      ErrorCode::unsupported, [] { static_cast<void>(format_of_gguf_type(14, "x.weight")); }, "\"x.weight\"", "Q6_K");
 }
 
 }  // namespace

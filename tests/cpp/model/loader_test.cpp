@@ -26,7 +26,8 @@ ModelConfig config_with(const Change& change) {
   naive.describe(builder);
   change(builder);
   for (const std::string& name : naive.order) {
-    builder.tensor({.name = name, .dims = naive.dims.at(name), .type = 0, .data_bytes = naive.tensors.at(name).size() * 4});
+    builder.tensor(
+        {.name = name, .dims = naive.dims.at(name), .type = 0, .data_bytes = naive.tensors.at(name).size() * 4});
   }
   const io::test::Bytes bytes = builder.build();
   return read_config(io::GgufFile(bytes, "changed"));
@@ -58,8 +59,8 @@ TEST(ReadConfig, RefusesWhatTheDecoderHasNoBranchFor) {
       [] { config_with([](GgufBuilder& b) { b.number<std::uint32_t>("llama.expert_count", io::test::kU32, 8); }); },
       "mixture-of-experts", "8");
   expect_error(
-      ErrorCode::unsupported,
-      [] { config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "yarn"); }); }, "yarn");
+      ErrorCode::unsupported, [] { config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "yarn"); }); },
+      "yarn");
   expect_error(
       ErrorCode::unsupported,
       [] {
@@ -73,14 +74,16 @@ TEST(ReadConfig, RefusesUnknownArchitecturesByName) {
   GgufBuilder builder;
   builder.string("general.architecture", "mamba");
   const io::test::Bytes bytes = builder.build();
-  expect_error(ErrorCode::unsupported, [&] { read_config(io::GgufFile(bytes, "other")); }, "mamba", "llama");
+  expect_error(
+      ErrorCode::unsupported, [&] { read_config(io::GgufFile(bytes, "other")); }, "mamba", "llama");
 }
 
 TEST(ReadConfig, NamesMissingKeys) {
   GgufBuilder builder;
   builder.string("general.architecture", "llama");
   const io::test::Bytes bytes = builder.build();
-  expect_error(ErrorCode::format, [&] { read_config(io::GgufFile(bytes, "bare")); }, "llama.block_count");
+  expect_error(
+      ErrorCode::format, [&] { read_config(io::GgufFile(bytes, "bare")); }, "llama.block_count");
 }
 
 TEST(Validate, RefusesInconsistentFacts) {
@@ -90,7 +93,8 @@ TEST(Validate, RefusesInconsistentFacts) {
   const auto refuses = [&](auto change, const char* fact) {
     ModelConfig config = good;
     change(config);
-    expect_error(ErrorCode::format, [&] { validate(config); }, fact);
+    expect_error(
+        ErrorCode::format, [&] { validate(config); }, fact);
   };
   refuses([](ModelConfig& c) { c.num_layers = 0; }, "num_layers");
   refuses([](ModelConfig& c) { c.vocab_size = 1 << 30; }, "vocab_size");
@@ -104,21 +108,26 @@ TEST(LoadModel, NamesMissingAndMisshapenTensors) {
   const io::test::ScratchDir scratch;
   NaiveLlama naive = tiny();
   std::erase(naive.order, "blk.1.ffn_up.weight");
-  expect_error(ErrorCode::format, [&] { load_model(scratch.write("a.gguf", naive.gguf()), {}); },
-               "blk.1.ffn_up.weight");
+  expect_error(
+      ErrorCode::format, [&] { load_model(scratch.write("a.gguf", naive.gguf()), {}); }, "blk.1.ffn_up.weight");
   naive = tiny();
   naive.dims["blk.0.attn_k.weight"] = {32, 48};
-  expect_error(ErrorCode::format, [&] { load_model(scratch.write("b.gguf", naive.gguf()), {}); },
-               "blk.0.attn_k.weight", "[48, 32]", "[32, 48]");
+  expect_error(
+      ErrorCode::format, [&] { load_model(scratch.write("b.gguf", naive.gguf()), {}); }, "blk.0.attn_k.weight",
+      "[48, 32]", "[32, 48]");
 }
 
 TEST(LoadModel, RefusesBadOptions) {
   const io::test::ScratchDir scratch;
   const std::string path = scratch.write("tiny.gguf", tiny().gguf());
-  expect_error(ErrorCode::unsupported, [&] { load_model(path, {.backend = "tpu"}); }, "tpu");
-  expect_error(ErrorCode::invalid_argument, [&] { load_model(path, {.dtype = "int3"}); }, "int3");
-  expect_error(ErrorCode::invalid_argument, [&] { load_model(path, {.num_threads = 1000}); }, "1000");
-  expect_error(ErrorCode::io, [&] { load_model(scratch.path("nowhere.gguf"), {}); }, "nowhere.gguf");
+  expect_error(
+      ErrorCode::unsupported, [&] { load_model(path, {.backend = "tpu"}); }, "tpu");
+  expect_error(
+      ErrorCode::invalid_argument, [&] { load_model(path, {.dtype = "int3"}); }, "int3");
+  expect_error(
+      ErrorCode::invalid_argument, [&] { load_model(path, {.num_threads = 1000}); }, "1000");
+  expect_error(
+      ErrorCode::io, [&] { load_model(scratch.path("nowhere.gguf"), {}); }, "nowhere.gguf");
 }
 
 TEST(Families, AreListed) { EXPECT_EQ(known_architectures(), std::vector<std::string>{"llama"}); }

@@ -28,8 +28,9 @@ struct NaiveLlama {
     std::normal_distribution<float> normal(static_cast<float>(mean), static_cast<float>(scale));
     for (float& value : values) value = normal(random_);
     tensors[name] = values;
-    dims[name] = rows == 1 ? std::vector<std::uint64_t>{static_cast<std::uint64_t>(cols)}
-                           : std::vector<std::uint64_t>{static_cast<std::uint64_t>(cols), static_cast<std::uint64_t>(rows)};
+    dims[name] = rows == 1
+                     ? std::vector<std::uint64_t>{static_cast<std::uint64_t>(cols)}
+                     : std::vector<std::uint64_t>{static_cast<std::uint64_t>(cols), static_cast<std::uint64_t>(rows)};
     order.push_back(name);
   }
 
@@ -114,7 +115,8 @@ struct NaiveLlama {
     }
     std::vector<Vector> logits;
     for (const Vector& row : x) {
-      logits.push_back(multiply(tied ? "token_embd.weight" : "output.weight", normalise("output_norm.weight", row), vocab));
+      logits.push_back(
+          multiply(tied ? "token_embd.weight" : "output.weight", normalise("output_norm.weight", row), vocab));
     }
     return logits;
   }

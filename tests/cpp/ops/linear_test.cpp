@@ -113,9 +113,9 @@ TEST_P(Linear, RefusesWrongShapes) {
   const RandomWeights weights(quant::Format::q8_0, 16, 64, 1);
   const LinearWeight packed = pack(bench, {weights.source()}, "auto");
   Matrix x(2, 96), out(2, 16), wide(2, 64), small(2, 15);
-  EXPECT_THROW(linear(out.view(), prepare(x.view(), packed.act_type, bench.ctx), packed.segments[0], Tensor(), false,
-                      bench.ctx),
-               Error);
+  EXPECT_THROW(
+      linear(out.view(), prepare(x.view(), packed.act_type, bench.ctx), packed.segments[0], Tensor(), false, bench.ctx),
+      Error);
   EXPECT_THROW(linear(small.view(), prepare(wide.view(), packed.act_type, bench.ctx), packed.segments[0], Tensor(),
                       false, bench.ctx),
                Error);

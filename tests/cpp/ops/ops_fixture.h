@@ -69,7 +69,10 @@ struct RandomWeights {
 
   MatrixSource source() const {
     const std::int64_t row_bytes = quant::row_bytes(format, cols);
-    return {"random", format, rows, cols,
+    return {"random",
+            format,
+            rows,
+            cols,
             [this, row_bytes](std::int32_t begin, std::int32_t count, std::byte* out) {
               std::memcpy(out, bytes.data() + begin * row_bytes, static_cast<std::size_t>(count * row_bytes));
             },

@@ -37,7 +37,8 @@ TEST_P(Tile16, PackingIsLossless) {
         if (r < rows) unpack_row(format, pointers[r], cols, expected.data());
         std::vector<float> unpacked(expected.size());
         for (std::size_t begin = 0; begin < expected.size(); begin += kTileCols) {
-          unpack_tile_row(format, strip.data() + begin / kTileCols * static_cast<std::size_t>(format_info(format).tile_bytes),
+          unpack_tile_row(format,
+                          strip.data() + begin / kTileCols * static_cast<std::size_t>(format_info(format).tile_bytes),
                           r, unpacked.data() + begin);
         }
         EXPECT_EQ(std::memcmp(unpacked.data(), expected.data(), expected.size() * sizeof(float)), 0)
@@ -48,9 +49,7 @@ TEST_P(Tile16, PackingIsLossless) {
 }
 
 // The lossless formats keep the size of the file, so a decode step reads no more bytes than the file has.
-TEST_P(Tile16, TakesAsManyBytesAsTheFile) {
-  EXPECT_EQ(strip_bytes(GetParam(), 576), 16 * row_bytes(GetParam(), 576));
-}
+TEST_P(Tile16, TakesAsManyBytesAsTheFile) { EXPECT_EQ(strip_bytes(GetParam(), 576), 16 * row_bytes(GetParam(), 576)); }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Tile16,
                          testing::Values(Format::f32, Format::bf16, Format::f16, Format::q4_0, Format::q4_1,

@@ -45,10 +45,22 @@ TEST(SamplingParams, RefusesEachFieldByNameAndValue) {
       {"repetition_penalty", "0", [](SamplingParams& p) { p.repetition_penalty = 0; }},
       {"repetition_penalty", "nan", [](SamplingParams& p) { p.repetition_penalty = kNan; }},
       {"repetition_penalty", "inf", [](SamplingParams& p) { p.repetition_penalty = kInfinity; }},
-      {"logit_bias", "10", [](SamplingParams& p) { p.logit_bias = {{10, 1.0}}; }},
-      {"logit_bias", "-1", [](SamplingParams& p) { p.logit_bias = {{-1, 1.0}}; }},
-      {"logit_bias", "nan", [](SamplingParams& p) { p.logit_bias = {{1, kNan}}; }},
-      {"logit_bias", "101", [](SamplingParams& p) { p.logit_bias = {{1, 101.0}}; }},
+      {"logit_bias", "10",
+       [](SamplingParams& p) {
+         p.logit_bias = {{10, 1.0}};
+       }},
+      {"logit_bias", "-1",
+       [](SamplingParams& p) {
+         p.logit_bias = {{-1, 1.0}};
+       }},
+      {"logit_bias", "nan",
+       [](SamplingParams& p) {
+         p.logit_bias = {{1, kNan}};
+       }},
+      {"logit_bias", "101",
+       [](SamplingParams& p) {
+         p.logit_bias = {{1, 101.0}};
+       }},
   };
   for (const Case& test : cases) {
     SamplingParams params;

@@ -66,7 +66,9 @@ TEST(Stages, TableHasTheDocumentedOrder) {
 
 TEST(Stages, EachAloneEqualsItsDefinition) {
   const SamplingParams cases[] = {
-      with([](SamplingParams& p) { p.logit_bias = {{3, 5.0}, {7, -100.0}, {3, 1.0}}; }),
+      with([](SamplingParams& p) {
+        p.logit_bias = {{3, 5.0}, {7, -100.0}, {3, 1.0}};
+      }),
       with([](SamplingParams& p) { p.repetition_penalty = 1.7; }),
       with([](SamplingParams& p) { p.repetition_penalty = 0.6; }),
       with([](SamplingParams& p) { p.temperature = 0.25; }),

@@ -56,10 +56,10 @@ struct ColumnTile {
 
 // How the columns of a call are cut into tiles.
 struct TilePlan {
-  int group;          // query heads per KV head
+  int group;  // query heads per KV head
   int heads_per_tile;
   int rows_per_tile;
-  int head_tiles;     // per KV head
+  int head_tiles;  // per KV head
 };
 
 inline TilePlan plan_tiles(const AttentionArgs& a) {
@@ -196,9 +196,7 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const At
   for (int b = 0; b < num_blocks; ++b) {
     const uint8_t* cell = kv_cell(a.kv, blocks[b], 0, tile.kv_head);
     for_columns(
-        [&](int c) {
-          score_block<kFormat, kColumnGroup>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b);
-        },
+        [&](int c) { score_block<kFormat, kColumnGroup>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); },
         [&](int c) { score_block<kFormat, 1>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); });
   }
   for (int c = 0; c < columns; ++c) {
@@ -293,7 +291,8 @@ inline void attend_whole_tile(const AttentionArgs& a, const ColumnTile& tile, Co
     attend_split(a, tile, run, begin, visible, s);
     for (int c = 0; c < tile.columns(); ++c) fold(s.total[c], s.out + c * dim, s.split[c], s.acc + c * dim, dim);
   });
-  for (int c = 0; c < tile.columns(); ++c) write_column(a, tile.row_of(c), tile.head_of(c), s.total[c], s.out + c * dim);
+  for (int c = 0; c < tile.columns(); ++c)
+    write_column(a, tile.row_of(c), tile.head_of(c), s.total[c], s.out + c * dim);
 }
 
 // ---- sharing splits between threads ----

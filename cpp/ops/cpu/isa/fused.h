@@ -45,7 +45,8 @@ inline void norm_qkv(const NormQkvArgs& a, const Part& part) {
 }
 
 inline void linear_residual(const LinearResidualArgs& a, const Part& part) {
-  const Activation& act = prepare_rows(a.x, a.x_stride, nullptr, a.rows, a.weight.cols, nullptr, 0.0f, a.scratch_act, part);
+  const Activation& act =
+      prepare_rows(a.x, a.x_stride, nullptr, a.rows, a.weight.cols, nullptr, 0.0f, a.scratch_act, part);
   linear_share(a.weight, act, a.bias, true, a.residual, a.residual_stride, part);
 }
 
@@ -76,8 +77,8 @@ inline void norm_gate_up(const NormGateUpArgs& a, const Part& part) {
 }
 
 inline void head(const HeadArgs& a, const Part& part) {
-  const Activation& act = prepare_rows(a.x, a.x_stride, a.row_ids, a.rows, a.weight.cols, a.norm_weight, a.eps,
-                                       a.scratch_act, part);
+  const Activation& act =
+      prepare_rows(a.x, a.x_stride, a.row_ids, a.rows, a.weight.cols, a.norm_weight, a.eps, a.scratch_act, part);
   const StripKernels kernels = find_strip_kernels(a.weight, act);
   const Range strips = share((a.weight.rows + 15) / 16, part, 2);
   float* best_value = a.scratch_best + part.index * a.rows;

@@ -26,14 +26,8 @@ namespace {
 #include "ops/cpu/isa/fused.h"
 
 constexpr KernelTable kTable = {
-    NB_KERNELS_NAME, WeightLayout::tile16,
-    embed,           rms_norm,
-    prepare,         linear,
-    rope,            kv_write,
-    attention,       attention_scratch_bytes,
-    silu_mul,        argmax,
-    norm_qkv,        linear_residual,
-    norm_gate_up,    head,
+    NB_KERNELS_NAME, WeightLayout::tile16,    embed,    rms_norm, prepare,  linear,          rope,         kv_write,
+    attention,       attention_scratch_bytes, silu_mul, argmax,   norm_qkv, linear_residual, norm_gate_up, head,
 };
 
 }  // namespace

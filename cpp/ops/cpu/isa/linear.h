@@ -8,12 +8,18 @@ using quant::Format;
 
 constexpr int tile_bytes(Format format) {
   switch (format) {
-    case Format::f32: return 2048;
-    case Format::bf16: return 1024;
-    case Format::f16: return 1024;
-    case Format::q4_0: return 288;
-    case Format::q4_1: return 320;
-    case Format::q8_0: return 544;
+    case Format::f32:
+      return 2048;
+    case Format::bf16:
+      return 1024;
+    case Format::f16:
+      return 1024;
+    case Format::q4_0:
+      return 288;
+    case Format::q4_1:
+      return 320;
+    case Format::q8_0:
+      return 544;
   }
   return 0;
 }
@@ -150,19 +156,25 @@ constexpr StripKernel strip_kernel(bool is_int8) {
 template <int kRows>
 inline StripKernel find_strip_kernel(Format format, bool is_int8) {
   switch (format) {
-    case Format::f32: return strip_kernel<Format::f32, kRows>(is_int8);
-    case Format::bf16: return strip_kernel<Format::bf16, kRows>(is_int8);
-    case Format::f16: return strip_kernel<Format::f16, kRows>(is_int8);
-    case Format::q4_0: return strip_kernel<Format::q4_0, kRows>(is_int8);
-    case Format::q4_1: return strip_kernel<Format::q4_1, kRows>(is_int8);
-    case Format::q8_0: return strip_kernel<Format::q8_0, kRows>(is_int8);
+    case Format::f32:
+      return strip_kernel<Format::f32, kRows>(is_int8);
+    case Format::bf16:
+      return strip_kernel<Format::bf16, kRows>(is_int8);
+    case Format::f16:
+      return strip_kernel<Format::f16, kRows>(is_int8);
+    case Format::q4_0:
+      return strip_kernel<Format::q4_0, kRows>(is_int8);
+    case Format::q4_1:
+      return strip_kernel<Format::q4_1, kRows>(is_int8);
+    case Format::q8_0:
+      return strip_kernel<Format::q8_0, kRows>(is_int8);
   }
   return nullptr;
 }
 
 // The kernels of one format for every row count, looked up once per operator.
 struct StripKernels {
-  StripKernel many;     // kMaxRows rows
+  StripKernel many;  // kMaxRows rows
   StripKernel four;
   StripKernel two;
   StripKernel one;

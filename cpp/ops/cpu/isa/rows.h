@@ -27,12 +27,24 @@ inline void embed(const EmbedArgs& a, const Part& part) {
   for (int t = rows.begin; t < rows.end; ++t) {
     float* out = a.out + t * a.out_stride;
     switch (a.table.format) {
-      case Format::f32: embed_row<Format::f32>(a.table, a.ids[t], out); break;
-      case Format::bf16: embed_row<Format::bf16>(a.table, a.ids[t], out); break;
-      case Format::f16: embed_row<Format::f16>(a.table, a.ids[t], out); break;
-      case Format::q4_0: embed_row<Format::q4_0>(a.table, a.ids[t], out); break;
-      case Format::q4_1: embed_row<Format::q4_1>(a.table, a.ids[t], out); break;
-      case Format::q8_0: embed_row<Format::q8_0>(a.table, a.ids[t], out); break;
+      case Format::f32:
+        embed_row<Format::f32>(a.table, a.ids[t], out);
+        break;
+      case Format::bf16:
+        embed_row<Format::bf16>(a.table, a.ids[t], out);
+        break;
+      case Format::f16:
+        embed_row<Format::f16>(a.table, a.ids[t], out);
+        break;
+      case Format::q4_0:
+        embed_row<Format::q4_0>(a.table, a.ids[t], out);
+        break;
+      case Format::q4_1:
+        embed_row<Format::q4_1>(a.table, a.ids[t], out);
+        break;
+      case Format::q8_0:
+        embed_row<Format::q8_0>(a.table, a.ids[t], out);
+        break;
     }
   }
 }

@@ -115,8 +115,7 @@ inline void store_low_bytes(int8_t* p, I a) {
 
 // Two products of at most 15 * 127 * 2 = 3810 each fit a signed 16-bit lane, so both nibbles share one widening.
 inline I dot_u4(I acc, I low, I x_low, I high, I x_high) {
-  const __m256i pairs =
-      _mm256_add_epi16(_mm256_maddubs_epi16(low.v, x_low.v), _mm256_maddubs_epi16(high.v, x_high.v));
+  const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low.v, x_low.v), _mm256_maddubs_epi16(high.v, x_high.v));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 // Moves the sign of the weight to the activation: |w| <= 128 and |x| <= 127 give at most 32512 per pair, no overflow.
@@ -138,8 +137,8 @@ struct I {
   int32_t v[kLanes];
 };
 
-#define NB_EACH_LANE(Type, expression)                     \
-  Type out;                                                \
+#define NB_EACH_LANE(Type, expression)                      \
+  Type out;                                                 \
   for (int i = 0; i < kLanes; ++i) out.v[i] = (expression); \
   return out
 
@@ -198,8 +197,8 @@ inline int32_t signed_byte_of(int32_t lane, int index) { return static_cast<int8
 inline I dot_u4(I acc, I low, I x_low, I high, I x_high) {
   for (int b = 0; b < 4; ++b) {
     for (int i = 0; i < kLanes; ++i) {
-      acc.v[i] += byte_of(low.v[i], b) * signed_byte_of(x_low.v[i], b) +
-                  byte_of(high.v[i], b) * signed_byte_of(x_high.v[i], b);
+      acc.v[i] +=
+          byte_of(low.v[i], b) * signed_byte_of(x_low.v[i], b) + byte_of(high.v[i], b) * signed_byte_of(x_high.v[i], b);
     }
   }
   return acc;

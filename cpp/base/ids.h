@@ -3,13 +3,13 @@
 // Not for anything with behaviour. Safe to use from any thread.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 namespace nb {
 
-using TokenId = std::int32_t;     ///< index into a vocabulary, 0-based
-using BlockId = std::int32_t;     ///< index of a KV block in its pool; kNoBlock means none
-using RequestId = std::uint64_t;  ///< assigned by the engine, never reused
+using TokenId = int32_t;     ///< index into a vocabulary, 0-based
+using BlockId = int32_t;     ///< index of a KV block in its pool; kNoBlock means none
+using RequestId = uint64_t;  ///< assigned by the engine, never reused
 
 inline constexpr BlockId kNoBlock = -1;
 inline constexpr int kBlockTokens = 16;   ///< tokens of one KV block

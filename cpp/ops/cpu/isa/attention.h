@@ -8,7 +8,7 @@
 // same arithmetic, in the same order. Source of the online softmax: Milakov & Gimelshein 2018; Dao et al. 2022.
 #pragma once
 
-constexpr int kSplitKeys = 256;
+constexpr int kSplitKeys = kSplitTokens;
 constexpr int kTileKeys = 64;
 constexpr int kMaxColumns = 24;
 constexpr int kColumnGroup = kLanes == 16 ? 6 : 3;  // columns per inner kernel: accumulators fit the registers

@@ -11,6 +11,7 @@
 #include <immintrin.h>
 #endif
 
+#include "base/ids.h"
 #include "ops/kernel_table.h"
 
 namespace nb::ops {

@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# The test command: prepares what it needs, builds, runs every test and prints the summaries of ctest and pytest.
+#
+#   tests/run.sh           about 10 minutes on two cores from nothing, less when built before
+#   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes
+#
+# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, logs), in build-fuzz/ and in the virtual
+# environment .venv-test. Nothing else changes, but the model cache (the default model is downloaded once).
+#
+#   PYTHON                 interpreter of the virtual environment (python3)
+#   NANOBRAID_VENV         where the virtual environment is (.venv-test)
+#   NANOBRAID_JOBS         jobs of builds and of ctest (2)
+#   NANOBRAID_TEST_BUDGET  seconds the run may take; fuzzing shrinks to what is left (1200, with --full none)
+set -euo pipefail
+
+full=0
+for argument in "$@"; do
+  case $argument in
+    --full) full=1 ;;
+    *)
+      echo "usage: $0 [--full]" >&2
+      exit 2
+      ;;
+  esac
+done
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+python=$(command -v "${PYTHON:-python3}") || {
+  echo "no ${PYTHON:-python3}: Python 3.10 or newer is needed" >&2
+  exit 1
+}
+venv=${NANOBRAID_VENV:-$root/.venv-test}
+jobs=${NANOBRAID_JOBS:-2}
+budget=${NANOBRAID_TEST_BUDGET:-1200}
+logs=$root/build/logs
+mkdir -p "$logs"
+rm -f "$logs"/*.log
+
+export CMAKE_BUILD_PARALLEL_LEVEL=$jobs PIP_DISABLE_PIP_VERSION_CHECK=1
+if [[ $full == 1 ]]; then export NANOBRAID_TEST_FULL=1; else unset NANOBRAID_TEST_FULL; fi
+if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
+
+# ---- parts ----
+
+times=()
+failed=()
+
+# Runs a part, shows and keeps its output, remembers time and outcome. `set +e` and the subshell: a command that fails
+# inside a part ends that part, not the run.
+part() {  # NAME COMMAND...
+  local name=$1 begin=$SECONDS status
+  shift
+  printf '\n== %s ==\n' "$name"
+  set +e
+  (
+    set -e
+    "$@"
+  ) 2>&1 | tee "$logs/$name.log"
+  status=${PIPESTATUS[0]}
+  set -e
+  if [[ $status == 0 ]]; then
+    times+=("$(printf '%6d s  %s' $((SECONDS - begin)) "$name")")
+  else
+    times+=("$(printf '%6d s  %s  FAILED' $((SECONDS - begin)) "$name")")
+    failed+=("$name")
+  fi
+}
+
+# As above, but without it nothing else can run.
+needed_part() {
+  part "$@"
+  if [[ ${#failed[@]} -gt 0 ]]; then
+    summary
+    exit 1
+  fi
+}
+
+ctest_line='tests passed, .* tests failed out of'
+pytest_line='^=+ .* in [0-9.]+s.* =+$'
+
+closing_line() {  # NAME PATTERN: the last line of a part's output that matches, or failure
+  local line
+  line=$(grep -aE "$2" "$logs/$1.log" 2>/dev/null | tail -1)
+  [[ -n $line ]] && printf '%s\n' "$line"
+}
+
+summary() {
+  printf '\n== times ==\n'
+  printf '%s\n' "${times[@]}"
+  printf '%6d s  in all' "$SECONDS"
+  if [[ $full == 0 ]]; then printf ', of a budget of %d s' "$budget"; fi
+  printf '\n\n== summary ==\n'
+  if [[ ${#failed[@]} -gt 0 ]]; then printf 'FAILED: %s\n' "${failed[*]}"; else echo "all parts passed"; fi
+  echo "ASan and UBSan: $(closing_line ctest-asan "$ctest_line" || echo 'ctest did not run')"
+  closing_line ctest "$ctest_line" || echo "ctest did not run"
+  closing_line pytest "$pytest_line" || echo "pytest did not run"
+}
+
+# ---- what the parts do ----
+
+tools() {
+  command -v "${CXX:-c++}" >/dev/null || {
+    echo "no ${CXX:-c++}: a C++20 compiler is needed" >&2
+    return 1
+  }
+  local version='import sys; print(*sys.version_info[:3])'
+  if [[ "$("$venv/bin/python" -c "$version" 2>/dev/null)" != "$("$python" -c "$version")" ]]; then
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+  fi
+  if [[ ! -e /usr/src/googletest/CMakeLists.txt && $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    apt-get install -qq -y --no-install-recommends googletest || echo "no googletest from apt; CMake will fetch it"
+  fi
+  if ! cmake --version 2>/dev/null | grep -qE 'version (3\.(2[4-9]|[3-9][0-9])|[4-9])'; then
+    "$venv/bin/pip" install --quiet 'cmake>=3.24'
+  fi
+  command -v ninja >/dev/null || "$venv/bin/pip" install --quiet ninja
+  "$venv/bin/python" --version
+  cmake --version | head -1
+  "${CXX:-c++}" --version | head -1
+}
+
+# What the installed package is made of. A package built from the same files need not be built again.
+fingerprint() {
+  find CMakeLists.txt pyproject.toml README.md cpp python -type f ! -path '*/__pycache__/*' -print0 | sort -z |
+    xargs -0 sha256sum | sha256sum
+}
+
+package() {
+  local stamp=$venv/nanobraid.stamp
+  if [[ "$(cat "$stamp" 2>/dev/null)" == "$(fingerprint)" ]]; then
+    echo "installed before from the same files"
+    return
+  fi
+  rm -f "$stamp"
+  local before
+  before=$(fingerprint)
+  "$venv/bin/pip" install --quiet '.[test,dev]'
+  echo "$before" >"$stamp"
+  "$venv/bin/nanobraid" doctor
+}
+
+build_tests() {  # FOLDER CMAKE_OPTION...
+  local folder=$1
+  shift
+  cmake -S . -B "$folder" -G Ninja -DNANOBRAID_PYTHON=OFF "$@"
+  cmake --build "$folder"
+}
+
+run_ctest() {  # FOLDER
+  ctest --test-dir "$1" --output-on-failure --no-tests=error -j "$jobs"
+}
+
+# A run in the background is started with SIGINT ignored, and so would be every test of Ctrl-C.
+run_pytest() {
+  NANOBRAID_BUILD_DIR="$root/build/test" "$venv/bin/python" -c '
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "pytest"])'
+}
+
+# Versions of clang-format disagree; the sources are in the format of 14.
+format() {
+  local tool
+  for tool in clang-format-14 clang-format; do
+    if "$tool" --version 2>/dev/null | grep -q 'version 14\.'; then
+      find cpp demo eval python tests -name '*.h' -o -name '*.cpp' | xargs "$tool" --dry-run --Werror
+      return
+    fi
+  done
+  echo "no clang-format 14: formatting of C++ not checked"
+}
+
+demo() {
+  local model text
+  model=$(nanobraid pull smollm2-135m | tail -1)
+  text=$(build/test/demo/generate "$model" "The capital of France is" 16)
+  echo "$text"
+  [[ $text == *Paris* ]]
+}
+
+fuzz() {
+  local targets seconds=300
+  targets=$(find tests/fuzz -name '*_fuzz.cpp' | wc -l)
+  if [[ $full == 0 ]]; then
+    seconds=$(((budget - SECONDS) / (targets + 1)))
+    if [[ $seconds -gt 10 ]]; then seconds=10; fi
+    if [[ $seconds -lt 2 ]]; then seconds=2; fi
+  fi
+  echo "$targets targets, $seconds s each"
+  tests/fuzz/run.sh "$seconds"
+}
+
+# ---- the run ----
+
+# In a function, so that bash has read it all before it begins: the file may be edited while it runs.
+main() {
+  if [[ $full == 1 ]]; then
+    echo "full run: property tests with their full counts, fuzzing 300 s a target"
+  else
+    echo "budget $budget s: property tests with reduced counts, fuzzing at most 10 s a target (tests/run.sh --full: all)"
+  fi
+
+  export PATH=$venv/bin:$PATH
+  needed_part tools tools
+  needed_part package package
+  needed_part build build_tests build/test -DCMAKE_BUILD_TYPE=Release
+  part ruff ruff check .
+  part mypy mypy
+  part format format
+  # Debug, so that invariants are checked after every step; -O1, so that it ends.
+  part build-asan build_tests build/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
+    -DNANOBRAID_SANITIZE=address,undefined -DNANOBRAID_DEMOS=OFF
+  part ctest run_ctest build/test
+  if [[ " ${failed[*]} " != *" build-asan "* ]]; then part ctest-asan run_ctest build/asan; fi
+  part demo demo
+  part pytest run_pytest
+  if [[ -x tests/fuzz/run.sh ]]; then part fuzz fuzz; fi
+
+  summary
+  [[ ${#failed[@]} == 0 ]]
+}
+
+main
+exit

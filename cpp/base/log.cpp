@@ -37,7 +37,9 @@ SinkCell& sink_cell() {
   return cell;
 }
 
-const char* level_name(LogLevel level) {
+}  // namespace
+
+const char* to_string(LogLevel level) {
   switch (level) {
     case LogLevel::error:
       return "error";
@@ -51,14 +53,12 @@ const char* level_name(LogLevel level) {
   return "error";
 }
 
-}  // namespace
-
 void set_log_level(LogLevel level) { level_cell().store(level, std::memory_order_relaxed); }
 LogLevel log_level() { return level_cell().load(std::memory_order_relaxed); }
 
 LogLevel parse_log_level(const std::string& name) {
   for (LogLevel level : {LogLevel::error, LogLevel::warning, LogLevel::info, LogLevel::debug}) {
-    if (name == level_name(level)) return level;
+    if (name == to_string(level)) return level;
   }
   fail(ErrorCode::invalid_argument, "unknown log level '", name, "': use error, warning, info or debug");
 }
@@ -81,7 +81,7 @@ void write_log(LogLevel level, const std::string& line) {
   if (sink) {
     (*sink)(level, line);
   } else {
-    std::fprintf(stderr, "nanobraid %s: %s\n", level_name(level), line.c_str());
+    std::fprintf(stderr, "nanobraid %s: %s\n", to_string(level), line.c_str());
   }
 }
 

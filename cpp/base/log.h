@@ -18,6 +18,9 @@ using LogSink = std::function<void(LogLevel, const std::string&)>;
 void set_log_level(LogLevel level);
 LogLevel log_level();
 
+/// "error", "warning", "info" or "debug".
+const char* to_string(LogLevel level);
+
 /// Parses "error", "warning", "info" or "debug"; throws invalid_argument otherwise.
 LogLevel parse_log_level(const std::string& name);
 

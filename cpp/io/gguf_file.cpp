@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "io/bytes.h"
 #include "io/gguf_parser.h"
 #include "text/unicode.h"
 
@@ -14,17 +15,6 @@ namespace nb::io {
 namespace {
 
 constexpr std::uint64_t kMaxSigned = std::numeric_limits<std::int64_t>::max();
-
-template <class T>
-T load(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(value));
-  return value;
-}
-
-std::string_view as_text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 bool is_integer(GgufType type) {
   switch (type) {

@@ -9,12 +9,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <optional>
 
 #include "base/error.h"
+#include "io/bytes.h"
 #include "text/unicode.h"
 
 namespace nb::io {
@@ -35,17 +35,6 @@ constexpr std::uint64_t kMaxSigned = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kHeaderBytes = 24;
 constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;           // key of one byte, u8
 constexpr std::uint64_t kMinTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // name of one byte, one dimension
-
-template <class T>
-T load(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(value));
-  return value;
-}
-
-std::string_view as_text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 bool is_utf8(std::string_view text) {
   const char* const end = text.data() + text.size();

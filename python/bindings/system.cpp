@@ -36,20 +36,6 @@ py::dict memory_status() {
   return status;
 }
 
-const char* level_name(LogLevel level) {
-  switch (level) {
-    case LogLevel::error:
-      return "error";
-    case LogLevel::warning:
-      return "warning";
-    case LogLevel::info:
-      return "info";
-    case LogLevel::debug:
-      return "debug";
-  }
-  return "error";
-}
-
 void set_sink(std::optional<std::function<void(std::string, std::string)>> sink) {
   if (!sink) {
     set_log_sink({});
@@ -59,7 +45,7 @@ void set_sink(std::optional<std::function<void(std::string, std::string)>> sink)
   set_log_sink([sink = std::move(*sink)](LogLevel level, const std::string& line) {
     const py::gil_scoped_acquire gil;
     try {
-      sink(level_name(level), line);
+      sink(to_string(level), line);
     } catch (py::error_already_set& error) {
       error.discard_as_unraisable("nanobraid log sink");
     }

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "base/code_of.h"
 #include "base/error.h"
 #include "engine/engine_fixture.h"
 
@@ -12,17 +13,6 @@ namespace nb::engine {
 namespace {
 
 using model::make_tiny_model;
-
-template <class Function>
-ErrorCode code_of(const Function& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return ErrorCode::io;
-}
 
 TEST_P(EveryBackend, TokensAreTheSameAloneInABatchAndSliced) {
   for (const quant::Format format : {quant::Format::q4_1, quant::Format::bf16}) {

@@ -7,21 +7,11 @@
 #include <limits>
 #include <random>
 
+#include "base/code_of.h"
 #include "base/error.h"
 
 namespace nb::kv {
 namespace {
-
-template <class Function>
-ErrorCode code_of(const Function& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return ErrorCode::io;
-}
 
 TEST(BlockPool, HandsOutAscendingIdsThenTheLastFreedFirst) {
   BlockPool pool(4);

@@ -3,8 +3,8 @@
     python eval/compare_llama_cpp.py --peer BUILD/bin/llama-bench --files a.gguf b.gguf [--json out.json]
 
 For every file and round: `llama-bench` (pp and tg) and `nanobraid bench`, in turn, both with the same number of
-threads. Reports the median of each side, the ratio of medians, and the read bandwidth of the machine measured before and
-after by summing a large array. Build llama.cpp natively (GGML_NATIVE=ON); it runs with 2 MB pages
+threads. Reports the median of each side, the ratio of medians, and the read bandwidth of the machine, measured before
+and after by summing a large array. Build llama.cpp natively (GGML_NATIVE=ON); it runs with 2 MB pages
 (GLIBC_TUNABLES=glibc.malloc.hugetlb=1), its f16 KV and its default flash attention, best of what it offers by default.
 """
 
@@ -102,13 +102,17 @@ def main() -> int:
     report["read_gb_s_after"] = read_bandwidth(args.threads)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{report['cpu']}, {args.threads} threads, read {report['read_gb_s_before']:.1f} / "
-          f"{report['read_gb_s_after']:.1f} GB/s before / after; medians of {args.rounds} alternating rounds")
+    print(
+        f"{report['cpu']}, {args.threads} threads, read {report['read_gb_s_before']:.1f} / "
+        f"{report['read_gb_s_after']:.1f} GB/s before / after; medians of {args.rounds} alternating rounds"
+    )
     for row in report["rows"]:
         for key, name in (("pp_tok_s", f"pp{args.pp}"), ("tg_tok_s", f"tg{args.tg}")):
             value = row[key]
-            print(f"{row['file']:<24} {name:<6} {value['nanobraid']:8.1f} tok/s   llama.cpp {value['llama.cpp']:8.1f}   "
-                  f"ratio {value['ratio']:.2f}")
+            print(
+                f"{row['file']:<24} {name:<6} {value['nanobraid']:8.1f} tok/s   llama.cpp {value['llama.cpp']:8.1f}   "
+                f"ratio {value['ratio']:.2f}"
+            )
     return 0
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oracle import Oracle
 
 import nanobraid as nb
 from nanobraid.models import resolve
+from oracle import Oracle
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 
@@ -89,7 +89,9 @@ def main() -> int:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        print(f"{report['backend']}, activations {report['dtype']}, KV {report['kv_dtype']} against transformers float32")
+        print(
+            f"{report['backend']}, activations {report['dtype']}, KV {report['kv_dtype']} against transformers float32"
+        )
         for i, row in enumerate(rows):
             print(
                 f"prompt {i}: {row['prompt_tokens']} tokens, logits within {row['max_relative_difference']:.2e}, "

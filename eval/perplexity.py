@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from oracle import Oracle, log_softmax, mean_kl
 
 import nanobraid as nb
 from nanobraid._core import available_backends
 from nanobraid.models import resolve
+from oracle import Oracle, log_softmax, mean_kl
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 Logits = Callable[[list[int]], NDArray[np.float32]]

@@ -39,10 +39,16 @@ def first_token(path: Path) -> dict[str, float]:
 
 
 def memory(demo: Path, path: Path) -> dict[str, float]:
-    output = subprocess.run([str(demo), str(path), "The capital of France is", "64"], check=True, capture_output=True,
-                            text=True)
-    names = {"file": "file_mib", "weights": "weights_mib", "KV used": "kv_used_mib", "workspace": "workspace_mib",
-             "peak resident": "peak_mib"}
+    output = subprocess.run(
+        [str(demo), str(path), "The capital of France is", "64"], check=True, capture_output=True, text=True
+    )
+    names = {
+        "file": "file_mib",
+        "weights": "weights_mib",
+        "KV used": "kv_used_mib",
+        "workspace": "workspace_mib",
+        "peak resident": "peak_mib",
+    }
     values: dict[str, float] = {}
     for name, key in names.items():
         found = re.search(rf"{name} ([0-9.]+)", output.stderr)
@@ -67,11 +73,15 @@ def main() -> int:
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
-    print(f"import {report['import_s']:.2f} s, LLM() {report['open_s']:.2f} s, "
-          f"LLM() to first token {report['first_token_s']:.2f} s (medians of {args.rounds})")
+    print(
+        f"import {report['import_s']:.2f} s, LLM() {report['open_s']:.2f} s, "
+        f"LLM() to first token {report['first_token_s']:.2f} s (medians of {args.rounds})"
+    )
     used = report["memory"]
-    print(f"file {used['file_mib']:.1f} MiB, KV used {used['kv_used_mib']:.1f}, workspace {used['workspace_mib']:.1f}, "
-          f"peak resident {used['peak_mib']:.1f}; without KV and workspace {used['ratio']:.3f} of the file")
+    print(
+        f"file {used['file_mib']:.1f} MiB, KV used {used['kv_used_mib']:.1f}, workspace {used['workspace_mib']:.1f}, "
+        f"peak resident {used['peak_mib']:.1f}; without KV and workspace {used['ratio']:.3f} of the file"
+    )
     return 0
 
 

@@ -160,6 +160,10 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "pytest"])'
 }
 
+run_ruff() {
+  ruff check . && ruff format --check .
+}
+
 # Versions of clang-format disagree; the sources are in the format of 14.
 format() {
   local tool
@@ -206,7 +210,7 @@ main() {
   needed_part tools tools
   needed_part package package
   needed_part build build_tests build/test -DCMAKE_BUILD_TYPE=Release
-  part ruff ruff check .
+  part ruff run_ruff
   part mypy mypy
   part format format
   # Debug, so that invariants are checked after every step; -O1, so that it ends.

@@ -57,7 +57,7 @@ def documented_parameters(function: Any) -> list[str]:
     for character in found.group(1) + ",":
         depth += (character in "[({") - (character in "])}")
         if character == "," and depth == 0:
-            names.append(current.split(":")[0].strip())
+            names.append(current.split(":", maxsplit=1)[0].strip())
             current = ""
         else:
             current += character

@@ -24,7 +24,7 @@ SKIPPED = {"__pycache__", "results", "node_modules"}
 
 LIMITS = (("tests/", 1200), ("cpp/ops/cpu/", 800), ("cuda/", 800), ("", 500))  # the first prefix that fits
 CMAKE_LIMIT = 250
-UNLIMITED = re.compile(r"unicode_tables\.(h|cpp)$")
+UNLIMITED = re.compile(r"(unicode|nfc)_tables\.(h|cpp)$")
 
 # Sources whose tests stand in a file of another name.
 COVERED_BY = {
@@ -44,6 +44,7 @@ COVERED_BY = {
     "cpp/ops/linear_weight.cpp": "tests/cpp/ops/linear_test.cpp",
     "cpp/quant/kv_format.cpp": "tests/cpp/quant/format_test.cpp",
     "cpp/text/unicode_tables.cpp": "tests/cpp/text/unicode_test.cpp",
+    "cpp/text/nfc_tables.cpp": "tests/cpp/text/nfc_test.cpp",
 }
 
 # Written in pieces, so that this file does not find itself.

@@ -1,9 +1,12 @@
 #include "io/gguf_tokenizer.h"
 
+#include <cstring>
 #include <limits>
 #include <string_view>
+#include <utility>
 
 #include "base/error.h"
+#include "text/normalize.h"
 #include "text/pretokenize.h"
 #include "text/unicode.h"
 
@@ -13,6 +16,8 @@ namespace {
 constexpr const char* kTokens = "tokenizer.ggml.tokens";
 constexpr const char* kTypes = "tokenizer.ggml.token_type";
 constexpr const char* kMerges = "tokenizer.ggml.merges";
+constexpr const char* kScores = "tokenizer.ggml.scores";
+constexpr const char* kCharsMap = "tokenizer.ggml.precompiled_charsmap";
 
 std::vector<text::TokenType> read_types(const GgufFile& file, std::size_t num_tokens) {
   std::vector<text::TokenType> types;
@@ -39,6 +44,65 @@ TokenId read_id(const GgufFile& file, const char* key, std::size_t num_tokens) {
   return static_cast<TokenId>(id);
 }
 
+std::vector<TokenId> read_ids(const GgufFile& file, const char* key, std::size_t num_tokens) {
+  std::vector<TokenId> ids;
+  for (const std::int64_t id : file.integers(key)) {
+    NB_CHECK(static_cast<std::uint64_t>(id) < num_tokens, format, file.path(), ": key ", key, ": element ", ids.size(),
+             " is ", id, ", outside the vocabulary of ", num_tokens, " tokens");
+    ids.push_back(static_cast<TokenId>(id));
+  }
+  return ids;
+}
+
+std::vector<float> read_scores(const GgufFile& file, std::size_t num_tokens) {
+  const auto* stored = file.find(kScores);
+  NB_CHECK(stored != nullptr, format, file.path(), ": key ", kScores, " is missing");
+  using Type = decltype(stored->type);
+  NB_CHECK(stored->type == Type::array && stored->element_type == Type::f32, format, file.path(), ": at offset ",
+           stored->offset, ": key ", kScores, " is no array of f32");
+  NB_CHECK(stored->count == num_tokens, format, file.path(), ": at offset ", stored->offset, ": key ", kScores, " has ",
+           stored->count, " elements for ", num_tokens, " tokens");
+  std::vector<float> scores(num_tokens);
+  std::memcpy(scores.data(), stored->bytes.data(), num_tokens * sizeof(float));
+  return scores;
+}
+
+// GGUF says only whether there is a dummy prefix; what readers of it do is the same for every stretch of text.
+text::SpacePrefix read_space_prefix(const GgufFile& file) {
+  constexpr const char* kKey = "tokenizer.braid.space_prefix";
+  if (!file.boolean("tokenizer.ggml.add_space_prefix", true)) return text::SpacePrefix::none;
+  constexpr std::pair<const char*, text::SpacePrefix> kNames[] = {{"text", text::SpacePrefix::text},
+                                                                  {"text_start", text::SpacePrefix::text_start},
+                                                                  {"stretches", text::SpacePrefix::stretches}};
+  const std::string_view found = file.string(kKey, "stretches");
+  for (const auto& [name, prefix] : kNames) {
+    if (found == name) return prefix;
+  }
+  fail(ErrorCode::unsupported, file.path(), ": key ", kKey, " is ", text::in_quotes(found),
+       " (known: text, text_start, stretches)");
+}
+
+void read_sentencepiece(const GgufFile& file, text::TokenizerSpec& spec) {
+  spec.scores = read_scores(file, spec.tokens.size());
+  spec.space_prefix = read_space_prefix(file);
+  spec.remove_extra_whitespaces = file.boolean("tokenizer.ggml.remove_extra_whitespaces", false);
+  const auto* map = file.find(kCharsMap);
+  NB_CHECK(map == nullptr || map->count == 0, unsupported, file.path(), ": key ", kCharsMap,
+           ": SentencePiece's normalisation by a compiled character map is not supported");
+}
+
+void read_byte_level(const GgufFile& file, text::TokenizerSpec& spec) {
+  constexpr const char* kKey = "tokenizer.braid.normalizer";
+  // Byte-pair encoding without merges would split every text into bytes: wrong tokens, and no sign of it.
+  NB_CHECK(file.has(kMerges), format, file.path(), ": key ", kMerges, " is missing");
+  spec.merges = file.strings(kMerges);
+  if (!file.has(kKey)) return;
+  const std::string_view name = file.string(kKey);
+  NB_CHECK(name == "none" || name == "nfc", unsupported, file.path(), ": key ", kKey, " is ", text::in_quotes(name),
+           " (known: none, nfc)");
+  spec.nfc = name == "nfc";
+}
+
 // Whether texts begin with BOS where the file does not say. Unknown kinds are refused later, by the tokenizer.
 bool family_adds_bos(const text::TokenizerSpec& spec) {
   if (spec.model != "gpt2") return spec.model == "llama";
@@ -60,13 +124,15 @@ text::TokenizerSpec read_tokenizer_spec(const GgufFile& file) {
   NB_CHECK(num_tokens <= static_cast<std::size_t>(std::numeric_limits<TokenId>::max()), format, file.path(), ": key ",
            kTokens, " has ", num_tokens, " tokens, more than ids can number");
   spec.types = read_types(file, num_tokens);
-  spec.merges = file.strings(kMerges);
-  // Byte-pair encoding without merges would split every text into bytes: wrong tokens, and no sign of it.
-  NB_CHECK(file.has(kMerges) || spec.model != "gpt2", format, file.path(), ": key ", kMerges, " is missing");
+  if (spec.model == "gpt2") read_byte_level(file, spec);
+  if (spec.model == "llama") read_sentencepiece(file, spec);
   spec.bos = read_id(file, "tokenizer.ggml.bos_token_id", num_tokens);
   spec.eos = read_id(file, "tokenizer.ggml.eos_token_id", num_tokens);
   spec.eot = read_id(file, "tokenizer.ggml.eot_token_id", num_tokens);
   spec.eom = read_id(file, "tokenizer.ggml.eom_token_id", num_tokens);
+  spec.eos_ids = read_ids(file, "tokenizer.braid.eos_token_ids", num_tokens);
+  spec.lstrip = read_ids(file, "tokenizer.braid.lstrip_token_ids", num_tokens);
+  spec.rstrip = read_ids(file, "tokenizer.braid.rstrip_token_ids", num_tokens);
   spec.unk = read_id(file, "tokenizer.ggml.unknown_token_id", num_tokens);
   spec.pad = read_id(file, "tokenizer.ggml.padding_token_id", num_tokens);
   spec.add_bos = file.boolean("tokenizer.ggml.add_bos_token", family_adds_bos(spec));

@@ -109,22 +109,23 @@ class LongMerger {
 
 }  // namespace
 
-MergeTable::MergeTable(std::span<const Merge> merges) {
+MergeTable::MergeTable(std::span<const Merge> merges, std::span<const std::int32_t> ranks) {
   NB_CHECK(merges.size() < static_cast<std::size_t>(kNoRank), format, "too many merges: ", merges.size());
   // A seed of its own for each table, so that no file can be made whose pairs all fall into one slot. Results do not
   // depend on it.
   seed_ = random_seed();
   slots_.resize(std::bit_ceil(merges.size() + merges.size() * 3 / 4 + 2));
   mask_ = slots_.size() - 1;
-  for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-    const Merge& merge = merges[rank];
+  for (std::size_t i = 0; i < merges.size(); ++i) {
+    const Merge& merge = merges[i];
+    const std::int32_t rank = ranks.empty() ? static_cast<std::int32_t>(i) : ranks[i];
     if (merge.merged < 0) continue;
     std::size_t slot = slot_of(merge.left, merge.right);
     while (slots_[slot].rank != kNoRank && (slots_[slot].left != merge.left || slots_[slot].right != merge.right)) {
       slot = (slot + 1) & mask_;
     }
     if (slots_[slot].rank != kNoRank) continue;
-    slots_[slot] = {merge.left, merge.right, static_cast<std::int32_t>(rank), merge.merged};
+    slots_[slot] = {merge.left, merge.right, rank, merge.merged};
   }
 }
 

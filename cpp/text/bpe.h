@@ -35,7 +35,11 @@ class MergeTable {
   MergeTable() : MergeTable(std::span<const Merge>()) {}
 
   /// The rank of a merge is its index. Entries with a negative `merged` are skipped; of equal pairs the first counts.
-  explicit MergeTable(std::span<const Merge> merges);
+  explicit MergeTable(std::span<const Merge> merges) : MergeTable(merges, {}) {}
+
+  /// The same with a rank for each merge, at least 0; equal ranks are allowed and the leftmost pair goes first. Of
+  /// equal pairs the first counts. No ranks: the index.
+  MergeTable(std::span<const Merge> merges, std::span<const std::int32_t> ranks);
 
   /// The merge of two symbols. Any values may be asked for.
   Found find(TokenId left, TokenId right) const {

@@ -149,19 +149,18 @@ constexpr Scanner kSmollm = scan_gpt2<true>;
 constexpr Scanner kLlama3 = scan_llama3<3>;
 constexpr Scanner kQwen2 = scan_llama3<1>;
 
-// Names as converters to GGUF write them. Qwen2's published tokenizer also normalises to NFC first; engines that read
-// GGUF do not, and neither do we: text that is not in NFC may give other tokens than the original does.
+// Names as converters to GGUF write them.
 constexpr std::array kPreTokenizers{
-    // name, scanner, whole_pieces_first, adds_bos
-    PreTokenizer{"smollm", kSmollm, false, false},
-    PreTokenizer{"gpt2", kGpt2, false, false},
-    PreTokenizer{"gpt-2", kGpt2, false, false},
-    PreTokenizer{"default", kGpt2, false, false},
-    PreTokenizer{"llama-bpe", kLlama3, true, true},
-    PreTokenizer{"llama3", kLlama3, true, true},
-    PreTokenizer{"llama-v3", kLlama3, true, true},
-    PreTokenizer{"qwen2", kQwen2, false, false},
-    PreTokenizer{"deepseek-r1-qwen", kQwen2, false, false},
+    // name, scanner, whole_pieces_first, adds_bos, nfc
+    PreTokenizer{"smollm", kSmollm, false, false, false},
+    PreTokenizer{"gpt2", kGpt2, false, false, false},
+    PreTokenizer{"gpt-2", kGpt2, false, false, false},
+    PreTokenizer{"default", kGpt2, false, false, false},
+    PreTokenizer{"llama-bpe", kLlama3, true, true, false},
+    PreTokenizer{"llama3", kLlama3, true, true, false},
+    PreTokenizer{"llama-v3", kLlama3, true, true, false},
+    PreTokenizer{"qwen2", kQwen2, false, false, true},
+    PreTokenizer{"deepseek-r1-qwen", kQwen2, false, false, false},
 };
 
 }  // namespace

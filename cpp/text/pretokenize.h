@@ -23,6 +23,7 @@ struct PreTokenizer {
   Scanner next_piece;
   bool whole_pieces_first;  ///< a piece that is a token is that token, whatever the merges say ("ignore_merges")
   bool adds_bos;            ///< the family begins texts with BOS when its file does not say
+  bool nfc;                 ///< the family normalises texts to NFC first
 };
 
 /// Every known pre-tokenizer, aliases included.

@@ -1,20 +1,18 @@
 #include "text/text_stream.h"
 
 #include <cstddef>
-#include <string_view>
 
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 
 namespace nb::text {
 
-TextStream::TextStream(const Tokenizer& tokenizer, bool skip_special)
-    : tokenizer_(tokenizer), skip_special_(skip_special) {}
+TextStream::TextStream(const Tokenizer& tokenizer, bool skip_special, bool at_start)
+    : tokenizer_(tokenizer), skip_special_(skip_special), is_first_(at_start && tokenizer.drops_first_space()) {}
 
 std::string TextStream::push(TokenId id) {
-  const std::string_view bytes = tokenizer_.token_bytes(id);
-  if (skip_special_ && tokenizer_.is_special(id)) return {};
-  pending_ += bytes;
+  if (tokenizer_.is_special(id) && skip_special_) return {};
+  tokenizer_.append_token(id, is_first_, pending_);
   std::string out;
   pending_.erase(0, append_replacing_invalid(out, pending_));
   return out;
@@ -23,6 +21,7 @@ std::string TextStream::push(TokenId id) {
 std::string TextStream::finish() {
   std::string out = replace_invalid_utf8(pending_);
   pending_.clear();
+  is_first_ = tokenizer_.drops_first_space();
   return out;
 }
 

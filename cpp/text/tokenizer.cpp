@@ -2,113 +2,124 @@
 
 #include <algorithm>
 #include <limits>
-#include <utility>
 
 #include "base/error.h"
+#include "text/pretokenize.h"
 #include "text/unicode.h"
 
 namespace nb::text {
 
 namespace {
 
-const PreTokenizer& pre_tokenizer_of(const TokenizerSpec& spec) {
-  NB_CHECK(spec.model == "gpt2", unsupported, "tokenizer model ", in_quotes(spec.model),
-           " is not supported (known: gpt2, which is byte-level BPE)");
-  return find_pre_tokenizer(spec.pre);
-}
-
 void check_special_ids(const TokenizerSpec& spec, const Vocabulary& vocabulary) {
+  const auto check = [&](const char* name, TokenId id) {
+    NB_CHECK(vocabulary.contains(id), format, "the ", name, " token has id ", id, ", outside the vocabulary of ",
+             vocabulary.size());
+  };
   const std::pair<const char*, TokenId> ids[] = {{"bos", spec.bos}, {"eos", spec.eos}, {"eot", spec.eot},
                                                  {"eom", spec.eom}, {"unk", spec.unk}, {"pad", spec.pad}};
   for (const auto& [name, id] : ids) {
-    NB_CHECK(id == -1 || vocabulary.contains(id), format, "the ", name, " token has id ", id,
-             ", outside the vocabulary of ", vocabulary.size());
+    if (id != -1) check(name, id);
   }
+  for (const TokenId id : spec.eos_ids) check("eos", id);
+  for (const TokenId id : spec.lstrip) check("lstrip", id);
+  for (const TokenId id : spec.rstrip) check("rstrip", id);
   NB_CHECK(!spec.add_bos || spec.bos >= 0, format, "the file asks for a bos token but names none");
   NB_CHECK(!spec.add_eos || spec.eos >= 0, format, "the file asks for an eos token but names none");
 }
 
-bool is_special_type(TokenType type) { return type == TokenType::control || type == TokenType::unknown; }
+Spelling spelling_of(const TokenizerSpec& spec) {
+  return spec.model == "llama" ? Spelling::sentencepiece : Spelling::byte_level;
+}
+
+/// Tokens that no text may become: bos and those that end an answer.
+std::vector<TokenId> protected_ids(const TokenizerSpec& spec) {
+  std::vector<TokenId> ids{spec.bos, spec.eos, spec.eot, spec.eom};
+  ids.insert(ids.end(), spec.eos_ids.begin(), spec.eos_ids.end());
+  ids.erase(std::remove(ids.begin(), ids.end(), -1), ids.end());
+  return ids;
+}
+
+Normalization normalization_of(const TokenizerSpec& spec) {
+  Normalization how;
+  if (spec.model == "llama") {
+    how.space_marks = true;
+    how.collapse_spaces = spec.remove_extra_whitespaces;
+    how.space_prefix = spec.space_prefix;
+  } else {
+    how.nfc = spec.nfc.value_or(find_pre_tokenizer(spec.pre).nfc);
+  }
+  return how;
+}
+
+bool contains(const std::vector<TokenId>& sorted, TokenId id) {
+  return !sorted.empty() && std::binary_search(sorted.begin(), sorted.end(), id);
+}
+
+std::vector<TokenId> sorted(std::vector<TokenId> ids) {
+  std::sort(ids.begin(), ids.end());
+  return ids;
+}
+
+/// How many bytes of whitespace `text` begins or ends with.
+std::size_t leading_whitespace(std::string_view text) {
+  std::size_t length = 0;
+  while (length < text.size()) {
+    const DecodedChar next = decode_utf8(text.data() + length, text.data() + text.size());
+    if (!is_whitespace(next.code_point)) break;
+    length += next.length;
+  }
+  return length;
+}
+
+std::size_t trailing_whitespace(std::string_view text) {
+  std::size_t begin = text.size();
+  while (begin > 0) {
+    std::size_t previous = begin - 1;
+    while (previous > 0 && begin - previous < 4 && (static_cast<std::uint8_t>(text[previous]) & 0xC0) == 0x80) {
+      --previous;
+    }
+    const DecodedChar last = decode_utf8(text.data() + previous, text.data() + begin);
+    if (previous + last.length != begin || !is_whitespace(last.code_point)) break;
+    begin = previous;
+  }
+  return text.size() - begin;
+}
 
 }  // namespace
 
 Tokenizer::Tokenizer(const TokenizerSpec& spec)
-    : pre_tokenizer_(&pre_tokenizer_of(spec)),
-      vocabulary_(spec.tokens, spec.types),
+    : vocabulary_(spec.tokens, spec.types, spelling_of(spec)),
+      kind_(make_kind(spec, vocabulary_)),
+      normalization_(normalization_of(spec)),
+      lstrip_(sorted(spec.lstrip)),
+      rstrip_(sorted(spec.rstrip)),
       bos_(spec.bos),
       eos_(spec.eos),
       unk_(spec.unk),
       pad_(spec.pad),
       add_bos_(spec.add_bos),
       add_eos_(spec.add_eos) {
-  check_special_ids(spec, vocabulary_);
-  const std::vector<Merge> merges = parse_merges(spec.merges);
-  merges_ = MergeTable(merges);
-  find_byte_tokens();
-  protect_end_tokens(spec, merges);
-  find_whole_tokens();
   collect_added_tokens();
-  for (const TokenId id : {spec.eos, spec.eot, spec.eom}) {
+  std::vector<TokenId> ends{spec.eos, spec.eot, spec.eom};
+  ends.insert(ends.end(), spec.eos_ids.begin(), spec.eos_ids.end());
+  for (const TokenId id : ends) {
     if (id >= 0 && std::find(eos_ids_.begin(), eos_ids_.end(), id) == eos_ids_.end()) eos_ids_.push_back(id);
   }
 }
 
-std::vector<Merge> Tokenizer::parse_merges(std::span<const std::string_view> merges) const {
-  std::vector<Merge> parsed;
-  parsed.reserve(merges.size());
-  std::string joined;
-  for (std::size_t i = 0; i < merges.size(); ++i) {
-    const std::string_view merge = merges[i];
-    const auto known = [&](std::string_view text) {
-      const TokenId id = vocabulary_.find_text(text);
-      NB_CHECK(id >= 0, format, "merge ", i, " (", in_quotes(merge), "): ", in_quotes(text), " is not a token");
-      return id;
-    };
-    // The left part is not empty, so that it may begin with a space.
-    const std::size_t space = merge.empty() ? std::string_view::npos : merge.find(' ', 1);
-    NB_CHECK(space != std::string_view::npos && space + 1 < merge.size(), format, "merge ", i, " (", in_quotes(merge),
-             ") does not have the form \"left right\"");
-    const std::string_view left = merge.substr(0, space);
-    const std::string_view right = merge.substr(space + 1);
-    joined.assign(left).append(right);
-    const TokenId merged = known(joined);
-    parsed.push_back({known(left), known(right), is_special_type(vocabulary_.type(merged)) ? -1 : merged});
+Tokenizer::Kind Tokenizer::make_kind(const TokenizerSpec& spec, Vocabulary& vocabulary) {
+  check_special_ids(spec, vocabulary);
+  const std::vector<TokenId> protect = protected_ids(spec);
+  if (spec.model == "gpt2") {
+    return Kind(std::in_place_type<ByteBpe>, vocabulary, find_pre_tokenizer(spec.pre), spec.merges, protect);
   }
-  return parsed;
-}
-
-void Tokenizer::find_byte_tokens() {
-  for (std::size_t byte = 0; byte < byte_tokens_.size(); ++byte) {
-    const char c = static_cast<char>(static_cast<std::uint8_t>(byte));
-    byte_tokens_[byte] = vocabulary_.find_bytes(std::string_view(&c, 1));
+  NB_CHECK(spec.model == "llama", unsupported, "tokenizer model ", in_quotes(spec.model),
+           " is not supported (known: gpt2, which is byte-level BPE, and llama, which is SentencePiece BPE)");
+  for (const TokenId id : protect) {
+    if (vocabulary.type(id) != TokenType::byte) vocabulary.set_type(id, TokenType::control);
   }
-}
-
-void Tokenizer::protect_end_tokens(const TokenizerSpec& spec, std::span<const Merge> merges) {
-  for (const TokenId id : {spec.bos, spec.eos, spec.eot, spec.eom}) {
-    if (id < 0) continue;
-    const bool is_byte = std::find(byte_tokens_.begin(), byte_tokens_.end(), id) != byte_tokens_.end();
-    const bool is_merged = std::any_of(merges.begin(), merges.end(), [id](const Merge& m) { return m.merged == id; });
-    if (!is_byte && !is_merged && !is_special_type(vocabulary_.type(id))) {
-      vocabulary_.set_type(id, TokenType::control);
-    }
-  }
-}
-
-void Tokenizer::find_whole_tokens() {
-  whole_.assign(static_cast<std::size_t>(vocabulary_.size()), false);
-  std::vector<TokenId> ids;
-  for (TokenId id = 0; id < vocabulary_.size(); ++id) {
-    const std::string_view bytes = vocabulary_.bytes(id);
-    if (vocabulary_.find_bytes(bytes) != id || is_special_type(vocabulary_.type(id))) continue;
-    bool is_whole = pre_tokenizer_->whole_pieces_first;
-    if (!is_whole) {
-      ids.clear();
-      append_merged(bytes, ids);
-      is_whole = ids.size() == 1 && ids[0] == id;
-    }
-    whole_[static_cast<std::size_t>(id)] = is_whole;
-  }
+  return Kind(std::in_place_type<SentencePieceBpe>, vocabulary, spec.scores);
 }
 
 void Tokenizer::collect_added_tokens() {
@@ -124,53 +135,99 @@ void Tokenizer::collect_added_tokens() {
 }
 
 std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special_tokens, bool parse_special) const {
-  NB_CHECK(text.size() < static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()), invalid_argument,
-           "text of ", text.size(), " bytes is too long to tokenize");
   std::vector<TokenId> ids;
-  ids.reserve(text.size() / 4 + 2);
-  if (add_special_tokens && add_bos_) ids.push_back(bos_);
-  const AddedTokens& added = parse_special ? all_added_ : user_defined_;
-  for (std::size_t position = 0; position < text.size();) {
-    const AddedTokens::Match match = added.find(text, position);
-    append_pieces(text.substr(position, match.begin - position), ids);
-    if (match.id >= 0) ids.push_back(match.id);
-    position = match.begin + match.length;
-  }
-  if (add_special_tokens && add_eos_) ids.push_back(eos_);
+  encode_into(text, add_special_tokens, parse_special, ids, nullptr);
   return ids;
 }
 
-void Tokenizer::append_pieces(std::string_view text, std::vector<TokenId>& ids) const {
-  while (!text.empty()) {
-    const std::string_view piece = text.substr(0, pre_tokenizer_->next_piece(text));
-    text.remove_prefix(piece.size());
-    if (piece.size() <= vocabulary_.max_token_bytes()) {
-      const TokenId id = vocabulary_.find_bytes(piece);
-      if (id >= 0 && whole_[static_cast<std::size_t>(id)]) {
-        ids.push_back(id);
-        continue;
-      }
+Encoding Tokenizer::encode_with_spans(std::string_view text, bool add_special_tokens, bool parse_special) const {
+  Encoding out;
+  encode_into(text, add_special_tokens, parse_special, out.ids, &out.spans);
+  return out;
+}
+
+void Tokenizer::encode_into(std::string_view text, bool add_special_tokens, bool parse_special,
+                            std::vector<TokenId>& ids, std::vector<TextSpan>* spans) const {
+  NB_CHECK(text.size() < static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()), invalid_argument,
+           "text of ", text.size(), " bytes is too long to tokenize");
+  ids.reserve(text.size() / 4 + 2);
+  const auto append = [&](TokenId id, TextSpan span) {
+    ids.push_back(id);
+    if (spans != nullptr) spans->push_back(span);
+  };
+  if (add_special_tokens && add_bos_) append(bos_, {0, 0});
+  const AddedTokens& added = parse_special ? all_added_ : user_defined_;
+  for (std::size_t position = 0; position < text.size();) {
+    const AddedTokens::Match match = added.find(text, position);
+    const bool strips_left = match.id >= 0 && contains(lstrip_, match.id);
+    std::string_view before = text.substr(position, match.begin - position);
+    if (strips_left) before.remove_suffix(trailing_whitespace(before));
+    // sentencepiece puts its prefix even in front of a user-defined piece, but no control token is text to it.
+    const bool is_text = match.id < 0 || !is_special_type(vocabulary_.type(match.id));
+    const bool prefix =
+        wants_prefix(normalization_.space_prefix, position, before.empty()) && (!before.empty() || is_text);
+    append_stretch(before, position, {position == 0, match.id < 0, prefix}, ids, spans);
+    const std::size_t end = match.begin + match.length;
+    position = end;
+    if (match.id < 0) break;
+    if (contains(rstrip_, match.id)) position += leading_whitespace(text.substr(end));
+    append(match.id, {match.begin, end});
+  }
+  if (add_special_tokens && add_eos_) append(eos_, {0, 0});
+}
+
+void Tokenizer::append_stretch(std::string_view text, std::size_t begin, const Stretch& stretch,
+                               std::vector<TokenId>& ids, std::vector<TextSpan>* spans) const {
+  if (text.empty() && !stretch.prefix) return;
+  Normalized normalized;
+  const bool is_changed = !normalization_.is_identity();
+  if (is_changed) normalized = normalize(normalization_, text, stretch);
+  const std::string_view source = is_changed ? normalized.text : text;
+  const std::size_t first = ids.size();
+  std::visit([&](const auto& kind) { kind.append(source, ids); }, kind_);
+  if (spans == nullptr) return;
+  // The bytes of the tokens, joined, are the normalised text without the bytes that no token spells.
+  std::size_t position = 0;
+  std::size_t cursor = 0;
+  for (std::size_t i = first; i < ids.size(); ++i) {
+    while (lacks_byte(static_cast<std::uint8_t>(source[position]))) ++position;
+    const std::size_t token_begin = position;
+    for (std::size_t left = vocabulary_.stored(ids[i]).size(); left > 0; ++position) {
+      if (!lacks_byte(static_cast<std::uint8_t>(source[position]))) --left;
     }
-    append_merged(piece, ids);
+    TextSpan span{token_begin, position};
+    if (is_changed) {
+      const auto [from, to] = normalized.source_of(token_begin, position, cursor);
+      span = {from, to};
+    }
+    spans->push_back({begin + span.begin, begin + span.end});
   }
 }
 
-void Tokenizer::append_merged(std::string_view piece, std::vector<TokenId>& ids) const {
-  const std::size_t first = ids.size();
-  for (const char c : piece) {
-    const TokenId id = byte_tokens_[static_cast<std::uint8_t>(c)];
-    if (id >= 0) ids.push_back(id);
-  }
-  merge_symbols(merges_, ids, first);
+bool Tokenizer::lacks_byte(std::uint8_t byte) const {
+  const ByteBpe* byte_level = std::get_if<ByteBpe>(&kind_);
+  return byte_level != nullptr && !byte_level->has_byte(byte);
 }
 
 std::string Tokenizer::decode(std::span<const TokenId> ids, bool skip_special) const {
   std::string bytes;
+  bool is_first = drops_first_space();
   for (const TokenId id : ids) {
     check_id(id);
-    if (!skip_special || !is_special(id)) bytes += vocabulary_.bytes(id);
+    if (skip_special && is_special(id)) continue;
+    append_token(id, is_first, bytes);
   }
   return replace_invalid_utf8(bytes);
+}
+
+void Tokenizer::append_token(TokenId id, bool& is_first, std::string& out) const {
+  std::string_view bytes = token_bytes(id);
+  if (is_first && !bytes.empty() && !is_special(id)) {
+    is_first = false;
+    // <0x20> is a space that was in the text.
+    if (bytes.front() == ' ' && vocabulary_.type(id) != TokenType::byte) bytes.remove_prefix(1);
+  }
+  out += bytes;
 }
 
 void Tokenizer::check_id(TokenId id) const {
@@ -205,15 +262,16 @@ std::optional<TokenId> Tokenizer::find_token(std::string_view text) const {
 
 std::vector<std::uint8_t> Tokenizer::missing_bytes() const {
   std::vector<std::uint8_t> missing;
-  for (std::size_t byte = 0; byte < byte_tokens_.size(); ++byte) {
-    if (byte_tokens_[byte] < 0) missing.push_back(static_cast<std::uint8_t>(byte));
+  for (int byte = 0; byte < 256; ++byte) {
+    if (lacks_byte(static_cast<std::uint8_t>(byte))) missing.push_back(static_cast<std::uint8_t>(byte));
   }
   return missing;
 }
 
 std::size_t Tokenizer::memory_bytes() const {
-  return vocabulary_.memory_bytes() + merges_.memory_bytes() + whole_.capacity() / 8 + user_defined_.memory_bytes() +
-         all_added_.memory_bytes() + eos_ids_.capacity() * sizeof(TokenId);
+  const std::size_t kind_bytes = std::visit([](const auto& kind) { return kind.memory_bytes(); }, kind_);
+  return vocabulary_.memory_bytes() + kind_bytes + user_defined_.memory_bytes() + all_added_.memory_bytes() +
+         (eos_ids_.capacity() + lstrip_.capacity() + rstrip_.capacity()) * sizeof(TokenId);
 }
 
 }  // namespace nb::text

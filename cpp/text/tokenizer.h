@@ -1,23 +1,25 @@
 // Text to token ids and back, as a model's file defines it.
 //
-// Byte-level BPE ("gpt2" in GGUF: SmolLM, GPT-2, Llama 3, Qwen 2): added tokens are cut out, the rest is split into
-// pieces (pretokenize.h) and merged (bpe.h). Not for chat templates, and no normalisation takes place. Immutable after
-// construction; safe to use from any thread.
+// Added tokens are cut out, what lies between is normalised (normalize.h) and given to the vocabulary's kind:
+// byte-level BPE (byte_bpe.h) or SentencePiece BPE (spm.h). Not for chat templates. Immutable after construction; safe
+// to use from any thread.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "base/ids.h"
 #include "text/added_tokens.h"
-#include "text/bpe.h"
-#include "text/pretokenize.h"
+#include "text/byte_bpe.h"
+#include "text/normalize.h"
+#include "text/spm.h"
 #include "text/vocabulary.h"
 
 namespace nb::text {
@@ -25,25 +27,46 @@ namespace nb::text {
 /// What a model's file says about its tokenizer. Plain data, filled by io/; the views need to live only until the
 /// tokenizer is built.
 struct TokenizerSpec {
-  std::string model;                     ///< kind of tokenizer: "gpt2"
-  std::string pre;                       ///< name of the pre-tokenizer, e.g. "smollm"
+  std::string model;                     ///< kind of tokenizer: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE)
+  std::string pre;                       ///< gpt2: name of the pre-tokenizer, e.g. "smollm"
   std::vector<std::string_view> tokens;  ///< as spelled in the file
   std::vector<TokenType> types;          ///< one per token, or empty: all normal
-  std::vector<std::string_view> merges;  ///< "left right", best first
-  TokenId bos = -1;                      ///< this and the following: -1 means none
+  std::vector<std::string_view> merges;  ///< gpt2: "left right", best first
+  std::vector<float> scores;             ///< llama: one per token, the best is the greatest
+  std::optional<bool> nfc;               ///< gpt2: normalise to NFC; nothing: as find_pre_tokenizer(pre).nfc
+  SpacePrefix space_prefix = SpacePrefix::none;  ///< llama
+  bool remove_extra_whitespaces = false;         ///< llama: spaces are collapsed
+  TokenId bos = -1;                              ///< this and the following: -1 means none
   TokenId eos = -1;
   TokenId eot = -1;
   TokenId eom = -1;
+  std::vector<TokenId> eos_ids;  ///< more tokens that end an answer
   TokenId unk = -1;
   TokenId pad = -1;
-  bool add_bos = false;  ///< encode begins with bos; if the file does not say, find_pre_tokenizer(pre).adds_bos
-  bool add_eos = false;  ///< encode ends with eos
+  bool add_bos = false;         ///< encode begins with bos; if the file does not say, find_pre_tokenizer(pre).adds_bos
+  bool add_eos = false;         ///< encode ends with eos
+  std::vector<TokenId> lstrip;  ///< added tokens that take the whitespace before them
+  std::vector<TokenId> rstrip;  ///< added tokens that take the whitespace behind them
+};
+
+/// Bytes [begin, end) of a text.
+struct TextSpan {
+  std::size_t begin;
+  std::size_t end;
+  friend bool operator==(const TextSpan&, const TextSpan&) = default;
+};
+
+/// Token ids and where each comes from. Tokens that are in no text (bos, eos) have the span [0, 0).
+struct Encoding {
+  std::vector<TokenId> ids;
+  std::vector<TextSpan> spans;
 };
 
 class Tokenizer {
  public:
   /// Throws `unsupported` for a model or pre-tokenizer it does not know, naming it, and `format`, naming index and
-  /// text, for repeated tokens, merges of or into unknown tokens, and special ids outside the vocabulary.
+  /// text, for repeated tokens, merges of or into unknown tokens, scores that are missing or not numbers, missing byte
+  /// tokens of SentencePiece, and special ids outside the vocabulary.
   ///
   /// Unlike other readers it lets no text become a control token by merging: merges into control and unknown tokens
   /// are left out, and bos, eos, eot and eom are control tokens whatever the file calls them, unless they are made by
@@ -59,13 +82,23 @@ class Tokenizer {
   ///
   /// Any bytes are accepted: invalid UTF-8 is split off as characters of no class and encoded byte by byte, so the
   /// bytes of the tokens, joined, are `text`. The one exception: bytes that the vocabulary lacks (missing_bytes())
-  /// are left out, as transformers and llama.cpp leave them out. Throws `invalid_argument` for 2 GB and more.
-  /// O(n log n).
+  /// are left out, as transformers and llama.cpp leave them out. What normalisation changes comes back changed: NFC,
+  /// U+2581 to a space, collapsed spaces, whitespace that added tokens take. Throws `invalid_argument` for 2 GB and
+  /// more. O(n log n).
   std::vector<TokenId> encode(std::string_view text, bool add_special_tokens = true, bool parse_special = false) const;
 
+  /// The same with the bytes of `text` that each token comes from. Several tokens of one character have the same span
+  /// only if normalisation changed it; a space that SentencePiece puts in front comes from nowhere.
+  Encoding encode_with_spans(std::string_view text, bool add_special_tokens = true, bool parse_special = false) const;
+
   /// The text of the ids: their bytes joined, with U+FFFD in place of what is not UTF-8 (one per maximal subpart).
-  /// `skip_special` leaves control and unknown tokens out. Throws `invalid_argument` naming an id out of range.
+  /// `skip_special` leaves control and unknown tokens out. Where encode puts a space in front of a text, the space
+  /// that the first token begins with is left out. Throws `invalid_argument` naming an id out of range.
   std::string decode(std::span<const TokenId> ids, bool skip_special = true) const;
+
+  /// Appends the bytes of one token of a text. `is_first` says that no text was before it, and must be
+  /// drops_first_space() at the start of a text; it is cleared when text has come. Then decode is this for every id.
+  void append_token(TokenId id, bool& is_first, std::string& out) const;
 
   /// The bytes a token stands for, in any order of UTF-8; unused tokens stand for nothing. Lives as long as the
   /// tokenizer. This and the functions below throw `invalid_argument` for an id out of range.
@@ -90,7 +123,10 @@ class Tokenizer {
   bool adds_bos() const { return add_bos_; }
   bool adds_eos() const { return add_eos_; }
 
-  /// The tokens that end an answer: eos, eot and eom, those that there are, each once.
+  /// Whether decoding leaves out the space that the first token of a text begins with.
+  bool drops_first_space() const { return normalization_.space_prefix != SpacePrefix::none; }
+
+  /// The tokens that end an answer: eos, eot, eom and those that the file adds, each once.
   const std::vector<TokenId>& eos_ids() const { return eos_ids_; }
 
   /// Bytes that no token spells, so that encode leaves them out. Usually empty or bytes that UTF-8 never uses.
@@ -100,22 +136,24 @@ class Tokenizer {
   std::size_t memory_bytes() const;
 
  private:
-  void check_id(TokenId id) const;
-  std::vector<Merge> parse_merges(std::span<const std::string_view> merges) const;
-  void find_byte_tokens();
-  void protect_end_tokens(const TokenizerSpec& spec, std::span<const Merge> merges);
-  void find_whole_tokens();
-  void collect_added_tokens();
-  void append_pieces(std::string_view text, std::vector<TokenId>& ids) const;
-  void append_merged(std::string_view piece, std::vector<TokenId>& ids) const;
+  using Kind = std::variant<ByteBpe, SentencePieceBpe>;
 
-  const PreTokenizer* pre_tokenizer_;
+  static Kind make_kind(const TokenizerSpec& spec, Vocabulary& vocabulary);
+  void check_id(TokenId id) const;
+  void collect_added_tokens();
+  void encode_into(std::string_view text, bool add_special_tokens, bool parse_special, std::vector<TokenId>& ids,
+                   std::vector<TextSpan>* spans) const;
+  void append_stretch(std::string_view text, std::size_t begin, const Stretch& stretch, std::vector<TokenId>& ids,
+                      std::vector<TextSpan>* spans) const;
+  bool lacks_byte(std::uint8_t byte) const;
+
   Vocabulary vocabulary_;
-  MergeTable merges_;
-  std::array<TokenId, 256> byte_tokens_{};  // -1: the vocabulary lacks the byte
-  std::vector<bool> whole_;                 // tokens that their own bytes are encoded as, so that merging can be spared
+  Kind kind_;  // has the address of the vocabulary
+  Normalization normalization_;
   AddedTokens user_defined_;
-  AddedTokens all_added_;  // user-defined, control and unknown
+  AddedTokens all_added_;        // user-defined, control and unknown
+  std::vector<TokenId> lstrip_;  // sorted
+  std::vector<TokenId> rstrip_;
   TokenId bos_;
   TokenId eos_;
   TokenId unk_;

@@ -94,7 +94,45 @@ std::optional<std::string> spelled_bytes(std::string_view text) {
   return out;
 }
 
-Vocabulary::Vocabulary(std::span<const std::string_view> tokens, std::span<const TokenType> types) {
+std::optional<std::uint8_t> named_byte(std::string_view text) {
+  const auto digit = [](char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+  };
+  if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') return std::nullopt;
+  const int high = digit(text[3]);
+  const int low = digit(text[4]);
+  if (high < 0 || low < 0) return std::nullopt;
+  return static_cast<std::uint8_t>(high * 16 + low);
+}
+
+std::string with_spaces(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t from = 0; from < text.size();) {
+    const std::size_t mark = text.find(kSpaceMark, from);
+    out.append(text.substr(from, mark - from));
+    if (mark == std::string_view::npos) break;
+    out.push_back(' ');
+    from = mark + kSpaceMark.size();
+  }
+  return out;
+}
+
+std::string with_space_marks(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == ' ') {
+      out.append(kSpaceMark);
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out;
+}
+
+Vocabulary::Vocabulary(std::span<const std::string_view> tokens, std::span<const TokenType> types, Spelling spelling)
+    : spelling_(spelling) {
   const std::size_t size = tokens.size();
   NB_CHECK(size > 0, format, "the vocabulary has no tokens");
   NB_CHECK(size <= static_cast<std::size_t>(std::numeric_limits<TokenId>::max() / 4), format,
@@ -115,7 +153,7 @@ Vocabulary::Vocabulary(std::span<const std::string_view> tokens, std::span<const
   seed_ = random_seed();  // so that no file can be made whose tokens all fall into one slot
   slots_.assign(std::bit_ceil(size + size / 2 + 2), -1);
   mask_ = slots_.size() - 1;
-  raw_.assign(size, false);
+  forms_.assign(size, Form::verbatim);
   pool_.reserve(text_bytes);
   offsets_.reserve(size + 1);
   offsets_.push_back(0);
@@ -123,18 +161,35 @@ Vocabulary::Vocabulary(std::span<const std::string_view> tokens, std::span<const
   pool_.shrink_to_fit();
 }
 
+Vocabulary::Form Vocabulary::append_bytes(TokenId id, std::string_view text) {
+  const TokenType type = types_[static_cast<std::size_t>(id)];
+  if (spelling_ == Spelling::byte_level) {
+    const bool can_spell = type == TokenType::normal || type == TokenType::byte;
+    if (can_spell && append_spelled(pool_, text)) return Form::spelled;
+  } else if (type == TokenType::byte) {
+    const std::optional<std::uint8_t> byte = named_byte(text);
+    NB_CHECK(byte.has_value(), format, "token ", id, " (", in_quotes(text),
+             ") is of type byte but not of the form <0x0A>");
+    pool_.push_back(static_cast<char>(*byte));
+    return Form::byte;
+  } else if (type != TokenType::control && type != TokenType::unknown && text.find(' ') == std::string_view::npos) {
+    pool_.append(with_spaces(text));
+    return Form::spelled;
+  }
+  pool_.append(text);
+  return Form::verbatim;
+}
+
 void Vocabulary::add(TokenId id, std::string_view text) {
   const TokenId same = find_text(text);
   NB_CHECK(same < 0, format, "token ", id, " (", in_quotes(text), ") repeats token ", same);
-  const bool can_spell = type(id) == TokenType::normal || type(id) == TokenType::byte;
-  const bool is_raw = !can_spell || !append_spelled(pool_, text);
-  if (is_raw) pool_.append(text);
-  raw_[static_cast<std::size_t>(id)] = is_raw;
+  const Form form = append_bytes(id, text);
+  forms_[static_cast<std::size_t>(id)] = form;
   offsets_.push_back(static_cast<std::uint32_t>(pool_.size()));
   const std::string_view bytes = stored(id);
   if (bytes.empty()) return;
   max_token_bytes_ = std::max(max_token_bytes_, bytes.size());
-  std::size_t slot = slot_of(bytes, is_raw);
+  std::size_t slot = slot_of(bytes, form);
   while (slots_[slot] >= 0) slot = (slot + 1) & mask_;
   slots_[slot] = id;
 }
@@ -144,22 +199,33 @@ std::string_view Vocabulary::stored(TokenId id) const {
   return std::string_view(pool_).substr(offsets_[i], offsets_[i + 1] - offsets_[i]);
 }
 
-std::size_t Vocabulary::slot_of(std::string_view bytes, bool is_raw) const {
-  return static_cast<std::size_t>(hash_of(bytes, is_raw ? ~seed_ : seed_)) & mask_;
+std::size_t Vocabulary::slot_of(std::string_view bytes, Form form) const {
+  return static_cast<std::size_t>(hash_of(bytes, seed_ + static_cast<std::uint64_t>(form))) & mask_;
 }
 
-TokenId Vocabulary::find(std::string_view bytes, bool is_raw) const {
-  for (std::size_t slot = slot_of(bytes, is_raw); slots_[slot] >= 0; slot = (slot + 1) & mask_) {
+TokenId Vocabulary::find(std::string_view bytes, Form form) const {
+  for (std::size_t slot = slot_of(bytes, form); slots_[slot] >= 0; slot = (slot + 1) & mask_) {
     const TokenId id = slots_[slot];
-    if (raw_[static_cast<std::size_t>(id)] == is_raw && stored(id) == bytes) return id;
+    if (forms_[static_cast<std::size_t>(id)] == form && stored(id) == bytes) return id;
   }
   return -1;
 }
 
+TokenId Vocabulary::find_byte_token(std::uint8_t byte) const {
+  const char c = static_cast<char>(byte);
+  return find(std::string_view(&c, 1), Form::byte);
+}
+
 TokenId Vocabulary::find_text(std::string_view text) const {
-  if (const TokenId id = find(text, true); id >= 0) return id;
-  const std::optional<std::string> bytes = spelled_bytes(text);
-  return bytes ? find(*bytes, false) : -1;
+  if (const TokenId id = find(text, Form::verbatim); id >= 0) return id;
+  if (spelling_ == Spelling::byte_level) {
+    const std::optional<std::string> bytes = spelled_bytes(text);
+    return bytes ? find(*bytes, Form::spelled) : -1;
+  }
+  if (const std::optional<std::uint8_t> byte = named_byte(text)) {
+    if (const TokenId id = find_byte_token(*byte); id >= 0) return id;
+  }
+  return text.find(' ') == std::string_view::npos ? find(with_spaces(text), Form::spelled) : -1;
 }
 
 std::string_view Vocabulary::bytes(TokenId id) const {
@@ -167,15 +233,27 @@ std::string_view Vocabulary::bytes(TokenId id) const {
 }
 
 std::string Vocabulary::text(TokenId id) const {
-  if (raw_[static_cast<std::size_t>(id)]) return std::string(stored(id));
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  const std::string_view bytes = stored(id);
+  switch (forms_[static_cast<std::size_t>(id)]) {
+    case Form::verbatim:
+      return std::string(bytes);
+    case Form::byte: {
+      const std::uint8_t byte = static_cast<std::uint8_t>(bytes[0]);
+      return std::string("<0x") + kHex[byte >> 4] + kHex[byte & 15] + ">";
+    }
+    case Form::spelled:
+      break;
+  }
+  if (spelling_ == Spelling::sentencepiece) return with_space_marks(bytes);
   std::string out;
-  for (const char c : stored(id)) append_byte_char(out, static_cast<std::uint8_t>(c));
+  for (const char c : bytes) append_byte_char(out, static_cast<std::uint8_t>(c));
   return out;
 }
 
 std::size_t Vocabulary::memory_bytes() const {
   return pool_.capacity() + offsets_.capacity() * sizeof(offsets_[0]) + types_.capacity() * sizeof(types_[0]) +
-         raw_.capacity() / 8 + slots_.capacity() * sizeof(slots_[0]);
+         forms_.capacity() * sizeof(forms_[0]) + slots_.capacity() * sizeof(slots_[0]);
 }
 
 }  // namespace nb::text

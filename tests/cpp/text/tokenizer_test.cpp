@@ -202,6 +202,7 @@ TEST(Tokenizer, AnyBytesAreEncodedWithoutLoss) {
   std::mt19937 random(5);
   for (const PreTokenizer& row : pre_tokenizers()) {
     TinyVocabulary tiny{std::string(row.name)};
+    tiny.spec.nfc = false;  // which would change the text
     for (int i = 0; i < 400; ++i) {
       std::string left(1, static_cast<char>(random() % 256));
       std::string right(1, static_cast<char>(random() % 256));

@@ -71,15 +71,17 @@ std::vector<float> read_scores(const GgufFile& file, std::size_t num_tokens) {
 text::SpacePrefix read_space_prefix(const GgufFile& file) {
   constexpr const char* kKey = "tokenizer.braid.space_prefix";
   if (!file.boolean("tokenizer.ggml.add_space_prefix", true)) return text::SpacePrefix::none;
-  constexpr std::pair<const char*, text::SpacePrefix> kNames[] = {{"text", text::SpacePrefix::text},
-                                                                  {"text_start", text::SpacePrefix::text_start},
-                                                                  {"stretches", text::SpacePrefix::stretches}};
+  constexpr std::pair<const char*, text::SpacePrefix> kNames[] = {
+      {"text", text::SpacePrefix::text},
+      {"stretches", text::SpacePrefix::stretches},
+      {"text_if_unspaced", text::SpacePrefix::text_if_unspaced},
+      {"stretches_unspaced", text::SpacePrefix::stretches_unspaced}};
   const std::string_view found = file.string(kKey, "stretches");
   for (const auto& [name, prefix] : kNames) {
     if (found == name) return prefix;
   }
   fail(ErrorCode::unsupported, file.path(), ": key ", kKey, " is ", text::in_quotes(found),
-       " (known: text, text_start, stretches)");
+       " (known: text, stretches, text_if_unspaced, stretches_unspaced)");
 }
 
 void read_sentencepiece(const GgufFile& file, text::TokenizerSpec& spec) {
@@ -96,6 +98,8 @@ void read_byte_level(const GgufFile& file, text::TokenizerSpec& spec) {
   // Byte-pair encoding without merges would split every text into bytes: wrong tokens, and no sign of it.
   NB_CHECK(file.has(kMerges), format, file.path(), ": key ", kMerges, " is missing");
   spec.merges = file.strings(kMerges);
+  constexpr const char* kIgnoreMerges = "tokenizer.braid.ignore_merges";
+  if (file.has(kIgnoreMerges)) spec.ignore_merges = file.boolean(kIgnoreMerges);
   if (!file.has(kKey)) return;
   const std::string_view name = file.string(kKey);
   NB_CHECK(name == "none" || name == "nfc", unsupported, file.path(), ": key ", kKey, " is ", text::in_quotes(name),

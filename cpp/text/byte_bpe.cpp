@@ -10,7 +10,7 @@ namespace nb::text {
 
 ByteBpe::ByteBpe(Vocabulary& vocabulary, const PreTokenizer& pre_tokenizer, std::span<const std::string_view> merges,
                  std::span<const TokenId> protect)
-    : vocabulary_(&vocabulary), pre_tokenizer_(&pre_tokenizer) {
+    : vocabulary_(&vocabulary), pre_tokenizer_(pre_tokenizer) {
   const std::vector<Merge> parsed = parse_merges(merges);
   merges_ = MergeTable(parsed);
   find_byte_tokens();
@@ -59,7 +59,7 @@ void ByteBpe::find_whole_tokens() {
   for (TokenId id = 0; id < vocabulary_->size(); ++id) {
     const std::string_view bytes = vocabulary_->bytes(id);
     if (vocabulary_->find_bytes(bytes) != id || is_special_type(vocabulary_->type(id))) continue;
-    bool is_whole = pre_tokenizer_->whole_pieces_first;
+    bool is_whole = pre_tokenizer_.whole_pieces_first;
     if (!is_whole) {
       ids.clear();
       append_merged(bytes, ids);
@@ -71,7 +71,7 @@ void ByteBpe::find_whole_tokens() {
 
 void ByteBpe::append(std::string_view text, std::vector<TokenId>& ids) const {
   while (!text.empty()) {
-    const std::string_view piece = text.substr(0, pre_tokenizer_->next_piece(text));
+    const std::string_view piece = text.substr(0, pre_tokenizer_.next_piece(text));
     text.remove_prefix(piece.size());
     if (piece.size() <= vocabulary_->max_token_bytes()) {
       const TokenId id = vocabulary_->find_bytes(piece);

@@ -42,7 +42,7 @@ class ByteBpe {
   void append_merged(std::string_view piece, std::vector<TokenId>& ids) const;
 
   const Vocabulary* vocabulary_;
-  const PreTokenizer* pre_tokenizer_;
+  PreTokenizer pre_tokenizer_;
   MergeTable merges_;
   std::array<TokenId, 256> byte_tokens_{};  // -1: the vocabulary lacks the byte
   std::vector<bool> whole_;                 // tokens that their own bytes are encoded as, so that merging can be spared

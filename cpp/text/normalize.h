@@ -17,9 +17,10 @@ namespace nb::text {
 /// Where SentencePiece's dummy prefix goes, a space in front of text so that its first word looks like any other.
 enum class SpacePrefix : std::uint8_t {
   none,
-  text,        ///< in front of the whole text (sentencepiece)
-  text_start,  ///< the same, unless the text begins with an added token (transformers, legacy off)
-  stretches,   ///< in front of every stretch between added tokens (llama.cpp; transformers, legacy on)
+  text,                ///< in front of the whole text (sentencepiece)
+  stretches,           ///< in front of every stretch between added tokens (llama.cpp; tokenizers' Prepend)
+  text_if_unspaced,    ///< of a text that begins with neither an added token nor a space (tokenizers' Metaspace, first)
+  stretches_unspaced,  ///< of every stretch that does not begin with a space (tokenizers' Metaspace, always)
 };
 
 struct Normalization {
@@ -55,8 +56,8 @@ struct Normalized {
   std::pair<std::size_t, std::size_t> source_of(std::size_t begin, std::size_t end, std::size_t& cursor) const;
 };
 
-/// Whether the stretch [begin, ...) of a text wants a prefix. `is_empty`: there is nothing between the added tokens.
-bool wants_prefix(SpacePrefix where, std::size_t begin, bool is_empty);
+/// Whether a stretch that begins at byte `begin` of a text wants a prefix; it may be empty.
+bool wants_prefix(SpacePrefix where, std::size_t begin, std::string_view stretch);
 
 /// Normalises one stretch. What is not UTF-8 is copied.
 Normalized normalize(const Normalization& how, std::string_view text, const Stretch& stretch);

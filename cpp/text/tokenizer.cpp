@@ -112,7 +112,9 @@ Tokenizer::Kind Tokenizer::make_kind(const TokenizerSpec& spec, Vocabulary& voca
   check_special_ids(spec, vocabulary);
   const std::vector<TokenId> protect = protected_ids(spec);
   if (spec.model == "gpt2") {
-    return Kind(std::in_place_type<ByteBpe>, vocabulary, find_pre_tokenizer(spec.pre), spec.merges, protect);
+    PreTokenizer pre_tokenizer = find_pre_tokenizer(spec.pre);
+    pre_tokenizer.whole_pieces_first = spec.ignore_merges.value_or(pre_tokenizer.whole_pieces_first);
+    return Kind(std::in_place_type<ByteBpe>, vocabulary, pre_tokenizer, spec.merges, protect);
   }
   NB_CHECK(spec.model == "llama", unsupported, "tokenizer model ", in_quotes(spec.model),
            " is not supported (known: gpt2, which is byte-level BPE, and llama, which is SentencePiece BPE)");
@@ -164,8 +166,7 @@ void Tokenizer::encode_into(std::string_view text, bool add_special_tokens, bool
     if (strips_left) before.remove_suffix(trailing_whitespace(before));
     // sentencepiece puts its prefix even in front of a user-defined piece, but no control token is text to it.
     const bool is_text = match.id < 0 || !is_special_type(vocabulary_.type(match.id));
-    const bool prefix =
-        wants_prefix(normalization_.space_prefix, position, before.empty()) && (!before.empty() || is_text);
+    const bool prefix = wants_prefix(normalization_.space_prefix, position, before) && (!before.empty() || is_text);
     append_stretch(before, position, {position == 0, match.id < 0, prefix}, ids, spans);
     const std::size_t end = match.begin + match.length;
     position = end;

@@ -34,6 +34,7 @@ struct TokenizerSpec {
   std::vector<std::string_view> merges;  ///< gpt2: "left right", best first
   std::vector<float> scores;             ///< llama: one per token, the best is the greatest
   std::optional<bool> nfc;               ///< gpt2: normalise to NFC; nothing: as find_pre_tokenizer(pre).nfc
+  std::optional<bool> ignore_merges;     ///< gpt2: as PreTokenizer.whole_pieces_first; nothing: as it says
   SpacePrefix space_prefix = SpacePrefix::none;  ///< llama
   bool remove_extra_whitespaces = false;         ///< llama: spaces are collapsed
   TokenId bos = -1;                              ///< this and the following: -1 means none

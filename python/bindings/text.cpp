@@ -1,6 +1,9 @@
 // Tokenizer and streaming detokenizer.
 #include <pybind11/stl.h>
 
+#include <span>
+#include <utility>
+
 #include "bindings.h"
 #include "io/gguf_tokenizer.h"
 #include "text/text_stream.h"
@@ -18,13 +21,19 @@ struct FileTokenizer {
     tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(*file));
     chat_template = io::read_chat_template(*file);
   }
+  // The same from a GGUF file that is in memory.
+  FileTokenizer(std::string_view bytes, std::string name) {
+    const io::GgufFile file(std::as_bytes(std::span(bytes)), std::move(name));
+    tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(file));
+    chat_template = io::read_chat_template(file);
+  }
   std::shared_ptr<const text::Tokenizer> tokenizer;
   std::optional<std::string> chat_template;
 };
 
 struct FileTextStream {
-  FileTextStream(std::shared_ptr<const text::Tokenizer> source, bool skip_special)
-      : tokenizer(std::move(source)), stream(*tokenizer, skip_special) {}
+  FileTextStream(std::shared_ptr<const text::Tokenizer> source, bool skip_special, bool at_start)
+      : tokenizer(std::move(source)), stream(*tokenizer, skip_special, at_start) {}
   std::shared_ptr<const text::Tokenizer> tokenizer;
   text::TextStream stream;
 };
@@ -35,6 +44,45 @@ std::vector<TokenId> encode(const FileTokenizer& self, const std::string& source
                             bool parse_special) {
   const py::gil_scoped_release release;
   return self.tokenizer->encode(source, add_special, parse_special);
+}
+
+// How many characters of UTF-8 text begin before each of a run of ascending byte positions.
+class CharCounter {
+ public:
+  explicit CharCounter(std::string_view text) : text_(text) {}
+  std::size_t before(std::size_t position) {
+    for (; position_ < position; ++position_) {
+      if ((static_cast<unsigned char>(text_[position_]) & 0xC0) != 0x80) ++count_;
+    }
+    return count_;
+  }
+
+ private:
+  std::string_view text_;
+  std::size_t position_ = 0;
+  std::size_t count_ = 0;
+};
+
+// Ids, and the characters [first, second) each comes from: all characters that it has a byte of.
+std::pair<std::vector<TokenId>, std::vector<std::pair<std::size_t, std::size_t>>> encode_with_offsets(
+    const FileTokenizer& self, const std::string& source, bool add_special, bool parse_special) {
+  const py::gil_scoped_release release;
+  text::Encoding encoding = self.tokenizer->encode_with_spans(source, add_special, parse_special);
+  std::vector<std::pair<std::size_t, std::size_t>> offsets;
+  offsets.reserve(encoding.spans.size());
+  CharCounter begins(source);
+  CharCounter ends(source);
+  for (const text::TextSpan& span : encoding.spans) {
+    if (span.begin == 0 && span.end == 0) {
+      offsets.emplace_back(0, 0);
+      continue;
+    }
+    // The character that the first byte belongs to begins at or before it.
+    const std::size_t first = begins.before(span.begin < source.size() ? span.begin + 1 : span.begin);
+    const std::size_t begin = span.begin < source.size() ? first - 1 : first;
+    offsets.emplace_back(begin, span.end > span.begin ? ends.before(span.end) : begin);
+  }
+  return {std::move(encoding.ids), std::move(offsets)};
 }
 
 std::string decode(const FileTokenizer& self, const std::vector<TokenId>& ids, bool skip_special) {
@@ -60,6 +108,14 @@ void bind_text(py::module_& module) {
 
   py::class_<FileTokenizer>(module, "Tokenizer")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "from_gguf",
+          [](const py::bytes& data, const std::string& name) {
+            const std::string_view view = data;
+            const py::gil_scoped_release release;
+            return std::make_unique<FileTokenizer>(view, name);
+          },
+          py::arg("data"), py::arg("name"))
       .def_property_readonly("vocab_size", [](const FileTokenizer& self) { return self.tokenizer->vocab_size(); })
       .def_property_readonly("bos_token_id",
                              [](const FileTokenizer& self) { return id_or_none(self.tokenizer->bos()); })
@@ -68,6 +124,8 @@ void bind_text(py::module_& module) {
       .def_property_readonly("add_bos", [](const FileTokenizer& self) { return self.tokenizer->adds_bos(); })
       .def_property_readonly("special_tokens", &special_tokens)
       .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false)
+      .def("encode_with_offsets", &encode_with_offsets, py::arg("text"), py::arg("add_special_tokens") = true,
+           py::arg("parse_special") = false)
       .def("decode", &decode, py::arg("token_ids"), py::arg("skip_special_tokens") = true)
       .def(
           "token_text",
@@ -79,10 +137,10 @@ void bind_text(py::module_& module) {
           py::arg("text"))
       .def(
           "stream",
-          [](const FileTokenizer& self, bool skip_special) {
-            return std::make_unique<FileTextStream>(self.tokenizer, skip_special);
+          [](const FileTokenizer& self, bool skip_special, bool at_start) {
+            return std::make_unique<FileTextStream>(self.tokenizer, skip_special, at_start);
           },
-          py::arg("skip_special_tokens") = true);
+          py::arg("skip_special_tokens") = true, py::arg("at_start") = true);
 }
 
 }  // namespace nb::bindings

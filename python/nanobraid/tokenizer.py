@@ -5,10 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 from nanobraid import _core
 from nanobraid.errors import InvalidArgumentError, core_errors
 from nanobraid.sampling_params import require_int
+
+
+class Encoding(NamedTuple):
+    """Token ids of a text and where each comes from.
+
+    Attributes:
+        ids: The token ids.
+        offsets: For each the characters ``text[begin:end]`` that it has a byte of; ``(0, 0)`` for tokens that are in no
+            text, such as the one that begins it. Tokens that share a character share its offsets.
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
 
 
 class Tokenizer:
@@ -17,7 +32,8 @@ class Tokenizer:
     Safe to use from several threads.
 
     Args:
-        path: A model file, or a known name such as ``smollm2-135m`` (see `nanobraid.models.resolve`).
+        path: A model file (also one without tensors), a Hugging Face folder with ``tokenizer.json`` or
+            ``tokenizer.model``, or a known name such as ``smollm2-135m`` (see `nanobraid.models.resolve`).
 
     Raises:
         ModelNotFoundError: There is no such file or name.
@@ -27,8 +43,16 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from nanobraid import models
+        from nanobraid._gguf_bytes import gguf_bytes
+        from nanobraid.export.hf_tokenizer import has_hf_tokenizer, read_hf_tokenizer
 
-        self._path = models.ensure(path)
+        given = Path(path) if path else None
+        self._path = given if given is not None and given.is_dir() and has_hf_tokenizer(given) else models.ensure(path)
+        if self._path.is_dir():
+            data = gguf_bytes(read_hf_tokenizer(self._path))
+            with core_errors():
+                self._core = _core.Tokenizer.from_gguf(data, str(self._path))
+            return
         with core_errors():
             self._core = _core.Tokenizer(str(self._path))
 
@@ -77,16 +101,26 @@ class Tokenizer:
         Raises:
             InvalidArgumentError: `text` is not a string or not valid Unicode.
         """
-        if not isinstance(text, str):
-            raise InvalidArgumentError(f"text must be a string, got {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidArgumentError(
-                f"text has a lone surrogate {text[error.start]!r} at character {error.start}, which is not Unicode text"
-            ) from None
+        _check_text(text)
         with core_errors():
             return list(self._core.encode(text, add_special_tokens, parse_special))
+
+    def encode_with_offsets(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+    ) -> Encoding:
+        """Returns the token ids of a text and the characters that each comes from.
+
+        Args:
+            text: As for `encode`, and so the following.
+            add_special_tokens: Begin with the beginning-of-text token where the model wants one.
+            parse_special: Turn the spelling of control tokens into these tokens.
+
+        Raises:
+            InvalidArgumentError: `text` is not a string or not valid Unicode.
+        """
+        _check_text(text)
+        with core_errors():
+            return Encoding(*self._core.encode_with_offsets(text, add_special_tokens, parse_special))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids; bytes that are not UTF-8 become U+FFFD.
@@ -133,10 +167,26 @@ class Tokenizer:
             for i, token_id in enumerate(token_ids)
         ]
 
-    def stream(self, *, skip_special_tokens: bool = True) -> _core.TextStream:
+    def stream(self, *, skip_special_tokens: bool = True, at_start: bool = True) -> _core.TextStream:
         """Returns a decoder that is fed one token at a time and gives out only whole characters.
+
+        Args:
+            skip_special_tokens: Leave control tokens out.
+            at_start: The tokens begin a text. If they go on with one, a space that the first begins with is text;
+                otherwise SentencePiece tokenizers leave it out, as they put one in front of every text.
 
         Returns:
             An object with ``push(token_id) -> str`` and ``finish() -> str``.
         """
-        return self._core.stream(skip_special_tokens)
+        return self._core.stream(skip_special_tokens, at_start)
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"text must be a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"text has a lone surrogate {text[error.start]!r} at character {error.start}, which is not Unicode text"
+        ) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -178,7 +179,14 @@ def test_decodes_as_sentencepiece(pair: Pair) -> None:
     sequences += random_ids(SEED + 4, 3_000, 3_000)
     unknown = pair.oracle.unk_id()
     sequences = [[i for i in ids if i != unknown] for ids in sequences]  # " ⁇ " to sentencepiece, nothing to us
-    compare(sequences, pair.ours.decode, pair.oracle.decode, 7_000)
+
+    def replaced(text: str) -> str:
+        # For bytes that are no character, sentencepiece gives U+FFFD each, we and others one for a maximal subpart.
+        return re.sub("\ufffd+", "\ufffd", text)
+
+    compare(
+        sequences, lambda ids: replaced(pair.ours.decode(ids)), lambda ids: replaced(pair.oracle.decode(ids)), 7_000
+    )
 
 
 def test_streams_as_it_decodes(pair: Pair) -> None:
@@ -214,13 +222,19 @@ def test_hostile_texts_as_sentencepiece(pair: Pair) -> None:
 VOCABULARIES = ["llama-spm", "phi-3", "llama-bpe", "qwen2", "gpt-2"]
 
 
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_real_vocabularies_as_llama_cpp(name: str) -> None:
-    """llama.cpp's own test vectors, ids that transformers gives, from the sources that the `llama_cpp_python` has."""
+def llama_cpp_vocabulary(name: str) -> Path:
+    """One of the vocabularies that llama.cpp's sources carry; skips where they are not at hand."""
     folder = Path(os.environ.get("NANOBRAID_LLAMA_CPP", Path.home() / ".cache/nanobraid-peers/src/vendor/llama.cpp"))
     path = folder / "models" / f"ggml-vocab-{name}.gguf"
     if not path.is_file():
         pytest.skip(f"no {path}: unpack the source package of llama_cpp_python, or set NANOBRAID_LLAMA_CPP")
+    return path
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_real_vocabularies_as_llama_cpp(name: str) -> None:
+    """llama.cpp's own test vectors, ids that transformers gives, from the sources in the package llama_cpp_python."""
+    path = llama_cpp_vocabulary(name)
     with open(f"{path}.inp", newline="") as file:
         texts = file.read().split("\n__ggml_vocab_test__\n")
     with open(f"{path}.out") as file:

@@ -28,12 +28,12 @@ int run(int argc, char** argv) {
   const std::string path = argv[1], prompt = argv[2];
   const nb::engine::Clock::time_point begin = nb::engine::Clock::now();
 
-  auto file = std::make_shared<const nb::io::GgufFile>(path);
+  const auto file = nb::io::open_model(path);
   const auto file_bytes = static_cast<double>(file->file_bytes());
-  auto tokenizer = std::make_unique<nb::text::Tokenizer>(nb::io::read_tokenizer_spec(*file));
+  auto tokenizer = std::make_unique<nb::text::Tokenizer>(nb::io::read_tokenizer_spec(file->metadata()));
   nb::model::ModelOptions options;
   options.num_threads = number_or(argc > 4 ? argv[4] : nullptr, 0);
-  auto model = nb::model::load_model(std::move(file), options);
+  auto model = nb::model::load_model(*file, options);
 
   nb::engine::EngineOptions engine_options;
   engine_options.eos_ids = tokenizer->eos_ids();

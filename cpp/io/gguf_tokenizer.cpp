@@ -14,9 +14,9 @@ constexpr const char* kTokens = "tokenizer.ggml.tokens";
 constexpr const char* kTypes = "tokenizer.ggml.token_type";
 constexpr const char* kMerges = "tokenizer.ggml.merges";
 
-std::vector<text::TokenType> read_types(const GgufFile& file, std::size_t num_tokens) {
+std::vector<text::TokenType> read_types(const Metadata& file, std::size_t num_tokens) {
   std::vector<text::TokenType> types;
-  const GgufValue* stored = file.find(kTypes);
+  const MetadataValue* stored = file.find(kTypes);
   if (stored == nullptr) return types;
   NB_CHECK(stored->count == num_tokens, format, file.path(), ": at offset ", stored->offset, ": key ", kTypes, " has ",
            stored->count, " elements for ", num_tokens, " tokens");
@@ -30,7 +30,7 @@ std::vector<text::TokenType> read_types(const GgufFile& file, std::size_t num_to
   return types;
 }
 
-TokenId read_id(const GgufFile& file, const char* key, std::size_t num_tokens) {
+TokenId read_id(const Metadata& file, const char* key, std::size_t num_tokens) {
   if (!file.has(key)) return -1;
   const std::int64_t id = file.i64(key);
   // A negative id becomes a large number.
@@ -50,7 +50,7 @@ bool family_adds_bos(const text::TokenizerSpec& spec) {
 
 }  // namespace
 
-text::TokenizerSpec read_tokenizer_spec(const GgufFile& file) {
+text::TokenizerSpec read_tokenizer_spec(const Metadata& file) {
   text::TokenizerSpec spec;
   spec.model = std::string(file.string("tokenizer.ggml.model"));
   spec.pre = std::string(file.string("tokenizer.ggml.pre", "default"));
@@ -74,7 +74,7 @@ text::TokenizerSpec read_tokenizer_spec(const GgufFile& file) {
   return spec;
 }
 
-std::optional<std::string> read_chat_template(const GgufFile& file) {
+std::optional<std::string> read_chat_template(const Metadata& file) {
   constexpr const char* kKey = "tokenizer.chat_template";
   if (!file.has(kKey)) return std::nullopt;
   std::string source(file.string(kKey));

@@ -24,7 +24,8 @@ const Family& find_family(const std::string& architecture) {
   fail(ErrorCode::unsupported, "model architecture '", architecture, "' is not offered; there are: ", known);
 }
 
-ModelConfig read_common_facts(const io::GgufFile& file, const std::string& architecture) {
+ModelConfig read_common_facts(const io::ModelSource& source, const std::string& architecture) {
+  const io::Metadata& file = source.metadata();
   const auto key = [&](const char* fact) { return architecture + "." + fact; };
   const auto fact = [&](const char* name) {
     const std::uint64_t value = file.u64(key(name));

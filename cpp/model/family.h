@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "io/gguf_file.h"
+#include "io/model_source.h"
 #include "model/config.h"
 
 namespace nb::model {
@@ -32,7 +32,7 @@ struct Family {
   const char* architecture;  ///< value of general.architecture
   TensorNames names;
   /// Reads every fact from the file; throws unsupported for facts the decoder has no branch for.
-  ModelConfig (*read_config)(const io::GgufFile& file);
+  ModelConfig (*read_config)(const io::ModelSource& source);
 };
 
 /// Throws unsupported naming the architecture and the ones there are.
@@ -42,7 +42,7 @@ const Family& find_family(const std::string& architecture);
 std::vector<std::string> known_architectures();
 
 /// The facts every dense decoder shares, from keys "<architecture>.<fact>".
-ModelConfig read_common_facts(const io::GgufFile& file, const std::string& architecture);
+ModelConfig read_common_facts(const io::ModelSource& source, const std::string& architecture);
 
 extern const Family kLlamaFamily;
 

@@ -23,7 +23,7 @@ std::int32_t interleaved_row(std::int32_t row, int head_dim) {
 
 class Loader {
  public:
-  Loader(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source, const std::string& dtype,
+  Loader(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source, const std::string& dtype,
          const ops::Backend& backend, ThreadPool& pool)
       : config_(config),
         names_(names),
@@ -84,7 +84,7 @@ class Loader {
     std::vector<std::byte> bytes(info.bytes);
     source_.read(info, 0, bytes);
     Buffer buffer = arena_->allocate(static_cast<std::size_t>(size) * sizeof(float));
-    quant::unpack_row(info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size, buffer.as<float>());
+    quant::unpack_row(*info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size, buffer.as<float>());
     weights_.small.push_back(buffer);
     weights_.bytes += static_cast<std::int64_t>(buffer.bytes());
     return Tensor(buffer.data(), DType::f32, {size});
@@ -92,9 +92,9 @@ class Loader {
 
   ops::MatrixSource matrix(const std::string& name, int rows, int cols) {
     const io::TensorInfo& info = tensor(name, {rows, cols});
-    const std::int64_t row_bytes = quant::row_bytes(info.format, cols);
+    const std::int64_t row_bytes = quant::row_bytes(*info.format, cols);
     return {.name = name,
-            .format = info.format,
+            .format = *info.format,
             .rows = rows,
             .cols = cols,
             .read_rows =
@@ -113,7 +113,7 @@ class Loader {
 
   const ModelConfig& config_;
   const TensorNames& names_;
-  const io::WeightSource& source_;
+  const io::ModelSource& source_;
   const std::string& dtype_;
   ops::WeightLayout layout_;
   ThreadPool& pool_;
@@ -123,39 +123,38 @@ class Loader {
 
 }  // namespace
 
-ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source,
+ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool) {
   return Loader(config, names, source, dtype, backend, pool).run();
 }
 
-ModelConfig read_config(const io::GgufFile& file) {
-  const Family& family = find_family(std::string(file.string("general.architecture")));
-  ModelConfig config = family.read_config(file);
-  const io::GgufTensor* embedding = file.find_tensor(family.names.embedding);
+ModelConfig read_config(const io::ModelSource& source) {
+  const Family& family = find_family(std::string(source.metadata().string("general.architecture")));
+  ModelConfig config = family.read_config(source);
+  const io::TensorInfo* embedding = source.find(family.names.embedding);
   NB_CHECK(embedding != nullptr, format, "the model file has no tensor ", family.names.embedding);
-  NB_CHECK(embedding->dims.size() == 2 && embedding->dims[1] < (1u << 24), format, "tensor ", family.names.embedding,
+  NB_CHECK(embedding->shape.size() == 2 && embedding->shape[0] < (1 << 24), format, "tensor ", family.names.embedding,
            " is not a matrix of vocabulary rows");
-  config.vocab_size = static_cast<int>(embedding->dims[1]);
-  config.tie_word_embeddings = file.find_tensor(family.names.head) == nullptr;
+  config.vocab_size = static_cast<int>(embedding->shape[0]);
+  config.tie_word_embeddings = source.find(family.names.head) == nullptr;
   validate(config);
   return config;
 }
 
-std::unique_ptr<Model> load_model(std::shared_ptr<const io::GgufFile> file, const ModelOptions& options) {
+std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOptions& options) {
   const ops::Backend& backend = ops::find_backend(options.backend);
-  ModelConfig config = read_config(*file);
+  ModelConfig config = read_config(source);
   const Family& family = find_family(config.architecture);
   auto pool =
       std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : ThreadPool::default_num_threads());
-  const std::unique_ptr<io::WeightSource> source = io::open_gguf_weights(std::move(file));
-  ModelWeights weights = load_weights(config, family.names, *source, options.dtype, backend, *pool);
+  ModelWeights weights = load_weights(config, family.names, source, options.dtype, backend, *pool);
   log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",
       backend.kernels->name, ", ", pool->num_threads(), " threads");
   return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool));
 }
 
 std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options) {
-  return load_model(std::make_shared<const io::GgufFile>(path), options);
+  return load_model(*io::open_model(path), options);
 }
 
 }  // namespace nb::model

@@ -5,19 +5,15 @@
 
 #include <pybind11/pybind11.h>
 
-#include <memory>
 #include <string_view>
 
-#include "io/gguf_file.h"
+#include "io/model_source.h"
 
 namespace nb::bindings {
 
 void bind_system(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
-
-/// Opens a model file by its content; throws unsupported for kinds that are not offered.
-std::shared_ptr<const io::GgufFile> open_model_file(const std::string& path);
 
 /// Bytes from a file as a Python string; what is not UTF-8 becomes U+FFFD.
 inline pybind11::str text_or_replacement(std::string_view bytes) {

@@ -31,9 +31,10 @@ const char* act_name(ops::ActType type) {
 struct LoadedModel {
   LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads) {
     const auto begin = std::chrono::steady_clock::now();
-    auto file = open_model_file(path);
-    if (file->has("tokenizer.ggml.model")) eos_ids = text::Tokenizer(io::read_tokenizer_spec(*file)).eos_ids();
-    model = model::load_model(std::move(file), {.backend = backend, .dtype = dtype, .num_threads = num_threads});
+    const auto file = io::open_model(path);
+    if (file->metadata().has("tokenizer.ggml.model"))
+      eos_ids = text::Tokenizer(io::read_tokenizer_spec(file->metadata())).eos_ids();
+    model = model::load_model(*file, {.backend = backend, .dtype = dtype, .num_threads = num_threads});
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
   std::unique_ptr<model::Model> model;

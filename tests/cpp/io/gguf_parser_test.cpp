@@ -63,9 +63,9 @@ std::size_t peak_of(const Function& function) {
 bool survives(std::span<const std::byte> bytes) {
   try {
     const GgufFile file(bytes, "hostile");
-    for (const auto& [key, value] : file.metadata()) {
-      EXPECT_EQ(file.find(key), &value);
-      static_cast<void>(file.describe(value));
+    for (const auto& [key, value] : file.metadata().entries()) {
+      EXPECT_EQ(file.metadata().find(key), &value);
+      static_cast<void>(file.metadata().describe(value));
     }
     for (const GgufTensor& tensor : file.tensors()) {
       EXPECT_EQ(file.find_tensor(tensor.name), &tensor);
@@ -383,7 +383,7 @@ TEST(GgufParser, ManyEntriesAndTensors) {
   const auto start = std::chrono::steady_clock::now();
   const std::size_t peak = peak_of([&] {
     const GgufFile file(bytes, "many");
-    EXPECT_TRUE(file.has("key.59999"));
+    EXPECT_TRUE(file.metadata().has("key.59999"));
     EXPECT_NE(file.find_tensor("tensor.31415"), nullptr);
   });
   EXPECT_LE(peak, 2 * bytes.size() + (64u << 20));

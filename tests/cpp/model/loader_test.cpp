@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "io/expect_error.h"
+#include "io/gguf_source.h"
 #include "model/naive_llama.h"
 
 namespace nb::model {
@@ -30,13 +31,13 @@ ModelConfig config_with(const Change& change) {
         {.name = name, .dims = naive.dims.at(name), .type = 0, .data_bytes = naive.tensors.at(name).size() * 4});
   }
   const io::test::Bytes bytes = builder.build();
-  return read_config(io::GgufFile(bytes, "changed"));
+  return read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "changed")));
 }
 
 TEST(ReadConfig, ReadsEveryFact) {
   const NaiveLlama naive = tiny();
   const io::test::Bytes bytes = naive.gguf();
-  const ModelConfig config = read_config(io::GgufFile(bytes, "tiny"));
+  const ModelConfig config = read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "tiny")));
   EXPECT_EQ(config.architecture, "llama");
   EXPECT_EQ(config.num_layers, 2);
   EXPECT_EQ(config.hidden_size, 48);
@@ -75,7 +76,8 @@ TEST(ReadConfig, RefusesUnknownArchitecturesByName) {
   builder.string("general.architecture", "mamba");
   const io::test::Bytes bytes = builder.build();
   expect_error(
-      ErrorCode::unsupported, [&] { read_config(io::GgufFile(bytes, "other")); }, "mamba", "llama");
+      ErrorCode::unsupported,
+      [&] { read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "other"))); }, "mamba", "llama");
 }
 
 TEST(ReadConfig, NamesMissingKeys) {
@@ -83,13 +85,14 @@ TEST(ReadConfig, NamesMissingKeys) {
   builder.string("general.architecture", "llama");
   const io::test::Bytes bytes = builder.build();
   expect_error(
-      ErrorCode::format, [&] { read_config(io::GgufFile(bytes, "bare")); }, "llama.block_count");
+      ErrorCode::format, [&] { read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "bare"))); },
+      "llama.block_count");
 }
 
 TEST(Validate, RefusesInconsistentFacts) {
   const NaiveLlama naive = tiny();
   const io::test::Bytes bytes = naive.gguf();
-  const ModelConfig good = read_config(io::GgufFile(bytes, "tiny"));
+  const ModelConfig good = read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "tiny")));
   const auto refuses = [&](auto change, const char* fact) {
     ModelConfig config = good;
     change(config);

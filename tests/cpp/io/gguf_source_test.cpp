@@ -1,4 +1,4 @@
-#include "io/weight_source.h"
+#include "io/gguf_source.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@ using test::expect_error;
 
 std::byte stored(std::size_t tensor, std::size_t index) { return static_cast<std::byte>(tensor * 7 + index); }
 
-void check_source(const WeightSource& source) {
+void check_source(const ModelSource& source) {
   const TensorInfo* matrix = source.find("matrix");
   ASSERT_NE(matrix, nullptr);
   EXPECT_EQ(matrix->name, "matrix");
@@ -48,29 +48,29 @@ void check_source(const WeightSource& source) {
       ErrorCode::invalid_argument, [&] { source.read(*matrix, ~std::uint64_t{0}, out); }, "\"matrix\"");
 }
 
-TEST(WeightSource, FromAFile) {
+TEST(GgufSource, FromAFile) {
   const test::ScratchDir dir;
   const auto file = std::make_shared<const GgufFile>(dir.write("model.gguf", test::small_file().build()));
-  check_source(*open_gguf_weights(file));
+  check_source(*open_gguf(file));
 }
 
-TEST(WeightSource, FromMemory) {
+TEST(GgufSource, FromMemory) {
   const test::Bytes bytes = test::small_file().build();
-  check_source(*open_gguf_weights(std::make_shared<const GgufFile>(bytes, "memory")));
+  check_source(*open_gguf(std::make_shared<const GgufFile>(bytes, "memory")));
 }
 
-TEST(WeightSource, KeepsTheFileAlive) {
+TEST(GgufSource, KeepsTheFileAlive) {
   const test::ScratchDir dir;
   auto file = std::make_shared<const GgufFile>(dir.write("model.gguf", test::small_file().build()));
-  const std::unique_ptr<WeightSource> source = open_gguf_weights(file);
+  const std::shared_ptr<const ModelSource> source = open_gguf(file);
   file.reset();
   check_source(*source);
 }
 
-TEST(WeightSource, ATruncatedFileIsAnErrorOfReading) {
+TEST(GgufSource, ATruncatedFileIsAnErrorOfReading) {
   const test::ScratchDir dir;
   const std::string path = dir.write("model.gguf", test::small_file().build());
-  const std::unique_ptr<WeightSource> source = open_gguf_weights(std::make_shared<const GgufFile>(path));
+  const std::shared_ptr<const ModelSource> source = open_gguf(std::make_shared<const GgufFile>(path));
   const TensorInfo* matrix = source->find("matrix");
   ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(matrix->offset + 10)), 0);
   test::Bytes out(matrix->bytes);
@@ -78,19 +78,19 @@ TEST(WeightSource, ATruncatedFileIsAnErrorOfReading) {
       ErrorCode::io, [&] { source->read(*matrix, 0, out); }, path, "ends after 10");
 }
 
-TEST(WeightSource, RefusesAPartOfASplitModel) {
+TEST(GgufSource, RefusesAPartOfASplitModel) {
   const auto open = [](std::uint16_t parts) {
     test::GgufBuilder builder = test::small_file();
     builder.number<std::uint16_t>("split.count", test::kU16, parts);
     const test::Bytes bytes = builder.build();
-    open_gguf_weights(std::make_shared<const GgufFile>(bytes, "part"));
+    open_gguf(std::make_shared<const GgufFile>(bytes, "part"));
   };
   open(1);
   expect_error(
       ErrorCode::unsupported, [&] { open(3); }, "part", "split over 3 files");
 }
 
-TEST(WeightSource, FormatOfType) {
+TEST(GgufSource, FormatOfType) {
   EXPECT_EQ(format_of_gguf_type(3, "x"), quant::Format::q4_1);
   expect_error(
       ErrorCode::unsupported, [] { static_cast<void>(format_of_gguf_type(14, "x.weight")); }, "\"x.weight\"", "Q6_K");

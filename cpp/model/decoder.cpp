@@ -59,7 +59,7 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     ops::norm_qkv(q, kv_layer, hidden, {layer.attention_norm, config_.rms_norm_eps}, layer.qkv,
                   {layer.q_bias, layer.k_bias, layer.v_bias, layer.q_norm, layer.k_norm}, inputs.key_positions,
                   inputs.slots, rope_, ctx);
-    ops::attention(attended, q, config_.num_heads, scale, rope_, kv_layer, plan, ctx);
+    ops::attention(attended, q, config_.num_heads, scale, 0, rope_, kv_layer, plan, ctx);
     ops::linear_residual(hidden, attended, layer.attention_out, Tensor(), ctx);
     const ops::Activation gated =
         ops::norm_gate_up(hidden, {layer.ffn_norm, config_.rms_norm_eps}, layer.gate_up, layer.down.act_type, ctx);

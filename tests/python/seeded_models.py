@@ -20,6 +20,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+WINDOW = {"use_sliding_window": True, "sliding_window": 45, "max_window_layers": 0}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 
 
@@ -28,7 +29,7 @@ def without_scaling(model: Any) -> Any:
 
 
 def without_window(model: Any) -> Any:
-    return build(model.config.model_type, like=model, sliding_window=None)
+    return build(model.config.model_type, like=model, sliding_window=None, use_sliding_window=False)
 
 
 def without_bias(model: Any) -> Any:
@@ -86,6 +87,7 @@ FAMILIES = [
     Family("qwen2-tied", "qwen2", {"tie_word_embeddings": True}, {}, (without_bias,)),
     Family("qwen2-untied", "qwen2", {}, {}, (without_bias,)),
     Family("qwen2-yarn", "qwen2", {"rope_parameters": YARN}, {}, (without_bias, without_scaling)),
+    Family("qwen2-window", "qwen2", WINDOW, {}, (without_bias, without_window)),
     Family("qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}, {}, (without_qk_norm,)),
     Family("qwen3-untied-yarn", "qwen3", {"rope_parameters": YARN}, {}, (without_qk_norm, without_scaling)),
 ]
@@ -114,6 +116,8 @@ def build(model_type: str, like: Any = None, **changes: Any) -> Any:
     if like is not None:
         facts |= {key: getattr(like.config, key) for key in facts}
         facts["sliding_window"] = getattr(like.config, "sliding_window", None)
+        facts["use_sliding_window"] = facts["sliding_window"] is not None
+        facts["max_window_layers"] = 0
     facts |= changes
     facts["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0} | facts["rope_parameters"]
     config = AutoConfig.for_model(model_type, **facts)

@@ -42,10 +42,12 @@ constexpr KeyRule kRules[] = {
     // Without effect: the embedding says how many rows the vocabulary has; whether a scaling was fine-tuned is history.
     {"vocab_size", "", ""},
     {"rope.scaling.finetuned", "", ""},
+    {"attention.layer_norm_epsilon", "", ""},  // of another normalisation, which these architectures do not have
     // Says in words what the architecture says already: Q and K rows with interleaved pairs.
     {"tensor_data_layout", "\"Meta AI original pth\"", "this layout of tensors"},
     // The shape of the network.
     {"hidden_act", "\"silu\" \"swish\"", "this activation"},
+    {"hidden_activation", "\"silu\" \"swish\"", "this activation"},
     {"use_parallel_residual", "false", "attention and feed-forward side by side"},
     {"expert_count", "0", "mixture-of-experts"},
     {"expert_used_count", "0", "mixture-of-experts"},

@@ -1,7 +1,8 @@
 // The keys "<architecture>.*" of a model file, reviewed one by one: read, without effect, or refused unless neutral.
 //
 // A key nobody has reviewed is refused too: it may say something about the model that would silently be ignored.
-// Source: the keys of the `gguf` package (gguf/constants.py) and of the published converters. Safe from any thread.
+// Sources: the keys of the `gguf` package (gguf/constants.py), what llama.cpp reads of them for these architectures,
+// and what its converters write. Safe from any thread.
 #pragma once
 
 #include <string>

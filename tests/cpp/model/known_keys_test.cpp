@@ -33,6 +33,8 @@ TEST(KnownKeys, NeutralValuesAndOtherNamespacesAreFine) {
     b.number<std::uint8_t>("qwen2.use_parallel_residual", io::test::kBool, 0);
     b.number<std::uint8_t>("qwen2.attention.causal", io::test::kBool, 1);
     b.string("qwen2.hidden_act", "silu");
+    b.string("qwen2.hidden_activation", "swish");
+    b.number<float>("qwen2.attention.layer_norm_epsilon", io::test::kF32, 1e-5f);
     b.string("qwen2.tensor_data_layout", "Meta AI original pth");
     b.number<std::uint32_t>("llama.expert_count", io::test::kU32, 8);  // of another architecture
     b.number<std::uint32_t>("qwen2moe.expert_count", io::test::kU32, 8);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "io/metadata.h"
+#include "io/progress.h"
 #include "quant/format.h"
 
 namespace nb::io {
@@ -31,6 +32,13 @@ struct TensorInfo {
   std::uint64_t bytes = 0;              ///< 0 if the format is unknown
   std::uint64_t offset = 0;             ///< where the source finds it
   std::uint32_t part = 0;               ///< which file of a split model
+};
+
+/// A range of a file, for people.
+struct SectionInfo {
+  std::string name;
+  std::uint64_t offset = 0;
+  std::uint64_t bytes = 0;
 };
 
 class ModelSource {
@@ -53,6 +61,18 @@ class ModelSource {
   /// Fills `out` with bytes [offset, offset + out.size()) of the tensor. Throws invalid_argument if the tensor has
   /// fewer, io if the file cannot be read.
   virtual void read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const = 0;
+
+  /// SHA-256 of the contents in hexadecimal, as the file says; empty for kinds that have none.
+  virtual std::string fingerprint() const { return {}; }
+  /// Empty for kinds that have no directory of sections.
+  virtual std::vector<SectionInfo> sections() const { return {}; }
+
+  /// Reads everything and compares it with the file's checksums; throws format naming what differs. False, at once, for
+  /// kinds that have no checksums.
+  virtual bool verify(const ProgressFunction& progress = {}) const {
+    static_cast<void>(progress);
+    return false;
+  }
 
   const std::string& path() const { return metadata().path(); }
 };

@@ -27,7 +27,7 @@ const char* to_string(FileKind kind) { return kind == FileKind::gguf ? "GGUF" : 
 
 std::shared_ptr<const ModelSource> open_model(const std::string& path) {
   if (is_braid(path)) return open_braid(std::make_shared<const BraidFile>(path));
-  return open_gguf(std::make_shared<const GgufFile>(path));
+  return open_gguf(path);
 }
 
 }  // namespace nb::io

@@ -50,6 +50,8 @@ class ModelSource {
   virtual std::uint32_t version() const = 0;
   /// Of all parts.
   virtual std::uint64_t file_bytes() const = 0;
+  /// The files of a split model, in order; otherwise the one.
+  virtual std::vector<std::string> parts() const { return {path()}; }
   virtual const Metadata& metadata() const = 0;
   /// In file order, those without a kernel too.
   virtual const std::vector<TensorInfo>& tensors() const = 0;

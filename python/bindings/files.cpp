@@ -1,4 +1,5 @@
 // Model files: reading either kind, and writing .braid.
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -12,6 +13,7 @@
 #include "io/braid_writer.h"
 #include "io/bytes.h"
 #include "io/tensor_rows.h"
+#include "io/weight_check.h"
 #include "text/unicode.h"
 
 namespace py = pybind11;
@@ -302,6 +304,23 @@ py::array_t<float> read_rows(const io::ModelSource& file, const std::string& nam
   return out;
 }
 
+// The progress function takes the GIL itself.
+py::tuple weights_checked(const io::ModelSource& file, const io::ProgressFunction& progress) {
+  io::WeightCheck check;
+  {
+    const py::gil_scoped_release release;
+    check = io::check_weights(file, progress);
+  }
+  py::list nonfinite, skipped;
+  for (const io::NonfiniteTensor& tensor : check.nonfinite) {
+    nonfinite.append(py::make_tuple(text_or_replacement(tensor.name), tensor.num_nan, tensor.num_infinite));
+  }
+  for (const io::TensorInfo& tensor : check.skipped) {
+    skipped.append(py::make_tuple(text_or_replacement(tensor.name), tensor.format_name));
+  }
+  return py::make_tuple(nonfinite, skipped);
+}
+
 // pybind11 holds classes, not interfaces: the source behind one pointer.
 struct ModelFile {
   explicit ModelFile(const std::string& path) : source(io::open_model(path)) {}
@@ -327,6 +346,16 @@ void bind_files(py::module_& module) {
       .def_property_readonly("version", [](const ModelFile& self) { return self.source->version(); })
       .def_property_readonly("file_bytes", [](const ModelFile& self) { return self.source->file_bytes(); })
       .def_property_readonly("fingerprint", [](const ModelFile& self) { return self.source->fingerprint(); })
+      .def(
+          "verify",
+          [](const ModelFile& self, const io::ProgressFunction& progress) { return self.source->verify(progress); },
+          py::arg("progress") = py::none(), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "check_weights",
+          [](const ModelFile& self, const io::ProgressFunction& progress) {
+            return weights_checked(*self.source, progress);
+          },
+          py::arg("progress") = py::none())
       .def("metadata", [](const ModelFile& self) { return metadata_of(*self.source); })
       .def("tensors", [](const ModelFile& self) { return tensors_of(*self.source); })
       .def(

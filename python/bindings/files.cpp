@@ -150,6 +150,8 @@ Kind kind_of(py::handle value) {
   return PyUnicode_Check(value.ptr()) ? Kind::text : Kind::other;
 }
 
+std::string type_name(py::handle value) { return py::str(py::type::of(value).attr("__name__")); }
+
 template <class T, class Function>
 std::vector<T> collect(const py::sequence& values, const Function& function) {
   std::vector<T> out;
@@ -195,8 +197,8 @@ void add_value(io::MetadataWriter& out, const std::string& key, py::handle value
   if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
     return add_list(out, key, py::reinterpret_borrow<py::sequence>(value));
   }
-  fail(ErrorCode::invalid_argument, "key ", text::in_quotes(key), " is a ",
-       std::string(py::str(py::type::of(value).attr("__name__"))), ", expected bool, int, float, str or a list");
+  fail(ErrorCode::invalid_argument, "key ", text::in_quotes(key), " is a ", type_name(value),
+       ", expected bool, int, float, str or a list");
 }
 
 // ---- the classes ----
@@ -206,7 +208,11 @@ using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_
 std::unique_ptr<io::BraidWriter> make_writer(const std::string& path, const py::dict& metadata,
                                              const std::vector<TensorTuple>& tensors) {
   io::MetadataWriter entries;
-  for (const auto& [key, value] : metadata) add_value(entries, py::cast<std::string>(key), value);
+  for (const auto& [key, value] : metadata) {
+    NB_CHECK(kind_of(key) == Kind::text, invalid_argument, path, ": a metadata key is of type ", type_name(key),
+             ", expected str");
+    add_value(entries, text_bytes("", key), value);
+  }
   std::vector<io::BraidTensorSpec> specs;
   for (const auto& [name, format, shape] : tensors) specs.push_back({name, quant::parse_format(format), shape});
   const py::gil_scoped_release release;

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import nanobraid as nb
 from nanobraid import _core
 
 HIDDEN = 256
@@ -103,6 +106,41 @@ def test_weights_of_a_gguf_file_are_checked_too(tmp_path: Path) -> None:
     assert "checksums none in the file; 1 tensors with NaN or infinity" in done.stdout
     assert "bad: 0 NaN, 1 infinite" in done.stdout
     assert done.stderr == "nanobraid: tensor strange was not looked into: format I32\n"
+
+
+def damaged(data: bytes) -> Iterator[tuple[str, bytes, str]]:
+    """Files that are no models: a name, the bytes, and what the error says after the path."""
+
+    def changed(at: int, value: bytes) -> bytes:
+        return data[:at] + value + data[at + len(value) :]
+
+    yield "empty", b"", "the file is empty"
+    yield "one_byte", data[:1], "at offset 0: not a"
+    yield "magic", changed(6, b"\n"), "at offset 0: not a .braid file"
+    yield "cut_in_header", data[:100], "at offset"
+    yield "cut_in_metadata", data[:300], "at offset 16: the file has 300 bytes"
+    yield "cut_in_data", data[:-1], "incomplete"
+    yield "longer", data + b"\0", "too long"
+    yield "version_0", changed(8, b"\0"), "version 0 unsupported"
+    yield "version_2", changed(8, b"\2"), "version 2 unsupported"
+    yield "big_endian", changed(8, b"\0\0\0\1"), "big-endian"
+    yield "header", changed(41, bytes([data[41] ^ 1])), "the header does not have its checksum"
+    yield "directory", changed(130, b"\1"), "the section directory does not have its checksum"
+    yield "metadata", changed(226, b"\1"), "section METADATA does not have its checksum"
+    (tensors_at,) = struct.unpack_from("<Q", data, 128 + 32 + 8)
+    yield "tensors", changed(tensors_at, b"\7"), "section TENSORS does not have its checksum"
+
+
+def test_damaged_files(braid_path: Path, tmp_path: Path) -> None:
+    for name, data, says in damaged(braid_path.read_bytes()):
+        path = tmp_path / f"{name}.braid"
+        path.write_bytes(data)
+        for opening in (nb.LLM, nb.Tokenizer):
+            with pytest.raises((nb.FormatError, nb.UnsupportedError), match=f"{re.escape(str(path))}: .*{says}"):
+                opening(path)
+    done = run(tmp_path / "metadata.braid")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "section METADATA does not have its checksum" in done.stderr
 
 
 # 64 GB of data that are a hole: reading them would take minutes, holding them would fail.

@@ -18,8 +18,11 @@ namespace nb::io {
 
 class ByteCursor {
  public:
-  /// Both must outlive the cursor.
-  ByteCursor(std::span<const std::byte> bytes, const std::string& path) : bytes_(bytes), path_(path) {}
+  /// Both must outlive the cursor. Offsets count from the start of `bytes`; reading starts at `begin`, and what ends
+  /// with the bytes is called `whole` in messages.
+  ByteCursor(std::span<const std::byte> bytes, const std::string& path, std::uint64_t begin = 0,
+             const char* whole = "file")
+      : bytes_(bytes), path_(path), whole_(whole), at_(begin) {}
 
   std::string context;
 
@@ -30,13 +33,14 @@ class ByteCursor {
   }
 
   const std::string& path() const { return path_; }
+  const char* whole() const { return whole_; }
   std::uint64_t size() const { return bytes_.size(); }
   std::uint64_t at() const { return at_; }
   std::uint64_t left() const { return bytes_.size() - at_; }
 
   std::span<const std::byte> take_bytes(std::uint64_t length, const char* what) {
     if (length > left()) {
-      refuse(at_, what, " needs ", length, " bytes, but the file ends after ", left());
+      refuse(at_, what, " needs ", length, " bytes, but the ", whole_, " ends after ", left());
     }
     const std::span<const std::byte> taken = bytes_.subspan(at_, length);
     at_ += length;
@@ -69,14 +73,15 @@ class ByteCursor {
   /// Refuses a count of things that take `least_bytes` each and cannot be there, or are more than `most`.
   void check_count(std::uint64_t offset, const char* what, std::uint64_t count, std::uint64_t most,
                    std::uint64_t least_bytes) const {
-    if (count > left() / least_bytes) refuse(offset, what, " ", count, " is more than the file can hold");
+    if (count > left() / least_bytes) refuse(offset, what, " ", count, " is more than the ", whole_, " can hold");
     if (count > most) refuse(offset, what, " ", count, " is more than ", most);
   }
 
  private:
   std::span<const std::byte> bytes_;
   const std::string& path_;
-  std::uint64_t at_ = 0;
+  const char* whole_;
+  std::uint64_t at_;
 };
 
 }  // namespace nb::io

@@ -7,8 +7,6 @@
 namespace nb::io {
 namespace {
 
-constexpr std::size_t kMaxKeyLength = 65535;  // GGUF: 2^16 - 1
-
 class EntryParser {
  public:
   explicit EntryParser(ByteCursor& in) : in_(in) {}
@@ -52,7 +50,7 @@ class EntryParser {
     const std::uint64_t least_bytes = type == ValueType::string ? sizeof(std::uint64_t) : value_type_bytes(type);
     if (count > in_.left() / least_bytes) {
       in_.refuse(count_offset, "an array of ", count, " ", to_string(type), " does not fit the ", in_.left(),
-                 " bytes left in the file");
+                 " bytes left in the ", in_.whole());
     }
     const std::uint64_t begin = in_.at();
     if (type == ValueType::string) {

@@ -6,6 +6,7 @@
 // Not for access to values (metadata.h). Safe from any thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -16,6 +17,7 @@ namespace nb::io {
 
 /// More than any model has; bounds the memory of the directory whatever a file claims.
 inline constexpr std::uint64_t kMaxMetadataEntries = 1 << 16;
+inline constexpr std::size_t kMaxKeyLength = 65535;  // GGUF: 2^16 - 1
 /// A key of one byte and a u8.
 inline constexpr std::uint64_t kMinMetadataEntryBytes = 8 + 1 + 4 + 1;
 

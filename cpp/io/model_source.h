@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "io/metadata.h"
+#include "io/progress.h"
 #include "quant/format.h"
 
 namespace nb::io {
@@ -33,6 +34,13 @@ struct TensorInfo {
   std::uint32_t part = 0;               ///< which file of a split model
 };
 
+/// A range of a file, for people.
+struct SectionInfo {
+  std::string name;
+  std::uint64_t offset = 0;
+  std::uint64_t bytes = 0;
+};
+
 class ModelSource {
  public:
   virtual ~ModelSource() = default;
@@ -42,6 +50,8 @@ class ModelSource {
   virtual std::uint32_t version() const = 0;
   /// Of all parts.
   virtual std::uint64_t file_bytes() const = 0;
+  /// The files of a split model, in order; otherwise the one.
+  virtual std::vector<std::string> parts() const { return {path()}; }
   virtual const Metadata& metadata() const = 0;
   /// In file order, those without a kernel too.
   virtual const std::vector<TensorInfo>& tensors() const = 0;
@@ -53,6 +63,18 @@ class ModelSource {
   /// Fills `out` with bytes [offset, offset + out.size()) of the tensor. Throws invalid_argument if the tensor has
   /// fewer, io if the file cannot be read.
   virtual void read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const = 0;
+
+  /// SHA-256 of the contents in hexadecimal, as the file says; empty for kinds that have none.
+  virtual std::string fingerprint() const { return {}; }
+  /// Empty for kinds that have no directory of sections.
+  virtual std::vector<SectionInfo> sections() const { return {}; }
+
+  /// Reads everything and compares it with the file's checksums; throws format naming what differs. False, at once, for
+  /// kinds that have no checksums.
+  virtual bool verify(const ProgressFunction& progress = {}) const {
+    static_cast<void>(progress);
+    return false;
+  }
 
   const std::string& path() const { return metadata().path(); }
 };

@@ -1,10 +1,11 @@
 """Types of the compiled core. The package wraps these; user code should not import this module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 __version__: str
 
@@ -36,9 +37,69 @@ def set_log_sink(sink: Callable[[str, str], None] | None) -> None:
 def inspect_file(path: str) -> dict[str, Any]:
     """Metadata and tensor directory of a model file, without reading tensors.
 
-    Keys: format, version, file_bytes, metadata (list of (key, type, text)), tensors (list of
-    (name, format, shape, bytes)).
+    Keys: format, version, file_bytes, fingerprint ('' for GGUF), parts (paths), sections (list of (name, offset,
+    bytes); empty for GGUF), metadata (list of (key, type, text)), tensors (list of (name, format, shape, bytes)).
     """
+
+_MetadataValue = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]
+
+class BraidWriter:
+    """Writes a `.braid` file, tensor after tensor; the file appears under its name when it is complete.
+
+    As a context manager it finishes the file on leaving the block, and leaves nothing behind after an exception.
+    """
+
+    def __init__(
+        self, path: str, metadata: Mapping[str, _MetadataValue], tensors: Sequence[tuple[str, str, Sequence[int]]]
+    ) -> None:
+        """`tensors`: (name, format, shape) in order of execution, the last dimension a row.
+
+        An int becomes u32 if it fits, else i64, else u64; a float f32; a list is of one type, an empty one of u32; a
+        str is written as UTF-8, lone surrogates of `surrogateescape` as the bytes they stand for.
+        """
+    def write(self, index: int, data: Buffer) -> None:
+        """Appends bytes to tensor `index`; tensors in order, each whole before the next."""
+    def finish(self) -> None:
+        """Waits until the file is on disk, then gives it its name, replacing a file that has it."""
+    def __enter__(self) -> BraidWriter: ...
+    def __exit__(self, exc_type: object, exc_value: object, traceback: object) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_bytes(self) -> int: ...
+
+class ModelFile:
+    """A `.braid` or GGUF file (all parts of a split one), opened without reading tensors."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """'braid' or 'GGUF'."""
+    @property
+    def version(self) -> int: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents in hexadecimal as a .braid file says; '' for GGUF."""
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> bool:
+        """Reads everything and compares every checksum; raises CoreError (format) naming the section or tensor that
+        differs. False, at once, for GGUF, which has no checksums. `progress(bytes done, bytes in all)`."""
+    def check_weights(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]]]:
+        """Reads every tensor; gives (name, NaNs, infinities) of those that have some, and (name, format) of those
+        that cannot be unpacked."""
+    def metadata(self) -> dict[str, Any]:
+        """Values of every key: bool, int, float, str (bytes that are not UTF-8 as lone surrogates), or lists of one."""
+    def tensors(self) -> list[tuple[str, str, list[int], int]]:
+        """(name, format, shape, bytes) in file order; a format that cannot be unpacked has the file's own spelling."""
+    def read(self, name: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """Bytes of a tensor as they stand in the file; Q and K rows of a GGUF file may be interleaved."""
+    def read_rows(self, name: str, row_begin: int = 0, num_rows: int | None = None) -> NDArray[np.float32]:
+        """Unpacked rows, float32[num_rows, shape[-1]]; a vector is one row."""
 
 class Tokenizer:
     def __init__(self, path: str) -> None: ...

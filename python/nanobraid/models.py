@@ -130,11 +130,12 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     """Returns the file of a model, without downloading anything.
 
     Args:
-        model: The path of a ``.gguf`` file; a known name; or the name of a file in the cache, without its ending.
+        model: The path of a ``.braid`` or ``.gguf`` file; a known name; or the name of a file in the cache, without its
+            ending.
 
     Raises:
         ModelNotFoundError: Nothing was found; the message lists what was tried and similar names.
-        UnsupportedError: Not opened yet: ``.braid`` files, Hugging Face folders and names.
+        UnsupportedError: Not opened yet: Hugging Face folders and names.
         ModelIOError: The path exists but cannot be used.
         InvalidArgumentError: The name is empty or contains a zero byte.
     """
@@ -180,8 +181,8 @@ def _check_existing(path: Path, mode: int) -> Path:
         raise ModelNotFoundError(f"{path} is a folder, not a model file{hint}")
     if not stat.S_ISREG(mode):
         raise ModelIOError(f"{path} is not a regular file")
-    if suffix in (".braid", ".safetensors", ".bin", ".pt", ".pth", ".onnx"):
-        raise UnsupportedError(f"{path}: {suffix} files are not supported, only GGUF files")
+    if suffix in (".safetensors", ".bin", ".pt", ".pth", ".onnx"):
+        raise UnsupportedError(f"{path}: {suffix} files are not supported, only .braid and GGUF files")
     return path
 
 

@@ -127,10 +127,13 @@ def test_what_is_not_offered_is_named(cache: Path, tmp_path: Path) -> None:
         models.resolve(folder)
     with pytest.raises(nb.UnsupportedError, match="Hugging Face names like 'org/name:Q4_K_M'"):
         models.resolve("org/name:Q4_K_M")
+    weights = tmp_path / "m.safetensors"
+    weights.touch()
+    with pytest.raises(nb.UnsupportedError, match=r"\.safetensors files"):
+        models.resolve(weights)
     braid = tmp_path / "m.braid"
     braid.touch()
-    with pytest.raises(nb.UnsupportedError, match=r"\.braid files"):
-        models.resolve(braid)
+    assert models.resolve(braid) == braid
 
 
 def test_things_that_are_no_files(tmp_path: Path) -> None:

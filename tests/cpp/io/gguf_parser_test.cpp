@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
-#include <atomic>
 #include <cctype>
 #include <chrono>
 #include <cstdlib>
@@ -15,16 +14,20 @@
 
 #include "io/expect_error.h"
 #include "io/gguf_builder.h"
+#include "io/peak_memory.h"
 #include "io/scratch_file.h"
 
-// ---- how much memory a reader takes ----
+// ---- how much memory a reader takes: what peak_memory.h declares, for the whole program ----
 
-namespace {
+namespace nb::io::test {
 
 std::atomic<std::size_t> live_bytes{0};
 std::atomic<std::size_t> peak_bytes{0};
 
-}  // namespace
+}  // namespace nb::io::test
+
+using nb::io::test::live_bytes;
+using nb::io::test::peak_bytes;
 
 // Not inlined: GCC would see malloc meet delete and warn.
 [[gnu::noinline]] void* operator new(std::size_t size) {
@@ -46,17 +49,9 @@ namespace {
 using test::Bytes;
 using test::expect_error;
 using test::GgufBuilder;
+using test::peak_of;
 
 constexpr std::uint64_t kHuge = std::numeric_limits<std::int64_t>::max();
-
-// Bytes allocated at the most while `function` ran.
-template <class Function>
-std::size_t peak_of(const Function& function) {
-  const std::size_t before = live_bytes;
-  peak_bytes = before;
-  function();
-  return peak_bytes - before;
-}
 
 // Opens the bytes and looks at everything; whatever they are, this ends in a file or an Error of these kinds.
 // Gives whether the file was taken.

@@ -179,7 +179,7 @@ format() {
 demo() {
   local model text
   model=$(nanobraid pull smollm2-135m | tail -1)
-  text=$(build/test/demo/generate "$model" "The capital of France is" 16)
+  text=$(build/test/demo/generate --model "$model" --max-tokens 16 "The capital of France is")
   echo "$text"
   [[ $text == *Paris* ]]
 }

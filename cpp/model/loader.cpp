@@ -5,6 +5,7 @@
 #include <memory>
 #include <set>
 #include <string_view>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "quant/finite.h"

@@ -1,7 +1,7 @@
 """Show what a model file contains.
 
-Prints metadata and tensors without reading the weights. FILE may also be a known name
-whose file is on this machine.
+Prints metadata and tensors without reading the weights. FILE may also be the name of a model
+that is on this machine (see 'nanobraid models').
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import json
 
 from nanobraid import _core, models
 from nanobraid.commands._terminal import printable, table
-from nanobraid.errors import core_errors
+from nanobraid.errors import UnsupportedError, core_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("file", metavar="FILE", help="a GGUF file")
+    parser.add_argument("file", metavar="FILE", help="a .braid or GGUF file, or a name")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     path = models.resolve(options.file)
+    if path.is_dir():
+        raise UnsupportedError(f"{path} is a Hugging Face folder: inspect the file that 'nanobraid export' makes of it")
     with core_errors():
         info = _core.inspect_file(str(path))
     if options.json:

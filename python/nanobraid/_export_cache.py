@@ -110,8 +110,8 @@ def _files_of(folder: Path) -> tuple[str, ...]:
         pickled = sorted(name for name in present if name.endswith((".bin", ".pt", ".pth")))
         if pickled:
             raise UnsupportedError(
-                f"{folder} has its weights in {pickled[0]}, a pickle, which can run code when it is opened and is never "
-                "read: convert it to safetensors"
+                f"{folder} has its weights in {pickled[0]}, a pickle, which can run code when it is opened and is "
+                "never read: convert it to safetensors"
             )
     if missing := _repo.missing_shards(folder, present):
         raise ModelNotFoundError(f"{folder} is incomplete: {missing} is missing")

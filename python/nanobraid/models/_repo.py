@@ -190,9 +190,9 @@ def find_in_caches(repo: Repo) -> tuple[Path | None, list[str]]:
     Raises:
         InvalidArgumentError: It is there, and several of its files fit.
     """
-    tried = []
+    tried: list[str] = []
     for label, folder in hub_folders():
-        reasons = []
+        reasons: list[str] = []
         for snapshot in snapshots(folder / repo.folder):
             try:
                 return find_in_snapshot(snapshot, repo), tried

@@ -48,7 +48,7 @@ def _facts() -> dict[str, Any]:
         "memory": f"{memory['available_bytes'] / 2**30:.1f} GiB available",
         "cache": str(models.cache_dir()),
         "hugging_face_cache": str(models.hugging_face_dir()),
-        "models_found": [f"{model.name} ({model.kind}, {model.where})" for model in found],
+        "models_found": [f"{model.name}: {model.path}" for model in found],
         "models_to_pull": [name for name in models.KNOWN_MODELS if name not in names],
         "offline": models.is_offline(),
         "hub": models.hub_state(),

@@ -2,7 +2,7 @@
 
 Speaks ``/api/models/{repo}/revision/{rev}`` and ``/{repo}/resolve/{rev}/{file}`` with HEAD, GET and Range, with the
 headers that huggingface_hub looks at (ETag, X-Repo-Commit, X-Linked-Size, X-Linked-Etag, X-Error-Code). Large files
-redirect to another host name, as the real hub does to its content network. Faults are switched on by attributes of `Hub`.
+redirect to another host name, as the real hub does to its content network. Faults are attributes of `Hub`.
 """
 
 from __future__ import annotations

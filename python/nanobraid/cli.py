@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nanobraid import __version__, _logging
-from nanobraid.commands import bench, chat, doctor, generate, inspect, pull
+from nanobraid.commands import bench, chat, doctor, generate, inspect, models, pull
 from nanobraid.errors import InvalidArgumentError, NanobraidError
 
-_COMMANDS = (generate, chat, bench, inspect, doctor, pull)
+_COMMANDS = (generate, chat, bench, inspect, doctor, pull, models)
 _USAGE = {
     "generate": "nanobraid generate [PROMPT] [OPTIONS]",
     "inspect": "nanobraid inspect FILE [OPTIONS]",

@@ -1,7 +1,8 @@
 """Show what a model file contains.
 
 Prints metadata and tensors without reading the weights. FILE is a .braid file, a GGUF file
-or any part of a split one, or a known name whose file is on this machine.
+or any part of a split one, or the name of a model that is on this machine (see 'nanobraid
+models').
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 from nanobraid import _core, models
 from nanobraid.commands._terminal import note, printable, table
-from nanobraid.errors import core_errors
+from nanobraid.errors import UnsupportedError, core_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("file", metavar="FILE", help="a .braid or GGUF file")
+    parser.add_argument("file", metavar="FILE", help="a .braid or GGUF file, or a name")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--check-tensors",
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code: 1 if --check-tensors finds weights that are not finite."""
-    path = str(models.resolve(options.file))
+    resolved = models.resolve(options.file)
+    if resolved.is_dir():
+        raise UnsupportedError(f"{resolved} is a Hugging Face folder: inspect the file that 'nanobraid export' makes of it")
+    path = str(resolved)
     with core_errors():
         info = _core.inspect_file(path)
     checked = _check_tensors(path) if options.check_tensors else None

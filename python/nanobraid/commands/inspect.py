@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code: 1 if --check-tensors finds weights that are not finite."""
     resolved = models.resolve(options.file)
     if resolved.is_dir():
-        raise UnsupportedError(f"{resolved} is a Hugging Face folder: inspect the file that 'nanobraid export' makes of it")
+        raise UnsupportedError(
+            f"{resolved} is a Hugging Face folder: inspect the file that 'nanobraid export' makes of it"
+        )
     path = str(resolved)
     with core_errors():
         info = _core.inspect_file(path)

@@ -37,6 +37,7 @@ PYBIND11_MODULE(_core, module) {
   });
 
   nb::bindings::bind_system(module);
+  nb::bindings::bind_quant(module);
   nb::bindings::bind_text(module);
   nb::bindings::bind_engine(module);
 }

@@ -40,6 +40,12 @@ def inspect_file(path: str) -> dict[str, Any]:
     (name, format, shape, bytes)).
     """
 
+def unpack_weights(format: str, data: bytes, cols: int) -> NDArray[np.float32]:
+    """Whole rows of `cols` weights in the layout of a file, as f32 [rows, cols].
+
+    Raises CoreError: unsupported for an unknown format, invalid_argument if rows or blocks are not whole.
+    """
+
 class Tokenizer:
     def __init__(self, path: str) -> None: ...
     @property

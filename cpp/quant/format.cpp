@@ -27,6 +27,7 @@
 
 #include "base/dtype.h"
 #include "base/error.h"
+#include "quant/k_scale.h"
 #include "quant/tile_shape.h"
 
 namespace nb::quant {
@@ -103,10 +104,8 @@ void read_q5_1(const std::uint8_t* row, std::int64_t group, int, CodeGroup& out)
 
 // Scale and minimum of group g of q4_k and q5_k, from the head of the block.
 void read_k_scale(const std::uint8_t* block, int g, CodeGroup& out) {
-  const std::uint8_t* s = block + 4;
-  const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | s[g - 4] >> 6 << 4;
-  const int minimum = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | s[g] >> 6 << 4;
-  set_scale(out, load_f16(block) * static_cast<float>(scale), -(load_f16(block + 2) * static_cast<float>(minimum)));
+  const KScale k = k_scale(block, g);
+  set_scale(out, load_f16(block) * static_cast<float>(k.scale), -(load_f16(block + 2) * static_cast<float>(k.minimum)));
 }
 
 void read_q4_k(const std::uint8_t* row, std::int64_t group, int, CodeGroup& out) {

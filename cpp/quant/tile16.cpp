@@ -26,6 +26,7 @@
 
 #include "base/align.h"
 #include "base/dtype.h"
+#include "quant/k_scale.h"
 #include "quant/tile_shape.h"
 
 namespace nb::quant {
@@ -125,11 +126,9 @@ void pack_scales(Format format, const std::uint8_t* block, int row, std::uint8_t
     case Format::q4_k:
     case Format::q5_k:
       for (int g = 0; g < 8; ++g) {
-        const std::uint8_t* s = block + 4;
-        const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | s[g - 4] >> 6 << 4;
-        const int minimum = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | s[g] >> 6 << 4;
-        scales[g * kTileRows + row] = static_cast<std::uint8_t>(scale);
-        scales[(8 + g) * kTileRows + row] = static_cast<std::uint8_t>(minimum);
+        const KScale k = k_scale(block, g);
+        scales[g * kTileRows + row] = static_cast<std::uint8_t>(k.scale);
+        scales[(8 + g) * kTileRows + row] = static_cast<std::uint8_t>(k.minimum);
       }
       copy_f16(block, row, scales + 256);
       copy_f16(block + 2, row, scales + 288);
@@ -172,9 +171,9 @@ void unpack_scales(Format format, const std::uint8_t* strip, const std::uint8_t*
 void pack_tile_row(const FormatInfo& info, const TileShape& shape, const std::uint8_t* row_data, std::int64_t begin,
                    std::int64_t cols, int row, std::uint8_t* tile) {
   const std::uint8_t* block = row_data + info.row_header_bytes + begin / info.block_elements * info.block_bytes;
-  for (int g = 0; g < shape.groups() && begin + g * kGroupCols < cols; ++g) {
+  for (int g = 0; g < shape.groups && begin + g * kGroupCols < cols; ++g) {
     const int count = static_cast<int>(std::min<std::int64_t>(kGroupCols, cols - begin - g * kGroupCols));
-    std::uint8_t* piece = tile + g * shape.group_bytes();
+    std::uint8_t* piece = tile + g * shape.group_bytes;
     if (!info.is_quantized()) {
       pack_unquantized(info.format, block, count, row, piece);
     } else if (info.format == Format::q4_0 || info.format == Format::q4_1) {
@@ -185,17 +184,17 @@ void pack_tile_row(const FormatInfo& info, const TileShape& shape, const std::ui
       pack_codes(shape.code_bits, group.codes, row, piece);
     }
   }
-  pack_scales(info.format, block, row, tile + shape.groups() * shape.group_bytes());
+  pack_scales(info.format, block, row, tile + shape.groups * shape.group_bytes);
 }
 
 // A row of zeros: codes that mean zero in every format, so padding never contributes.
 void clear_tile(const TileShape& shape, std::uint8_t* tile) {
-  std::memset(tile, 0, static_cast<std::size_t>(shape.tile_bytes()));
+  std::memset(tile, 0, static_cast<std::size_t>(shape.tile_bytes));
   if (shape.zero == 0) return;
   std::uint8_t codes[kGroupCols];
   std::memset(codes, shape.zero, sizeof(codes));
-  for (int g = 0; g < shape.groups(); ++g) {
-    for (int row = 0; row < kTileRows; ++row) pack_codes(shape.code_bits, codes, row, tile + g * shape.group_bytes());
+  for (int g = 0; g < shape.groups; ++g) {
+    for (int row = 0; row < kTileRows; ++row) pack_codes(shape.code_bits, codes, row, tile + g * shape.group_bytes);
   }
 }
 
@@ -203,7 +202,7 @@ void clear_tile(const TileShape& shape, std::uint8_t* tile) {
 
 std::int64_t strip_bytes(Format format, std::int64_t cols) {
   const TileShape shape = tile_shape(format);
-  return shape.header_bytes + ceil_div<std::int64_t>(cols, shape.cols) * shape.tile_bytes();
+  return shape.header_bytes + ceil_div<std::int64_t>(cols, shape.cols) * shape.tile_bytes;
 }
 
 void pack_strip(Format format, const std::uint8_t* const rows[kTileRows], std::int64_t cols, std::uint8_t* strip) {
@@ -214,7 +213,7 @@ void pack_strip(Format format, const std::uint8_t* const rows[kTileRows], std::i
     if (rows[row] != nullptr) copy_f16(rows[row], row, strip);
   }
   std::uint8_t* tile = strip + shape.header_bytes;
-  for (std::int64_t begin = 0; begin < cols; begin += shape.cols, tile += shape.tile_bytes()) {
+  for (std::int64_t begin = 0; begin < cols; begin += shape.cols, tile += shape.tile_bytes) {
     // A full tile is overwritten whole, so only a partial one is cleared first.
     const bool is_partial = begin + shape.cols > cols || std::find(rows, rows + kTileRows, nullptr) != rows + kTileRows;
     if (is_partial) clear_tile(shape, tile);
@@ -228,16 +227,16 @@ void unpack_strip_row(Format format, const std::uint8_t* strip, std::int64_t col
   const FormatInfo& info = format_info(format);
   const TileShape shape = tile_shape(format);
   for (std::int64_t begin = 0; begin < cols; begin += kGroupCols) {
-    const std::uint8_t* tile = strip + shape.header_bytes + begin / shape.cols * shape.tile_bytes();
+    const std::uint8_t* tile = strip + shape.header_bytes + begin / shape.cols * shape.tile_bytes;
     const int g = static_cast<int>(begin % shape.cols / kGroupCols);
     const int count = static_cast<int>(std::min<std::int64_t>(kGroupCols, cols - begin));
-    const std::uint8_t* piece = tile + g * shape.group_bytes();
+    const std::uint8_t* piece = tile + g * shape.group_bytes;
     if (!info.is_quantized()) {
       unpack_unquantized(format, piece, count, row, out + begin);
       continue;
     }
     CodeGroup group;
-    unpack_scales(format, strip, tile + shape.groups() * shape.group_bytes(), g, row, group);
+    unpack_scales(format, strip, tile + shape.groups * shape.group_bytes, g, row, group);
     for (int k = 0; k < count; ++k) {
       const int code = unpack_code(shape.code_bits, piece, row, k) - shape.zero;
       const float value = group.scales[k / 16] * static_cast<float>(code);

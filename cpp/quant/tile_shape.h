@@ -8,8 +8,8 @@
 
 namespace nb::quant {
 
-/// A strip is `header_bytes`, then tiles of 16 rows by `cols` columns. A tile is one piece of codes per 32 columns
-/// (group_bytes), then `scale_bytes` of scales.
+/// A strip is `header_bytes`, then tiles of 16 rows by `cols` columns. A tile is `groups` pieces of codes, each of
+/// `group_bytes` for 32 columns, then `scale_bytes` of scales.
 struct TileShape {
   int cols;          ///< columns of one tile, a multiple of 32
   int code_bits;     ///< bits of one weight's code, or of the whole weight if the format has no scales
@@ -18,11 +18,14 @@ struct TileShape {
   int scale_bytes;   ///< scales of one tile
   int header_bytes;  ///< scales of the whole strip, at its head
 
-  constexpr int groups() const { return cols / 32; }
-  constexpr int group_bytes() const { return 64 * code_bits; }
-  constexpr int tile_bytes() const { return groups() * group_bytes() + scale_bytes; }
+  // What follows from the above. Data and not functions: an inline function could be emitted with one instruction set
+  // and be linked for all.
+  int groups = cols / 32;
+  int group_bytes = 64 * code_bits;
+  int tile_bytes = groups * group_bytes + scale_bytes;
 };
 
+/// In code compiled per instruction set: only where a constant is required, for the same reason.
 constexpr TileShape tile_shape(Format format) {
   constexpr TileShape kShapes[kNumFormats] = {
       {32, 32, 0, false, 0, 0},     // f32

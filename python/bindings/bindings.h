@@ -13,6 +13,7 @@ namespace nb::bindings {
 
 void bind_system(pybind11::module_& module);
 void bind_files(pybind11::module_& module);
+void bind_quant(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 

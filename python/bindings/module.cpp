@@ -38,6 +38,7 @@ PYBIND11_MODULE(_core, module) {
 
   nb::bindings::bind_system(module);
   nb::bindings::bind_files(module);
+  nb::bindings::bind_quant(module);
   nb::bindings::bind_text(module);
   nb::bindings::bind_engine(module);
 }

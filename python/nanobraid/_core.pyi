@@ -101,6 +101,12 @@ class ModelFile:
     def read_rows(self, name: str, row_begin: int = 0, num_rows: int | None = None) -> NDArray[np.float32]:
         """Unpacked rows, float32[num_rows, shape[-1]]; a vector is one row."""
 
+def unpack_weights(format: str, data: bytes, cols: int) -> NDArray[np.float32]:
+    """Whole rows of `cols` weights in the layout of a file, as f32 [rows, cols].
+
+    Raises CoreError: unsupported for an unknown format, invalid_argument if rows or blocks are not whole.
+    """
+
 class Tokenizer:
     def __init__(self, path: str) -> None: ...
     @property

@@ -17,7 +17,7 @@ constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits
 template <Format kFormat>
 inline const uint8_t* tile_address(const uint8_t* strip, int g) {
   constexpr TileShape kShape = tile_shape(kFormat);
-  return strip + kShape.header_bytes + static_cast<int64_t>(g / kShape.groups()) * kShape.tile_bytes();
+  return strip + kShape.header_bytes + static_cast<int64_t>(g / kShape.groups) * kShape.tile_bytes;
 }
 
 // The scales of one tile, for one part of its rows.
@@ -29,7 +29,7 @@ struct TileScales {
   F d, m;
 
   TileScales(const uint8_t* strip, const uint8_t* tile, int part) {
-    const uint8_t* scales = tile + kShape.groups() * kShape.group_bytes();
+    const uint8_t* scales = tile + kShape.groups * kShape.group_bytes;
     bytes = scales + part * kLanes;
     const uint8_t* halves = (kFormat == Format::w8_channel ? strip : scales) + part * kLanes * 2;
     if (kIsK || kFormat == Format::q6_k) halves += 256;
@@ -120,11 +120,11 @@ inline void strip_int8(const uint8_t* strip, const Activation& x, int row, float
     F acc[kRows];
     for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
     const uint8_t* tile = strip + kShape.header_bytes;
-    for (int first = 0; first < groups; first += kShape.groups(), tile += kShape.tile_bytes()) {
+    for (int first = 0; first < groups; first += kShape.groups, tile += kShape.tile_bytes) {
       const TileScales<kFormat> tile_scales(strip, tile, part);
-      for (int i = 0; i < kShape.groups(); ++i) {
+      for (int i = 0; i < kShape.groups; ++i) {
         const int g = first + i;
-        const uint8_t* lanes = tile + i * kShape.group_bytes() + part * kLanes * 4;
+        const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
         I dots[kRows];
         if constexpr (kFormat == Format::q6_k) {
           // Two scales a group, so two sums, folded in order.
@@ -162,8 +162,8 @@ template <Format kFormat>
 inline void unpack_group(const uint8_t* strip, int g, int part, F* w) {
   constexpr TileShape kShape = tile_shape(kFormat);
   const uint8_t* tile = tile_address<kFormat>(strip, g);
-  const int index = g % kShape.groups();
-  const uint8_t* lanes = tile + index * kShape.group_bytes() + part * kLanes * 4;
+  const int index = g % kShape.groups;
+  const uint8_t* lanes = tile + index * kShape.group_bytes + part * kLanes * 4;
   if constexpr (kFormat == Format::f32) {
     for (int k = 0; k < 32; ++k) w[k] = bits_to_float(i_load(lanes + 64 * k));
   } else if constexpr (kFormat == Format::bf16) {

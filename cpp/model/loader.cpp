@@ -1,18 +1,16 @@
 #include "model/loader.h"
 
+#include <charconv>
+#include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "quant/format.h"
+#include "text/unicode.h"
 
 namespace nb::model {
 namespace {
-
-std::string layer_name(const char* pattern, int layer) {
-  std::string name = pattern;
-  return name.replace(name.find("{}"), 2, std::to_string(layer));
-}
 
 // Where row `row` of a half-split rotary head stands in a file that interleaves the pairs: HF rows (s, i), s the half
 // and i the pair, are stored as (i, s).
@@ -57,6 +55,15 @@ class Loader {
       q.file_row = k.file_row = [head_dim](std::int32_t row) { return interleaved_row(row, head_dim); };
     }
     layer.qkv = pack({q, k, v});
+    if (config_.qkv_bias) {
+      layer.q_bias = rotary_vector(name(names_.q_bias), config_.q_size());
+      layer.k_bias = rotary_vector(name(names_.k_bias), config_.kv_size());
+      layer.v_bias = vector(name(names_.v_bias), config_.kv_size());
+    }
+    if (config_.qk_norm) {
+      layer.q_norm = rotary_vector(name(names_.q_norm), config_.head_dim);
+      layer.k_norm = rotary_vector(name(names_.k_norm), config_.head_dim);
+    }
     layer.attention_out = pack({matrix(name(names_.attention_out), hidden, config_.q_size())});
     layer.ffn_norm = vector(name(names_.ffn_norm), hidden);
     layer.gate_up = pack({matrix(name(names_.gate), inner, hidden), matrix(name(names_.up), inner, hidden)},
@@ -90,6 +97,18 @@ class Loader {
     return Tensor(buffer.data(), DType::f32, {size});
   }
 
+  // The same for values that belong to rows of Q or K, in the order of the packed rows.
+  Tensor rotary_vector(const std::string& name, int size) {
+    Tensor out = vector(name, size);
+    if (!config_.interleaved_qk_rows) return out;
+    float* values = out.as<float>();
+    const std::vector<float> stored(values, values + size);
+    for (std::int32_t row = 0; row < size; ++row) {
+      values[row] = stored[static_cast<std::size_t>(interleaved_row(row, config_.head_dim))];
+    }
+    return out;
+  }
+
   ops::MatrixSource matrix(const std::string& name, int rows, int cols) {
     const io::TensorInfo& info = tensor(name, {rows, cols});
     const std::int64_t row_bytes = quant::row_bytes(*info.format, cols);
@@ -121,6 +140,33 @@ class Loader {
   ModelWeights weights_;
 };
 
+// "blk.17.attn_q.weight" -> "blk.{}.attn_q.weight" if there is a layer 17; other names as they are.
+std::string pattern_of(const std::string& name, int num_layers) {
+  constexpr std::string_view kPrefix = "blk.";
+  if (!name.starts_with(kPrefix)) return name;
+  const char* const begin = name.data() + kPrefix.size();
+  int layer = -1;
+  const char* const end = std::from_chars(begin, name.data() + name.size(), layer).ptr;
+  if (layer < 0 || layer >= num_layers || std::string(begin, end) != std::to_string(layer)) return name;
+  return std::string(kPrefix) + "{}" + std::string(end, name.data() + name.size());
+}
+
+// A tensor nobody reads would be a part of the model that is silently left out.
+void refuse_unused_tensors(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source) {
+  std::set<std::string> used = {
+      names.embedding, names.final_norm, names.head,          names.attention_norm, names.q,
+      names.k,         names.v,          names.attention_out, names.ffn_norm,       names.gate,
+      names.up,        names.down,       names.rope_divisors};
+  if (config.qkv_bias) used.insert({names.q_bias, names.k_bias, names.v_bias});
+  if (config.qk_norm) used.insert({names.q_norm, names.k_norm});
+  used.insert("blk.{}.attn_rot_embd.weight");  // old files: the frequencies once more, which follow from the facts
+  for (const io::TensorInfo& tensor : source.tensors()) {
+    NB_CHECK(used.contains(pattern_of(tensor.name, config.num_layers)), unsupported, source.path(), ": tensor ",
+             text::in_quotes(tensor.name), " is no part of a ", config.architecture, " model of ", config.num_layers,
+             " layers as nanobraid knows it");
+  }
+}
+
 }  // namespace
 
 ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
@@ -138,6 +184,7 @@ ModelConfig read_config(const io::ModelSource& source) {
   config.vocab_size = static_cast<int>(embedding->shape[0]);
   config.tie_word_embeddings = source.find(family.names.head) == nullptr;
   validate(config);
+  refuse_unused_tensors(config, family.names, source);
   return config;
 }
 

@@ -63,8 +63,8 @@ struct AttentionRun {
   int32_t position_offset;
 };
 
-/// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees key i of a run
-/// if position_offset + i <= p.
+/// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees the key at
+/// position s = position_offset + i of a run if s <= p and, with a window W > 0, s > p - W.
 struct AttentionSegment {
   int32_t row_begin;
   int32_t row_count;
@@ -137,6 +137,7 @@ struct AttentionArgs {
   int64_t out_stride;
   int32_t num_heads;
   float scale;
+  int32_t window;  ///< keys a row sees at most, its own included; 0 = all
   RopeTable rope;
   KvLayer kv;
   const int32_t* positions;  ///< [T]

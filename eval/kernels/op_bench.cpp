@@ -129,7 +129,7 @@ void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, 
   const std::vector<nb::ops::AttentionRun> runs = {{0, context, 0}};
   const double seconds = seconds_of([&] {
     nb::ops::attention(Tensor(out.data(), DType::f32, {rows, kHeads * kDim}),
-                       Tensor(q.data(), DType::f32, {rows, kHeads * kDim}), kHeads, 0.125f, rope, storage.layer(0),
+                       Tensor(q.data(), DType::f32, {rows, kHeads * kDim}), kHeads, 0.125f, 0, rope, storage.layer(0),
                        {positions, segments, runs, blocks}, machine.ctx);
     machine.workspace.reset();
   });

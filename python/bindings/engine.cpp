@@ -56,7 +56,11 @@ py::dict config_of(const LoadedModel& self) {
   out["vocab_size"] = config.vocab_size;
   out["max_position_embeddings"] = config.max_position_embeddings;
   out["rms_norm_eps"] = config.rms_norm_eps;
-  out["rope_theta"] = config.rope_theta;
+  out["rope_theta"] = config.rope.theta;
+  out["rope_scaling"] = config.rope.divisors.empty() ? model::to_string(config.rope.scaling) : "divisors";
+  out["sliding_window"] = config.sliding_window;
+  out["qkv_bias"] = config.qkv_bias;
+  out["qk_norm"] = config.qk_norm;
   out["tie_word_embeddings"] = config.tie_word_embeddings;
   return out;
 }

@@ -125,7 +125,8 @@ class Model:
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,
-        max_position_embeddings, rope_theta, tie_word_embeddings, ..."""
+        max_position_embeddings, rope_theta, rope_scaling ("none", "linear", "llama3", "yarn", "divisors"),
+        sliding_window (0: none), qkv_bias, qk_norm, tie_word_embeddings, ..."""
     @property
     def backend(self) -> str: ...
     @property

@@ -1,4 +1,4 @@
-// loader.cpp, family.cpp, families/llama.cpp and config.cpp: what is read, and what is refused by name.
+// loader.cpp and config.cpp: what is read, and what is refused by name.
 #include "model/loader.h"
 
 #include <gtest/gtest.h>
@@ -48,7 +48,7 @@ TEST(ReadConfig, ReadsEveryFact) {
   EXPECT_EQ(config.vocab_size, 70);
   EXPECT_EQ(config.max_position_embeddings, 600);
   EXPECT_FLOAT_EQ(config.rms_norm_eps, 1e-5f);
-  EXPECT_EQ(config.rope_theta, 5000.0);
+  EXPECT_EQ(config.rope.theta, 5000.0);
   EXPECT_TRUE(config.tie_word_embeddings);
   EXPECT_EQ(config.q_size(), 64);
   EXPECT_EQ(config.kv_size(), 32);
@@ -60,14 +60,14 @@ TEST(ReadConfig, RefusesWhatTheDecoderHasNoBranchFor) {
       [] { config_with([](GgufBuilder& b) { b.number<std::uint32_t>("llama.expert_count", io::test::kU32, 8); }); },
       "mixture-of-experts", "8");
   expect_error(
-      ErrorCode::unsupported, [] { config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "yarn"); }); },
-      "yarn");
+      ErrorCode::unsupported,
+      [] { config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "longrope"); }); }, "longrope");
   expect_error(
       ErrorCode::unsupported,
       [] {
         config_with([](GgufBuilder& b) { b.number<std::uint32_t>("llama.rope.dimension_count", io::test::kU32, 8); });
       },
-      "8 of 16");
+      "llama.rope.dimension_count = 8", "16");
   EXPECT_NO_THROW(config_with([](GgufBuilder& b) { b.string("llama.rope.scaling.type", "none"); }));
 }
 
@@ -103,8 +103,13 @@ TEST(Validate, RefusesInconsistentFacts) {
   refuses([](ModelConfig& c) { c.vocab_size = 1 << 30; }, "vocab_size");
   refuses([](ModelConfig& c) { c.num_kv_heads = 3; }, "3 KV heads");
   refuses([](ModelConfig& c) { c.head_dim = 15; }, "head_dim");
+  refuses([](ModelConfig& c) { c.sliding_window = -1; }, "sliding_window");
   refuses([](ModelConfig& c) { c.rms_norm_eps = -1.0f; }, "rms_norm_eps");
-  refuses([](ModelConfig& c) { c.rope_theta = 0.0; }, "rope_theta");
+  refuses([](ModelConfig& c) { c.rope.theta = 0.0; }, "rope_theta");
+  ModelConfig endless = good;
+  endless.max_position_embeddings = 1 << 24, endless.head_dim = 128;
+  expect_error(
+      ErrorCode::unsupported, [&] { validate(endless); }, "16777216 positions", "128");
 }
 
 TEST(LoadModel, NamesMissingAndMisshapenTensors) {
@@ -132,8 +137,6 @@ TEST(LoadModel, RefusesBadOptions) {
   expect_error(
       ErrorCode::io, [&] { load_model(scratch.path("nowhere.gguf"), {}); }, "nowhere.gguf");
 }
-
-TEST(Families, AreListed) { EXPECT_EQ(known_architectures(), std::vector<std::string>{"llama"}); }
 
 }  // namespace
 }  // namespace nb::model

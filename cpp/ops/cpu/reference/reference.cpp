@@ -203,10 +203,11 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
   std::vector<float> q(static_cast<size_t>(dim));
   for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
     const AttentionRun& run = a.runs[r];
-    const int visible = std::min(run.num_keys, a.positions[t] - run.position_offset + 1);
-    if (visible <= 0) continue;
-    rotate(a.q + t * a.q_stride + head * dim, a.rope, a.positions[t] - run.position_offset, q.data());
-    for (int i = 0; i < visible; ++i) {
+    const int position = a.positions[t] - run.position_offset;  // of the row, counted from the run's first key
+    if (position < 0) continue;
+    rotate(a.q + t * a.q_stride + head * dim, a.rope, position, q.data());
+    for (int i = 0; i < run.num_keys; ++i) {
+      if (i > position || (a.window > 0 && i <= position - a.window)) continue;
       const int block = a.blocks[run.block_begin + i / kBlockTokens];
       const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
       double score = 0.0;

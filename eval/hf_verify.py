@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nanobraid as nb
-from nanobraid.models import resolve
-from oracle import Oracle
+from oracle import Oracle, source_of
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 TOP = 5
@@ -116,7 +115,7 @@ def main() -> int:
     args = parser.parse_args()
 
     llm = nb.LLM(args.model, device=args.device, dtype=args.dtype, kv_dtype=args.kv_dtype)
-    source = args.oracle or resolve(args.model)
+    source = args.oracle or source_of(args.model)
     oracle = Oracle(source)
     rows = compare(llm, oracle, prompts(llm, args.text, args.prompts, args.prompt_tokens), args.tokens)
     worst = max(row["max_relative_difference"] for row in rows)

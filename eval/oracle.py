@@ -61,6 +61,13 @@ class Oracle:
         return out
 
 
+def source_of(model: str) -> Path:
+    """What the oracle opens for a model that nanobraid runs, where nothing else is given: the same folder or file."""
+    from nanobraid.models import resolve
+
+    return Path(model) if Path(model).is_dir() else resolve(model)
+
+
 def add_facts(config: Any, path: Path) -> NDArray[np.float32] | None:
     """Adds to `config` what transformers leaves out of a GGUF file; returns divisors of the frequencies, if any."""
     from gguf import GGUFReader

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 import nanobraid as nb
 from nanobraid._core import available_backends
-from nanobraid.models import resolve
-from oracle import Oracle, log_softmax, mean_kl
+from oracle import Oracle, log_softmax, mean_kl, source_of
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 Logits = Callable[[list[int]], NDArray[np.float32]]
@@ -34,7 +33,7 @@ def open_other(name: str, model: str, device: str, dtype: str, kv_dtype: str) ->
     """The second model (see --other), and how it runs."""
     kind, _, source = name.partition(":")
     if kind == "transformers":
-        path = Path(source) if source else resolve(model)
+        path = Path(source) if source else source_of(model)
         return Oracle(path).logits, {"model": str(path), "backend": "transformers", "dtype": "f32", "kv_dtype": "f32"}
     if name in available_backends():
         llm = nb.LLM(model, device=name, dtype=dtype, kv_dtype=kv_dtype)

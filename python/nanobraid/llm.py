@@ -151,8 +151,8 @@ class LLM:
         """Facts about the model and how it runs.
 
         ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
-        ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``, ``kv_dtype``, ``num_threads``,
-        ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
+        ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``,
+        ``kv_dtype``, ``num_threads``, ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
         """
         return {
             **self._model.config,

@@ -131,6 +131,42 @@ TEST(Families, ReadRopeScaling) {
       ErrorCode::format, [&] { config_of(divided); }, "3 frequency divisors for 8 pairs");
 }
 
+// The same contents as if they stood in a braid file.
+class AsBraid final : public io::ModelSource {
+ public:
+  explicit AsBraid(std::shared_ptr<const io::ModelSource> source) : source_(std::move(source)) {}
+  io::FileKind kind() const override { return io::FileKind::braid; }
+  std::uint32_t version() const override { return 1; }
+  std::uint64_t file_bytes() const override { return source_->file_bytes(); }
+  const io::Metadata& metadata() const override { return source_->metadata(); }
+  const std::vector<io::TensorInfo>& tensors() const override { return source_->tensors(); }
+  const io::TensorInfo* find(std::string_view name) const override { return source_->find(name); }
+  void read(const io::TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const override {
+    source_->read(tensor, offset, out);
+  }
+
+ private:
+  std::shared_ptr<const io::ModelSource> source_;
+};
+
+TEST(Families, BraidFilesDifferInRowOrderAndAttentionFactor) {
+  NaiveLlama naive = naive_of("llama");
+  naive.more_keys = [](GgufBuilder& b) {
+    b.string("llama.rope.scaling.type", "yarn");
+    b.number<float>("llama.rope.scaling.factor", io::test::kF32, 4.0f);
+    b.number<float>("llama.rope.scaling.attn_factor", io::test::kF32, 0.75f);
+  };
+  naive.fill();
+  const io::test::Bytes bytes = naive.gguf();
+  const auto source = io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "tiny.braid"));
+  expect_error(
+      ErrorCode::unsupported, [&] { read_config(*source); }, "llama.rope.scaling.attn_factor");
+  const ModelConfig config = read_config(AsBraid(source));
+  EXPECT_FALSE(config.interleaved_qk_rows);
+  EXPECT_EQ(config.rope.magnitude, 0.75);
+  EXPECT_EQ(rope_magnitude(config.rope), 0.75);
+}
+
 TEST(Families, RefuseOtherRopeScalings) {
   for (const char* type : {"longrope", "dynamic", "su", ""}) {
     expect_error(

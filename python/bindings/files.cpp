@@ -197,6 +197,14 @@ void add_value(io::MetadataWriter& out, const std::string& key, py::handle value
        std::string(py::str(py::type::of(value).attr("__name__"))), ", expected bool, int, float, str or a list");
 }
 
+}  // namespace
+
+void add_metadata(io::MetadataWriter& out, const py::dict& metadata) {
+  for (const auto& [key, value] : metadata) add_value(out, py::cast<std::string>(key), value);
+}
+
+namespace {
+
 // ---- the classes ----
 
 using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_t>>;
@@ -204,7 +212,7 @@ using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_
 std::unique_ptr<io::BraidWriter> make_writer(const std::string& path, const py::dict& metadata,
                                              const std::vector<TensorTuple>& tensors) {
   io::MetadataWriter entries;
-  for (const auto& [key, value] : metadata) add_value(entries, py::cast<std::string>(key), value);
+  add_metadata(entries, metadata);
   std::vector<io::BraidTensorSpec> specs;
   for (const auto& [name, format, shape] : tensors) specs.push_back({name, quant::parse_format(format), shape});
   const py::gil_scoped_release release;
@@ -302,12 +310,6 @@ py::array_t<float> read_rows(const io::ModelSource& file, const std::string& nam
   return out;
 }
 
-// pybind11 holds classes, not interfaces: the source behind one pointer.
-struct ModelFile {
-  explicit ModelFile(const std::string& path) : source(io::open_model(path)) {}
-  std::shared_ptr<const io::ModelSource> source;
-};
-
 }  // namespace
 
 void bind_files(py::module_& module) {
@@ -321,7 +323,8 @@ void bind_files(py::module_& module) {
       .def_property_readonly("file_bytes", &io::BraidWriter::file_bytes);
 
   py::class_<ModelFile>(module, "ModelFile")
-      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init([](const std::string& path) { return ModelFile{io::open_model(path)}; }), py::arg("path"),
+           py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("path", [](const ModelFile& self) { return self.source->path(); })
       .def_property_readonly("kind", [](const ModelFile& self) { return io::to_string(self.source->kind()); })
       .def_property_readonly("version", [](const ModelFile& self) { return self.source->version(); })

@@ -17,8 +17,9 @@ bool is_braid(const std::string& path) {
   std::array<std::byte, kBraidMagic.size()> start{};
   const std::size_t size = std::min<std::uint64_t>(start.size(), file.size());
   file.read(0, std::span(start).first(size));
-  // A damaged magic may still be recognised by its letters.
-  return as_text(std::span(start).first(size)).substr(0, 6) == kBraidMagic.substr(0, 6);
+  // A magic that is cut, or whose line end is damaged, may still be recognised by its letters.
+  const std::size_t letters = std::min<std::size_t>(size, 6);
+  return letters > 0 && as_text(std::span(start).first(letters)) == kBraidMagic.substr(0, letters);
 }
 
 }  // namespace

@@ -1,11 +1,14 @@
 #include "model/loader.h"
 
+#include <atomic>
 #include <charconv>
+#include <memory>
 #include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "quant/finite.h"
 #include "quant/format.h"
 #include "text/unicode.h"
 
@@ -95,6 +98,9 @@ class Loader {
     const io::TensorInfo& info = tensor(name, {size});
     std::vector<std::byte> bytes(info.bytes);
     source_.read(info, 0, bytes);
+    if (!quant::is_finite_row(*info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size)) {
+      warn_nonfinite(info);
+    }
     Buffer buffer = arena_->allocate(static_cast<std::size_t>(size) * sizeof(float));
     quant::unpack_row(*info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size, buffer.as<float>());
     weights_.small.push_back(buffer);
@@ -122,11 +128,24 @@ class Loader {
             .rows = rows,
             .cols = cols,
             .read_rows =
-                [this, &info, row_bytes](std::int32_t begin, std::int32_t count, std::byte* out) {
+                [this, &info, row_bytes, cols, has_warned = std::make_shared<std::atomic<bool>>(false)](
+                    std::int32_t begin, std::int32_t count, std::byte* out) {
                   source_.read(info, static_cast<std::uint64_t>(begin * row_bytes),
                                {out, static_cast<std::size_t>(count * row_bytes)});
+                  for (std::int32_t i = 0; i < count; ++i) {
+                    const auto* row = reinterpret_cast<const std::uint8_t*>(out) + i * row_bytes;
+                    if (!quant::is_finite_row(*info.format, row, cols) && !has_warned->exchange(true)) {
+                      warn_nonfinite(info);
+                    }
+                  }
                 },
             .file_row = {}};
+  }
+
+  // Answers of such a model are of no use, but whoever opens it may want to know why.
+  void warn_nonfinite(const io::TensorInfo& info) const {
+    log(LogLevel::warning, source_.path(), ": tensor ", info.name,
+        " holds NaN or infinity; nanobraid inspect --check-tensors counts them");
   }
 
   ops::LinearWeight pack(std::vector<ops::MatrixSource> group, ops::Grouping grouping = ops::Grouping::stacked) {

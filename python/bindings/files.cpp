@@ -1,4 +1,5 @@
 // Model files: reading either kind, and writing .braid.
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -12,6 +13,7 @@
 #include "io/braid_writer.h"
 #include "io/bytes.h"
 #include "io/tensor_rows.h"
+#include "io/weight_check.h"
 #include "text/unicode.h"
 
 namespace py = pybind11;
@@ -148,6 +150,8 @@ Kind kind_of(py::handle value) {
   return PyUnicode_Check(value.ptr()) ? Kind::text : Kind::other;
 }
 
+std::string type_name(py::handle value) { return py::str(py::type::of(value).attr("__name__")); }
+
 template <class T, class Function>
 std::vector<T> collect(const py::sequence& values, const Function& function) {
   std::vector<T> out;
@@ -193,14 +197,18 @@ void add_value(io::MetadataWriter& out, const std::string& key, py::handle value
   if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
     return add_list(out, key, py::reinterpret_borrow<py::sequence>(value));
   }
-  fail(ErrorCode::invalid_argument, "key ", text::in_quotes(key), " is a ",
-       std::string(py::str(py::type::of(value).attr("__name__"))), ", expected bool, int, float, str or a list");
+  fail(ErrorCode::invalid_argument, "key ", text::in_quotes(key), " is a ", type_name(value),
+       ", expected bool, int, float, str or a list");
 }
 
 }  // namespace
 
 void add_metadata(io::MetadataWriter& out, const py::dict& metadata) {
-  for (const auto& [key, value] : metadata) add_value(out, py::cast<std::string>(key), value);
+  for (const auto& [key, value] : metadata) {
+    NB_CHECK(kind_of(key) == Kind::text, invalid_argument, "a metadata key is of type ", type_name(key),
+             ", expected str");
+    add_value(out, text_bytes("", key), value);
+  }
 }
 
 namespace {
@@ -310,6 +318,23 @@ py::array_t<float> read_rows(const io::ModelSource& file, const std::string& nam
   return out;
 }
 
+// The progress function takes the GIL itself.
+py::tuple weights_checked(const io::ModelSource& file, const io::ProgressFunction& progress) {
+  io::WeightCheck check;
+  {
+    const py::gil_scoped_release release;
+    check = io::check_weights(file, progress);
+  }
+  py::list nonfinite, skipped;
+  for (const io::NonfiniteTensor& tensor : check.nonfinite) {
+    nonfinite.append(py::make_tuple(text_or_replacement(tensor.name), tensor.num_nan, tensor.num_infinite));
+  }
+  for (const io::TensorInfo& tensor : check.skipped) {
+    skipped.append(py::make_tuple(text_or_replacement(tensor.name), tensor.format_name));
+  }
+  return py::make_tuple(nonfinite, skipped);
+}
+
 }  // namespace
 
 void bind_files(py::module_& module) {
@@ -330,6 +355,16 @@ void bind_files(py::module_& module) {
       .def_property_readonly("version", [](const ModelFile& self) { return self.source->version(); })
       .def_property_readonly("file_bytes", [](const ModelFile& self) { return self.source->file_bytes(); })
       .def_property_readonly("fingerprint", [](const ModelFile& self) { return self.source->fingerprint(); })
+      .def(
+          "verify",
+          [](const ModelFile& self, const io::ProgressFunction& progress) { return self.source->verify(progress); },
+          py::arg("progress") = py::none(), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "check_weights",
+          [](const ModelFile& self, const io::ProgressFunction& progress) {
+            return weights_checked(*self.source, progress);
+          },
+          py::arg("progress") = py::none())
       .def("metadata", [](const ModelFile& self) { return metadata_of(*self.source); })
       .def("tensors", [](const ModelFile& self) { return tensors_of(*self.source); })
       .def(

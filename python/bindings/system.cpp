@@ -59,7 +59,7 @@ std::string type_of(const io::MetadataValue& value) {
 
 py::dict inspect_file(const std::string& path) {
   const auto file = io::open_model(path);
-  py::list metadata, tensors;
+  py::list metadata, tensors, sections;
   for (const auto& [key, value] : file->metadata().entries()) {
     metadata.append(py::make_tuple(text_or_replacement(key), type_of(value),
                                    text_or_replacement(file->metadata().describe(value, 8))));
@@ -67,10 +67,16 @@ py::dict inspect_file(const std::string& path) {
   for (const io::TensorInfo& tensor : file->tensors()) {
     tensors.append(py::make_tuple(text_or_replacement(tensor.name), tensor.format_name, tensor.shape, tensor.bytes));
   }
+  for (const io::SectionInfo& section : file->sections()) {
+    sections.append(py::make_tuple(section.name, section.offset, section.bytes));
+  }
   py::dict out;
   out["format"] = io::to_string(file->kind());
   out["version"] = file->version();
   out["file_bytes"] = file->file_bytes();
+  out["fingerprint"] = file->fingerprint();
+  out["parts"] = file->parts();
+  out["sections"] = sections;
   out["metadata"] = metadata;
   out["tensors"] = tensors;
   return out;

@@ -37,8 +37,8 @@ def set_log_sink(sink: Callable[[str, str], None] | None) -> None:
 def inspect_file(path: str) -> dict[str, Any]:
     """Metadata and tensor directory of a model file, without reading tensors.
 
-    Keys: format, version, file_bytes, metadata (list of (key, type, text)), tensors (list of
-    (name, format, shape, bytes)).
+    Keys: format, version, file_bytes, fingerprint ('' for GGUF), parts (paths), sections (list of (name, offset,
+    bytes); empty for GGUF), metadata (list of (key, type, text)), tensors (list of (name, format, shape, bytes)).
     """
 
 _MetadataValue = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]
@@ -84,6 +84,14 @@ class ModelFile:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the contents in hexadecimal as a .braid file says; '' for GGUF."""
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> bool:
+        """Reads everything and compares every checksum; raises CoreError (format) naming the section or tensor that
+        differs. False, at once, for GGUF, which has no checksums. `progress(bytes done, bytes in all)`."""
+    def check_weights(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]]]:
+        """Reads every tensor; gives (name, NaNs, infinities) of those that have some, and (name, format) of those
+        that cannot be unpacked."""
     def metadata(self) -> dict[str, Any]:
         """Values of every key: bool, int, float, str (bytes that are not UTF-8 as lone surrogates), or lists of one."""
     def tensors(self) -> list[tuple[str, str, list[int], int]]:

@@ -64,10 +64,10 @@ failed=()
 for target in "${targets[@]}"; do
   corpus=$work/corpus/$target
   mkdir -p "$corpus" "$work/seeds/$target" "$work/crashes"
-  if [[ $target == gguf ]]; then python3 "$root/tests/fuzz/make_seeds.py" "$work/seeds/$target"; fi
+  python3 "$root/tests/fuzz/make_seeds.py" "$target" "$work/seeds/$target"
   seeds=("$work/seeds/$target")
   if [[ -d $root/tests/fuzz/corpus/$target ]]; then seeds+=("$root/tests/fuzz/corpus/$target"); fi
-  options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=16384
+  options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=24576
     -artifact_prefix="$work/crashes/$target-" -print_final_stats=1)
   if [[ -f $root/tests/fuzz/$target.dict ]]; then options+=(-dict="$root/tests/fuzz/$target.dict"); fi
   echo "== $target: $seconds s =="

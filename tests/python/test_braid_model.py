@@ -61,3 +61,27 @@ def test_the_tokenizer_and_the_template_are_in_the_file(braid_path: Path, llm: n
     greedy = nb.SamplingParams(temperature=0, max_tokens=8)
     with nb.LLM(braid_path, num_threads=2, max_model_len=1024) as other:
         assert other.chat(messages, greedy).token_ids == llm.chat(messages, greedy).token_ids
+
+
+def test_loading_warns_of_weights_that_are_not_finite(
+    braid_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bytes are changed behind the checksums, which opening a file does not compare for tensors."""
+    path = tmp_path / "bad.braid"
+    data = bytearray(braid_path.read_bytes())
+    file = _core.ModelFile(str(braid_path))
+    bad = {"blk.3.attn_norm.weight": b"\0\0\xc0\x7f", "blk.7.ffn_down.weight": b"\0\x7c"}  # f32 NaN; infinite f16 scale
+    for name, wrong in bad.items():
+        at = data.index(file.read(name)) + 5 * 20
+        data[at : at + len(wrong)] = wrong
+    path.write_bytes(data)
+    with caplog.at_level("WARNING", logger="nanobraid"), nb.LLM(path, num_threads=2, max_model_len=64):
+        pass
+    lines = [record.getMessage() for record in caplog.records if "NaN or infinity" in record.getMessage()]
+    assert len(lines) == len(bad)
+    for name in bad:
+        assert any(f"{path}: tensor {name} holds" in line for line in lines)
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="nanobraid"), nb.LLM(braid_path, num_threads=2, max_model_len=64):
+        pass
+    assert not [record for record in caplog.records if "NaN" in record.getMessage()]

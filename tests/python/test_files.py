@@ -258,6 +258,14 @@ def test_values_that_no_type_holds(tmp_path: Path, value: Any, message: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("key", "message"),
+    [(1, "of type int, expected str"), (None, "NoneType"), ("", "empty"), ("\udcff", "UTF-8"), ("\ud800", "UTF-8")],
+)
+def test_keys_that_no_file_holds(tmp_path: Path, key: Any, message: str) -> None:
+    check_refusal("invalid_argument", message, tmp_path / "x.braid", {key: 1}, [])
+
+
+@pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ([("", "f32", [1])], "empty"),

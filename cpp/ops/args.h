@@ -18,11 +18,12 @@ enum class ActType : uint8_t { f32, bf16, int8 };
 struct Activation {
   ActType type;
   int32_t rows;
-  int32_t cols;   ///< rounded up to a multiple of 32; the padding is zero
-  float* values;  ///< [rows, cols], f32 and bf16 types only
-  int8_t* codes;  ///< [rows, cols], int8 only
-  float* scales;  ///< [rows, cols / 32], int8 only
-  int32_t* sums;  ///< [rows, cols / 32], int8 only
+  int32_t cols;        ///< rounded up to a multiple of 32; the padding is zero
+  float* values;       ///< [rows, cols], f32 and bf16 types only
+  int8_t* codes;       ///< [rows, cols], int8 only
+  float* scales;       ///< [rows, cols / 32], int8 only
+  int32_t* sums;       ///< [rows, cols / 32], int8 only: sum of the codes of each 32
+  int32_t* half_sums;  ///< [rows, cols / 32], int8 only: sum of the first 16 codes of each 32
 };
 
 /// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.

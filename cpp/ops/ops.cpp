@@ -26,6 +26,7 @@ Activation allocate_activation(ActType type, int rows, std::int64_t cols, Worksp
     act.codes = workspace.allocate_array<int8_t>(size);
     act.scales = workspace.allocate_array<float>(size / 32);
     act.sums = workspace.allocate_array<int32_t>(size / 32);
+    act.half_sums = workspace.allocate_array<int32_t>(size / 32);
   } else {
     act.values = workspace.allocate_array<float>(size);
   }

@@ -147,6 +147,9 @@ class W4Search {
 
 // ---- w8 ----
 
+constexpr int kScales = 16;
+constexpr float kScaleStep = 0.005f;
+
 struct ScaledCodes {
   float scale;
   double error;  // up to the sum of importance * weight^2, which no scale changes
@@ -253,10 +256,11 @@ std::uint16_t pack_w8_group(const float* weights, const float* importance, std::
     std::fill_n(codes, count, std::int8_t{0});
     return 0;
   }
-  // Cutting the largest weight off rarely pays at 8 bits: few starts, each with its refit.
+  // Cutting the largest weight off rarely pays at 8 bits, but among many scales near the largest some round the columns
+  // that matter better than others.
   ScaledCodes best = try_scale(weights, importance, count, start);
-  for (const float shrink : {1.0f, 0.99f, 0.98f, 0.96f, 0.94f}) {
-    const float scale = to_half(start * shrink);
+  for (int i = 0; i < kScales; ++i) {
+    const float scale = to_half(start * (1.0f - kScaleStep * static_cast<float>(i)));
     if (scale == 0.0f) continue;
     const ScaledCodes tried = try_scale(weights, importance, count, scale);
     if (tried.error < best.error) best = tried;

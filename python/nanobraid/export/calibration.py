@@ -13,8 +13,8 @@ from nanobraid import _core
 from nanobraid.errors import core_errors
 
 TEXT = Path(__file__).with_name("calibration.txt")
-MAX_TOKENS = 4096
-SEQUENCE_LEN = 512
+MAX_TOKENS = 2048
+SEQUENCE_LEN = 256
 
 # The statistics that belong to each matrix of a layer.
 _COLUMNS_OF = {
@@ -58,9 +58,16 @@ def calibrate(
     with core_errors():
         if "tokenizer.ggml.model" in file.metadata():
             name = TEXT.name
-            ids = _core.encode_text(file, TEXT.read_text(encoding="utf-8"))[:MAX_TOKENS]
+            ids = _spread(_core.encode_text(file, TEXT.read_text(encoding="utf-8")), length)
         else:
             name = "random token ids"
             ids = np.random.default_rng(0).integers(0, vocab_size, 2 * length).tolist()
         layers, head = _core.measure_inputs(file, ids, length, progress=progress)
     return Calibration(layers, head, name, len(ids))
+
+
+def _spread(ids: list[int], length: int) -> list[int]:
+    """At most `MAX_TOKENS` tokens, in sequences of `length` that stand evenly over the text."""
+    count = max(min(MAX_TOKENS, len(ids)) // length, 1)
+    starts = [round(i * max(len(ids) - length, 0) / max(count - 1, 1)) for i in range(count)]
+    return [token for start in starts for token in ids[start : start + length]]

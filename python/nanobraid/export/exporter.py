@@ -23,7 +23,7 @@ DTYPES = ("f32", "bf16", "f16", "w8", "w4", "keep")
 Progress = Callable[[str, int, int], None]
 
 _PIECE_WEIGHTS = 1 << 21  # unpacked at a time
-_FLOATS = ("f32", "bf16", "f16")
+_SEARCHED = ("w4", "w8", "w8_channel")
 _GROUP = 64
 _HEADS = ("token_embd.weight", "output.weight")  # matrices with a row for each token
 # Keys of the container rather than of the model.
@@ -91,7 +91,7 @@ def export_model(
     matrix, head = _formats(dtype, w8_per_channel, head_dtype)
     plans = _plan(file, metadata, matrix, head)
     calibration, calibration_seconds, calibration_rss = None, 0.0, 0
-    if any(plan.format == "w4" and plan.source_format != "w4" for plan in plans):
+    if any(plan.format in _SEARCHED and plan.format != plan.source_format for plan in plans):
         calibration_begin = time.perf_counter()
         tell = None if progress is None else (lambda done, everything: progress("calibrating", done, everything))
         architecture = metadata["general.architecture"]

@@ -36,19 +36,21 @@ class ColumnSquares {
   std::int64_t num_rows_ = 0;
 };
 
-// One sequence as a step: all of its rows at once, in the blocks 0, 1, 2, ...
-StepInputs sequence_step(std::span<const TokenId> ids) {
+// Rows of a sequence that enter a layer together: more would only take more memory.
+constexpr int kSliceRows = 64;
+
+// Positions [begin, end) of a sequence whose KV stands in the blocks 0, 1, 2, ...
+StepInputs slice_of_sequence(int begin, int end) {
   StepInputs inputs;
-  const int count = static_cast<int>(ids.size());
-  for (int p = 0; p < count; ++p) {
-    inputs.token_ids.push_back(ids[static_cast<std::size_t>(p)]);
+  inputs.token_ids.assign(static_cast<std::size_t>(end - begin), 0);  // the rows are embedded already
+  for (int p = begin; p < end; ++p) {
     inputs.positions.push_back(p);
     inputs.key_positions.push_back(p);
     inputs.slots.push_back(p);
   }
-  for (int b = 0; b * kBlockTokens < count; ++b) inputs.blocks.push_back(b);
-  inputs.runs.push_back({0, count, 0});
-  inputs.segments.push_back({0, count, 0, 1});
+  for (int b = 0; b * kBlockTokens < end; ++b) inputs.blocks.push_back(b);
+  inputs.runs.push_back({0, end, 0});
+  inputs.segments.push_back({0, end - begin, 0, 1});
   return inputs;
 }
 
@@ -91,7 +93,7 @@ class Measurement {
     NB_CHECK(final_norm != nullptr && final_norm->shape == std::vector<std::int64_t>{config_.hidden_size}, format,
              source_.path(), ": there is no tensor ", names_.final_norm, " of ", config_.hidden_size, " values");
     io::read_rows(source_, *final_norm, 0, 1, norm.data());
-    for_sequences([&](Tensor rows, std::span<const TokenId>) {
+    for_slices([&](Tensor rows, int, int) {
       add_normed(squares, rows, Tensor(norm.data(), DType::f32, {config_.hidden_size}));
     });
     out.head = squares.means();
@@ -113,21 +115,25 @@ class Measurement {
           return down.add(rows, config_.intermediate_size);
       }
     };
-    for_sequences([&](Tensor rows, std::span<const TokenId> ids) {
-      for (BlockId block = 0; block < kv.num_blocks(); ++block) kv.zero(block);
-      decoder.run_layers(rows, 0, 1, sequence_step(ids), kv, ctx_, observer);
+    for_slices([&](Tensor rows, int begin, int end) {
+      for (BlockId block = 0; begin == 0 && block < kv.num_blocks(); ++block) kv.zero(block);
+      decoder.run_layers(rows, 0, 1, slice_of_sequence(begin, end), kv, ctx_, observer);
     });
     return {qkv.means(), attention_out.means(), gate_up.means(), down.means()};
   }
 
+  // Calls function(rows of the residual stream, first position in the sequence, last + 1) in order.
   template <class Function>
-  void for_sequences(const Function& function) {
-    const auto length = static_cast<std::size_t>(sequence_len_);
-    for (std::size_t begin = 0; begin < ids_.size(); begin += length) {
-      const std::span<const TokenId> ids = ids_.subspan(begin, std::min(length, ids_.size() - begin));
-      float* const rows = hidden_.data() + begin * static_cast<std::size_t>(config_.hidden_size);
-      function(Tensor(rows, DType::f32, {static_cast<std::int64_t>(ids.size()), config_.hidden_size}), ids);
-      workspace_.reset();
+  void for_slices(const Function& function) {
+    const int num_tokens = static_cast<int>(ids_.size());
+    for (int sequence = 0; sequence < num_tokens; sequence += sequence_len_) {
+      const int length = std::min(sequence_len_, num_tokens - sequence);
+      for (int begin = 0; begin < length; begin += kSliceRows) {
+        const int end = std::min(begin + kSliceRows, length);
+        float* const rows = hidden_.data() + static_cast<std::ptrdiff_t>(sequence + begin) * config_.hidden_size;
+        function(Tensor(rows, DType::f32, {end - begin, config_.hidden_size}), begin, end);
+        workspace_.reset();
+      }
     }
   }
 

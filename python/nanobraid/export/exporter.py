@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 import nanobraid
 from nanobraid import _core
-from nanobraid.errors import InvalidArgumentError, ModelIOError, UnsupportedError, core_errors
+from nanobraid.errors import (
+    FormatError,
+    InvalidArgumentError,
+    ModelIOError,
+    UnsupportedError,
+    core_errors,
+    map_core_error,
+)
 from nanobraid.export.calibration import Calibration, calibrate
 from nanobraid.export.hf_folder import is_hf_folder, open_hf_folder
 from nanobraid.export.summary import ExportSummary, TensorSummary
@@ -22,7 +29,7 @@ from nanobraid.export.summary import ExportSummary, TensorSummary
 DTYPES = ("f32", "bf16", "f16", "w8", "w4", "keep")
 Progress = Callable[[str, int, int], None]
 
-_PIECE_WEIGHTS = 1 << 21  # unpacked at a time
+_PIECE_WEIGHTS = 1 << 19  # unpacked at a time
 _SEARCHED = ("w4", "w8", "w8_channel")
 _GROUP = 64
 _HEADS = ("token_embd.weight", "output.weight")  # matrices with a row for each token
@@ -88,6 +95,7 @@ def export_model(
     with core_errors():
         _core.check_model(file)
     metadata = file.metadata()
+    _check_shapes(file, metadata)
     matrix, head = _formats(dtype, w8_per_channel, head_dtype)
     plans = _plan(file, metadata, matrix, head)
     calibration, calibration_seconds, calibration_rss = None, 0.0, 0
@@ -117,7 +125,7 @@ def export_model(
     )
 
 
-def _check_arguments(
+def _check_arguments(  # noqa: PLR0917 - the arguments of export_model
     source: Path, out: Path, dtype: str, force: bool, w8_per_channel: bool, head_dtype: str | None
 ) -> None:
     if dtype not in DTYPES:
@@ -138,6 +146,38 @@ def _check_arguments(
         raise ModelIOError(f"{out}: exists already; --force replaces it")
     if not out.resolve().parent.is_dir():
         raise ModelIOError(f"{out.parent}: no such folder")
+
+
+def _check_shapes(file: _core.ModelFile, metadata: dict[str, Any]) -> None:
+    """What loading would refuse is not written; quantities of the file are those that check_model has accepted."""
+    prefix = metadata["general.architecture"] + "."
+    hidden, heads = metadata[prefix + "embedding_length"], metadata[prefix + "attention.head_count"]
+    inner = metadata[prefix + "feed_forward_length"]
+    dim = metadata.get(prefix + "attention.key_length", hidden // heads)
+    q, kv = heads * dim, metadata.get(prefix + "attention.head_count_kv", heads) * dim
+    shapes = {
+        "attn_norm.weight": [hidden], "attn_q.weight": [q, hidden], "attn_k.weight": [kv, hidden],
+        "attn_v.weight": [kv, hidden], "attn_q.bias": [q], "attn_k.bias": [kv], "attn_v.bias": [kv],
+        "attn_q_norm.weight": [dim], "attn_k_norm.weight": [dim], "attn_output.weight": [hidden, q],
+        "ffn_norm.weight": [hidden], "ffn_gate.weight": [inner, hidden], "ffn_up.weight": [inner, hidden],
+        "ffn_down.weight": [hidden, inner], "output_norm.weight": [hidden],
+    }  # fmt: skip
+    found = {name: shape for name, _, shape, _ in file.tensors()}
+    vocab_size = found["token_embd.weight"][0]
+    shapes["token_embd.weight"] = shapes["output.weight"] = [vocab_size, hidden]
+    if file.kind == "safetensors" and vocab_size != metadata[prefix + "vocab_size"]:
+        raise FormatError(
+            f"{file.path}: token_embd.weight has {vocab_size} rows, vocab_size is {metadata[prefix + 'vocab_size']}"
+        )
+    for name, shape in found.items():
+        parts = name.split(".", 2)
+        wanted = shapes.get(parts[2] if parts[0] == "blk" and len(parts) == 3 else name)
+        if wanted is not None and shape != wanted:
+            raise FormatError(f"{file.path}: tensor {name} has shape {shape}, expected {wanted}")
+    for layer in range(metadata[prefix + "block_count"]):
+        for name in _REQUIRED:
+            if f"blk.{layer}.{name}.weight" not in found:
+                raise FormatError(f"{file.path}: there is no tensor blk.{layer}.{name}.weight")
 
 
 def _formats(dtype: str, w8_per_channel: bool, head_dtype: str | None) -> tuple[str | None, str | None]:
@@ -174,6 +214,7 @@ def _fitting(wanted: str, cols: int) -> tuple[str, str]:
     return wanted, ""
 
 
+_REQUIRED = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 _ORDER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm", "attn_output", "ffn_norm",
           "ffn_gate", "ffn_up", "ffn_down")  # fmt: skip
 
@@ -214,7 +255,7 @@ def _new_metadata(
     return out
 
 
-def _write(
+def _write(  # noqa: PLR0917 - the parts of one call
     file: _core.ModelFile,
     out: Path,
     metadata: dict[str, Any],
@@ -266,14 +307,25 @@ def _pieces(
             values = file.read_rows(plan.name, begin, count)
         if order is not None:
             values = np.ascontiguousarray(values[order])
-        packed = _core.quantize(plan.format, values, importance)
+        packed = _pack(file, plan, begin, values, importance)
         error, norm = _core.packing_error(plan.format, values, packed)
         yield packed, count * cols, error, norm
 
 
+def _pack(
+    file: _core.ModelFile, plan: _Plan, begin: int, values: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> bytes:
+    try:
+        return _core.quantize(plan.format, values, importance)
+    except _core.CoreError as error:
+        mapped = map_core_error(error)
+        raise type(mapped)(f"{file.path}: tensor {plan.name}, from row {begin} on: {mapped}") from error
+
+
 def _half_split(rows: int, head_dim: int) -> NDArray[np.int64]:
     """Where each of `rows` rows of whole heads stands in a file that interleaves the two halves of a head."""
-    return np.arange(rows).reshape(-1, head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)
+    order: NDArray[np.int64] = np.arange(rows).reshape(-1, head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)
+    return order
 
 
 def _raw_rows(file: _core.ModelFile, plan: _Plan, begin: int, count: int, rows: int) -> bytes:

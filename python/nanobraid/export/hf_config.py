@@ -42,9 +42,10 @@ _DEFAULT_HEAD_DIM = {"qwen3": 128}
 _WITHOUT_EFFECT = {
     "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "add_cross_attention",
     "architectures", "attention_dropout", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample",
-    "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
-    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout", "id2label", "initializer_range",
+    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
+    "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout", "id2label", "initializer_range",
     "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "length_penalty", "max_length", "min_length",
     "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
     "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
@@ -210,7 +211,9 @@ def read_hf_config(config: Config, where: str) -> dict[str, MetadataValue]:
 
 def _kv_heads(facts: _Facts, architecture: str, heads: int) -> int:
     # null means a KV head per head in every family; an entry that is not there does so for Llama only.
-    return facts.integer("num_key_value_heads", heads if facts.names("num_key_value_heads") or architecture == "llama" else None)
+    return facts.integer(
+        "num_key_value_heads", heads if facts.names("num_key_value_heads") or architecture == "llama" else None
+    )
 
 
 def has_qkv_bias(config: Config, architecture: str) -> bool:
@@ -249,40 +252,44 @@ def _refuse_unknown(config: Config, facts: _Facts) -> None:
 
 def _sliding_window(facts: _Facts, architecture: str) -> int:
     """Tokens of the window, 0 for none: for all layers alike, or refused."""
+    types = _layer_types(facts)
     missing = 0 if facts.names("sliding_window") else _DEFAULT_WINDOW.get(architecture, 0)
     window = facts.integer("sliding_window", missing)
-    types = facts.raw("layer_types")
-    if types is not None and (not isinstance(types, list) or not all(isinstance(name, str) for name in types)):
-        raise FormatError(f"{facts.where}: layer_types = {types!r}, expected a list of names")
     if architecture == "llama" and window:
         raise facts.refuse("sliding_window", "transformers' Llama has no window")
-    if architecture in _WINDOW_NEEDS_SWITCH:
-        if not facts.boolean("use_sliding_window", False):
-            window = 0
-        elif not facts.names("sliding_window"):
-            raise FormatError(f"{facts.where}: entry sliding_window is missing")
-    elif facts.raw("use_sliding_window") is False:
-        raise facts.refuse("use_sliding_window", f"transformers' {architecture} has no such switch")
-    if types is not None:
-        known = {"full_attention", "sliding_attention"}
-        strange = sorted(set(types) - known)
-        if strange:
-            raise UnsupportedError(f"{facts.where}: layer_types names {strange[0]!r}, which is not offered")
-        if len(types) != facts.integer("num_hidden_layers"):
-            raise FormatError(f"{facts.where}: layer_types has {len(types)} entries for the layers there are")
-        if len(set(types)) > 1:
-            raise facts.refuse("layer_types", "layers that differ in attention are not offered")
-        if types and architecture != "mistral":  # Mistral's window is the same for all layers whatever they are called
-            return window if types[0] == "sliding_attention" else 0
+    if architecture not in _WINDOW_NEEDS_SWITCH:
+        if "use_sliding_window" in facts and facts.boolean("use_sliding_window", False) != (window > 0):
+            raise facts.refuse("use_sliding_window", f"transformers' {architecture} has no such switch")
+        if window and types == {"full_attention"}:
+            raise facts.refuse("layer_types", f"sliding_window = {window} says otherwise")
         return window
-    if architecture in _WINDOW_NEEDS_SWITCH and window:
-        full = facts.integer("max_window_layers", 28)  # the first layers see everything
-        layers = facts.integer("num_hidden_layers")
-        if full >= layers:
-            return 0
-        if full > 0:
-            raise facts.refuse("max_window_layers", "layers that differ in attention are not offered")
-    return window
+    if not facts.boolean("use_sliding_window", False):
+        return 0
+    if not facts.names("sliding_window"):
+        raise FormatError(f"{facts.where}: entry sliding_window is missing")
+    if types:
+        return window if types == {"sliding_attention"} else 0
+    full, layers = facts.integer("max_window_layers", 28), facts.integer("num_hidden_layers")
+    if window and 0 < full < layers:  # the first layers see everything
+        raise facts.refuse("max_window_layers", "layers that differ in attention are not offered")
+    return window if full == 0 else 0
+
+
+def _layer_types(facts: _Facts) -> set[str]:
+    """The one kind of attention that every layer has; empty if the configuration does not say."""
+    types = facts.raw("layer_types")
+    if types is None:
+        return set()
+    if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
+        raise FormatError(f"{facts.where}: layer_types = {types!r}, expected a list of names")
+    strange = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if strange:
+        raise UnsupportedError(f"{facts.where}: layer_types names {strange[0]!r}, which is not offered")
+    if len(types) != facts.integer("num_hidden_layers"):
+        raise FormatError(f"{facts.where}: layer_types has {len(types)} entries for the layers there are")
+    if len(set(types)) > 1:
+        raise facts.refuse("layer_types", "layers that differ in attention are not offered")
+    return set(types)
 
 
 def _rope(facts: _Facts, architecture: str) -> dict[str, MetadataValue]:
@@ -294,7 +301,11 @@ def _rope(facts: _Facts, architecture: str) -> dict[str, MetadataValue]:
         raise facts.refuse("rope_scaling", "rope_parameters says something else")
     key = "rope_parameters" if new is not None else "rope_scaling"
     scaling = _Facts(new or old or {}, f"{facts.where}: {key}")
-    theta = scaling.real("rope_theta") if "rope_theta" in scaling else (facts.real("rope_theta", _DEFAULT_THETA.get(architecture)))
+    theta = (
+        scaling.real("rope_theta")
+        if "rope_theta" in scaling
+        else (facts.real("rope_theta", _DEFAULT_THETA.get(architecture)))
+    )
     if "rope_theta" in facts and facts.real("rope_theta") != theta:
         raise facts.refuse("rope_theta", f"{key} says {theta}")
     if "partial_rotary_factor" in scaling and scaling.real("partial_rotary_factor") != 1.0:
@@ -319,7 +330,7 @@ def _rope(facts: _Facts, architecture: str) -> dict[str, MetadataValue]:
     if kind == "yarn":
         out.update(_yarn(scaling, facts))
         mapped |= {original, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
-    for name in (new or old or {}):
+    for name in new or old or {}:
         if name not in mapped and scaling.raw(name) is not None:
             raise scaling.refuse(name, f"this entry is not known with RoPE type {kind!r}")
     return out

@@ -35,7 +35,7 @@ void check_source(const ModelSource& source) {
   EXPECT_EQ(source.find("norm")->shape, (std::vector<std::int64_t>{8}));
   EXPECT_EQ(source.find("absent"), nullptr);
   expect_error(
-      ErrorCode::unsupported, [&] { static_cast<void>(source.find("k_quant")); }, "\"k_quant\"", "Q4_K");
+      ErrorCode::unsupported, [&] { static_cast<void>(source.find("k_quant")); }, "\"k_quant\"", "Q3_K");
   expect_error(
       ErrorCode::unsupported, [&] { static_cast<void>(source.find("odd")); }, "\"odd\"", "type 31");
 

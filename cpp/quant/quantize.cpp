@@ -50,27 +50,41 @@ class W4Search {
       weight_[i] = weights[i];
       importance_[i] = importance == nullptr ? 1.0f : importance[i];
     }
-    float ones[kLanes] = {}, sums[kLanes] = {};
+    float ones[kLanes] = {}, sums[kLanes] = {}, squares[kLanes] = {};
     for (int i = 0; i < kGroup; i += kLanes) {
       for (int l = 0; l < kLanes; ++l) {
         ones[l] += importance_[i + l];
         sums[l] += importance_[i + l] * weight_[i + l];
+        squares[l] += importance_[i + l] * weight_[i + l] * weight_[i + l];
       }
     }
     sum_ = total(ones);
     weighted_sum_ = total(sums);
+    weighted_squares_ = total(squares);
   }
 
   Line run() {
     const auto [lowest, highest] = std::minmax_element(weight_, weight_ + kGroup);
     const float low = *lowest, range = *highest - *lowest;
     if (!(range > 0.0f)) return {0.0f, to_half(low)};
+    // Each start gets one refit, whose residual ranks it; the best few are followed to the end.
+    Fit ranked[kFollowed];
     for (int left = 0; left <= kShrinks; ++left) {
       for (int right = 0; right <= kShrinks; ++right) {
         const float from = low + range * kShrinkStep * static_cast<float>(left);
         const float to = low + range * (1.0f - kShrinkStep * static_cast<float>(right));
-        descend({(to - from) / 15.0f, from});
+        const Line start{(to - from) / 15.0f, from};
+        float code[kGroup];
+        nearest(start, code);
+        Fit fit{start, 0.0f};
+        if (!refit(code, fit)) fit = {start, error(start, code)};
+        for (Fit& place : ranked) {
+          if (fit.error < place.error) std::swap(fit, place);
+        }
       }
+    }
+    for (const Fit& fit : ranked) {
+      if (fit.error < std::numeric_limits<float>::infinity()) descend(fit.line);
     }
     return best_.line;
   }
@@ -85,6 +99,7 @@ class W4Search {
  private:
   static constexpr int kShrinks = 3;
   static constexpr float kShrinkStep = 0.06f;
+  static constexpr int kFollowed = 3;
   static constexpr int kMaxRefits = 6;
 
   void nearest(const Line& line, float* code) const {
@@ -106,8 +121,8 @@ class W4Search {
     return total(lanes);
   }
 
-  // Least squares for given codes; false if the codes do not determine a line.
-  bool refit(const float* code, Line& line) const {
+  // Least squares for given codes, and what remains; false if the codes do not determine a line.
+  bool refit(const float* code, Fit& fit) const {
     float c1[kLanes] = {}, c2[kLanes] = {}, cw[kLanes] = {};
     for (int i = 0; i < kGroup; i += kLanes) {
       for (int l = 0; l < kLanes; ++l) {
@@ -120,28 +135,30 @@ class W4Search {
     const float s1 = total(c1), s2 = total(c2), sw = total(cw);
     const float determinant = sum_ * s2 - s1 * s1;
     if (!(determinant > 0.0f)) return false;
-    line.scale = (sum_ * sw - s1 * weighted_sum_) / determinant;
-    line.minimum = (s2 * weighted_sum_ - s1 * sw) / determinant;
-    return std::isfinite(line.scale) && std::isfinite(line.minimum) && line.scale > 0.0f;
+    const float scale = (sum_ * sw - s1 * weighted_sum_) / determinant;
+    const float minimum = (s2 * weighted_sum_ - s1 * sw) / determinant;
+    if (!std::isfinite(scale) || !std::isfinite(minimum) || !(scale > 0.0f)) return false;
+    fit = {{scale, minimum}, weighted_squares_ - scale * sw - minimum * weighted_sum_};
+    return true;
   }
 
   void descend(Line start) {
     float code[kGroup];
-    Line line = start;
+    Fit fit{start, 0.0f};
     float last = std::numeric_limits<float>::infinity();
     for (int i = 0; i < kMaxRefits; ++i) {
-      const Line stored{to_half(line.scale), to_half(line.minimum)};
+      const Line stored{to_half(fit.line.scale), to_half(fit.line.minimum)};
       nearest(stored, code);
       const float now = error(stored, code);
       if (now < best_.error) best_ = {stored, now};
       if (!(now < last)) return;
       last = now;
-      if (!refit(code, line)) return;
+      if (!refit(code, fit)) return;
     }
   }
 
   float weight_[kGroup], importance_[kGroup];
-  float sum_ = 0.0f, weighted_sum_ = 0.0f;
+  float sum_ = 0.0f, weighted_sum_ = 0.0f, weighted_squares_ = 0.0f;
   Fit best_;
 };
 

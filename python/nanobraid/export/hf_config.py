@@ -40,19 +40,20 @@ _DEFAULT_HEAD_DIM = {"qwen3": 128}
 
 # Entries that change no result of a forward pass: history, training, generation, storage, transformers' own switches.
 _WITHOUT_EFFECT = {
-    "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "add_cross_attention",
+    "add_cross_attention",
     "architectures", "attention_dropout", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
     "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
     "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-    "exponential_decay_length_penalty", "finetuning_task",
-    "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout", "id2label", "initializer_range",
-    "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "length_penalty", "max_length", "min_length",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "hidden_dropout", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "length_penalty", "mask_token_id",
+    "max_length", "min_length",
     "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
     "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
     "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
     "rope_interleaved", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
     "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config",
-    "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_mrope",
+    "transformers_version", "typical_p", "unk_token_id", "unsloth_fixed", "unsloth_version",
+    "use_bfloat16", "use_cache", "use_mrope",
 }  # fmt: skip
 # Of the former, those that would change results with other values than these.
 _MUST_BE = {"rope_interleaved": (False,), "use_mrope": (False,), "is_encoder_decoder": (False,), "pruned_heads": ({},),
@@ -228,7 +229,8 @@ def ties_embeddings(config: Config, where: str) -> bool:
 
 def _refuse_unknown(config: Config, facts: _Facts) -> None:
     for key, value in config.items():
-        if key not in _MAPPED and key not in _WITHOUT_EFFECT and value is not None:
+        is_private = key.startswith("_")  # transformers' own notes, never facts of a model
+        if key not in _MAPPED and key not in _WITHOUT_EFFECT and not is_private and value is not None:
             raise facts.refuse(key, "this entry says something about the model that nanobraid does not know")
         if key in _MUST_BE and value is not None and value not in _MUST_BE[key]:
             raise facts.refuse(key, "this is not offered")

@@ -202,8 +202,19 @@ TEST_F(SplitGguf, MemoryHoldsOnlyWholeModels) {
 
 TEST(GgufSource, FormatOfType) {
   EXPECT_EQ(format_of_gguf_type(3, "x"), quant::Format::q4_1);
-  expect_error(
-      ErrorCode::unsupported, [] { static_cast<void>(format_of_gguf_type(14, "x.weight")); }, "\"x.weight\"", "Q6_K");
+  EXPECT_EQ(format_of_gguf_type(14, "x"), quant::Format::q6_k);
+  const auto expect_refused = [](std::uint32_t type, const char* name) {
+    expect_error(
+        ErrorCode::unsupported, [&] { static_cast<void>(format_of_gguf_type(type, "x.weight")); }, "\"x.weight\"",
+        name);
+  };
+  expect_refused(10, "Q2_K");
+  expect_refused(11, "Q3_K");
+  expect_refused(16, "IQ2_XXS");
+  expect_refused(20, "IQ4_NL");
+  expect_refused(23, "IQ4_XS");
+  expect_refused(29, "IQ1_M");
+  expect_refused(39, "MXFP4");
 }
 
 }  // namespace

@@ -125,7 +125,7 @@ TEST(QuantizeW8, IsNoWorseThanTheLargestWeightSays) {
       pack_row(format, weights.data(), 192, rounded.data());
       EXPECT_LE(weighted_error(weights, importance, ours),
                 1.0001 * weighted_error(weights, importance, unpack(format, rounded, 192)));
-      for (std::size_t i = 0; i < 192; ++i) EXPECT_NEAR(ours[i], weights[i], 0.004) << i;
+      for (std::size_t i = 0; i < 192; ++i) EXPECT_NEAR(ours[i], weights[i], 0.015) << i;
     }
   }
   const std::vector<float> odd = normal(19, 1);  // a channel of any length

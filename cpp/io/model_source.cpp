@@ -24,7 +24,17 @@ bool is_braid(const std::string& path) {
 
 }  // namespace
 
-const char* to_string(FileKind kind) { return kind == FileKind::gguf ? "GGUF" : "braid"; }
+const char* to_string(FileKind kind) {
+  switch (kind) {
+    case FileKind::gguf:
+      return "GGUF";
+    case FileKind::braid:
+      return "braid";
+    case FileKind::safetensors:
+      return "safetensors";
+  }
+  return "braid";
+}
 
 std::shared_ptr<const ModelSource> open_model(const std::string& path) {
   if (is_braid(path)) return open_braid(std::make_shared<const BraidFile>(path));

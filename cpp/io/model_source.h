@@ -19,9 +19,9 @@
 namespace nb::io {
 
 /// How a file is laid out; what follows from it for the model is the families' business.
-enum class FileKind { gguf, braid };
+enum class FileKind { gguf, braid, safetensors };
 
-/// "GGUF", "braid".
+/// "GGUF", "braid", "safetensors".
 const char* to_string(FileKind kind);
 
 struct TensorInfo {

@@ -22,7 +22,7 @@ Tensor Decoder::embed(const StepInputs& inputs, ops::ExecContext& ctx) const {
 }
 
 void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& inputs, const kv::KvStorage& kv,
-                         ops::ExecContext& ctx) const {
+                         ops::ExecContext& ctx, const LayerObserver& observer) const {
   const std::int64_t num_tokens = inputs.num_tokens();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   const ops::AttentionPlan plan{inputs.positions, inputs.segments, inputs.runs, inputs.blocks};
@@ -32,17 +32,26 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
       return Tensor(ctx.workspace->allocate_array<float>(static_cast<std::size_t>(num_tokens * cols)), DType::f32,
                     {num_tokens, cols});
     };
+    const auto observe = [&](LayerInput input, Tensor seen) {
+      if (observer) observer(i, input, seen);
+    };
     const LayerWeights& layer = weights_.acquire(i);
     const ops::KvLayer kv_layer = kv.layer(i);
     Tensor q = rows(config_.q_size());
     Tensor attended = rows(config_.q_size());
+    observe(LayerInput::qkv, hidden);
     ops::norm_qkv(q, kv_layer, hidden, {layer.attention_norm, config_.rms_norm_eps}, layer.qkv,
                   {layer.q_bias, layer.k_bias, layer.v_bias, layer.q_norm, layer.k_norm}, inputs.key_positions,
                   inputs.slots, rope_, ctx);
     ops::attention(attended, q, config_.num_heads, scale, config_.sliding_window, rope_, kv_layer, plan, ctx);
+    observe(LayerInput::attention_out, attended);
     ops::linear_residual(hidden, attended, layer.attention_out, Tensor(), ctx);
+    observe(LayerInput::gate_up, hidden);
     const ops::Activation gated =
         ops::norm_gate_up(hidden, {layer.ffn_norm, config_.rms_norm_eps}, layer.gate_up, layer.down.act_type, ctx);
+    if (gated.values != nullptr) {
+      observe(LayerInput::down, Tensor(gated.values, DType::f32, {gated.rows, gated.cols}));
+    }
     ops::linear_residual(hidden, gated, layer.down, ctx);
     weights_.release(i);
   }

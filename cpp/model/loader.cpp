@@ -44,6 +44,11 @@ class Loader {
     return std::move(weights_);
   }
 
+  ModelWeights run_layer(int index) {
+    weights_.layers.push_back(layer(index));
+    return std::move(weights_);
+  }
+
  private:
   LayerWeights layer(int index) {
     const auto name = [&](const char* pattern) { return layer_name(pattern, index); };
@@ -191,6 +196,11 @@ void refuse_unused_tensors(const ModelConfig& config, const TensorNames& names, 
 ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool) {
   return Loader(config, names, source, dtype, backend, pool).run();
+}
+
+ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
+                        const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer) {
+  return Loader(config, names, source, dtype, backend, pool).run_layer(layer);
 }
 
 ModelConfig read_config(const io::ModelSource& source) {

@@ -26,4 +26,8 @@ ModelConfig read_config(const io::ModelSource& source);
 ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool);
 
+/// Packs one layer, as layer 0 of what is returned, and nothing else.
+ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
+                        const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer);
+
 }  // namespace nb::model

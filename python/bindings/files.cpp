@@ -201,6 +201,18 @@ void add_value(io::MetadataWriter& out, const std::string& key, py::handle value
        ", expected bool, int, float, str or a list");
 }
 
+}  // namespace
+
+void add_metadata(io::MetadataWriter& out, const py::dict& metadata) {
+  for (const auto& [key, value] : metadata) {
+    NB_CHECK(kind_of(key) == Kind::text, invalid_argument, "a metadata key is of type ", type_name(key),
+             ", expected str");
+    add_value(out, text_bytes("", key), value);
+  }
+}
+
+namespace {
+
 // ---- the classes ----
 
 using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_t>>;
@@ -208,11 +220,7 @@ using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_
 std::unique_ptr<io::BraidWriter> make_writer(const std::string& path, const py::dict& metadata,
                                              const std::vector<TensorTuple>& tensors) {
   io::MetadataWriter entries;
-  for (const auto& [key, value] : metadata) {
-    NB_CHECK(kind_of(key) == Kind::text, invalid_argument, path, ": a metadata key is of type ", type_name(key),
-             ", expected str");
-    add_value(entries, text_bytes("", key), value);
-  }
+  add_metadata(entries, metadata);
   std::vector<io::BraidTensorSpec> specs;
   for (const auto& [name, format, shape] : tensors) specs.push_back({name, quant::parse_format(format), shape});
   const py::gil_scoped_release release;
@@ -327,12 +335,6 @@ py::tuple weights_checked(const io::ModelSource& file, const io::ProgressFunctio
   return py::make_tuple(nonfinite, skipped);
 }
 
-// pybind11 holds classes, not interfaces: the source behind one pointer.
-struct ModelFile {
-  explicit ModelFile(const std::string& path) : source(io::open_model(path)) {}
-  std::shared_ptr<const io::ModelSource> source;
-};
-
 }  // namespace
 
 void bind_files(py::module_& module) {
@@ -346,7 +348,8 @@ void bind_files(py::module_& module) {
       .def_property_readonly("file_bytes", &io::BraidWriter::file_bytes);
 
   py::class_<ModelFile>(module, "ModelFile")
-      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init([](const std::string& path) { return ModelFile{io::open_model(path)}; }), py::arg("path"),
+           py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("path", [](const ModelFile& self) { return self.source->path(); })
       .def_property_readonly("kind", [](const ModelFile& self) { return io::to_string(self.source->kind()); })
       .def_property_readonly("version", [](const ModelFile& self) { return self.source->version(); })

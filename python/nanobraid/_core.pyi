@@ -76,7 +76,7 @@ class ModelFile:
     def path(self) -> str: ...
     @property
     def kind(self) -> str:
-        """'braid' or 'GGUF'."""
+        """'braid', 'GGUF' or 'safetensors'."""
     @property
     def version(self) -> int: ...
     @property
@@ -106,6 +106,46 @@ def unpack_weights(format: str, data: bytes, cols: int) -> NDArray[np.float32]:
 
     Raises CoreError: unsupported for an unknown format, invalid_argument if rows or blocks are not whole.
     """
+
+def list_safetensors(path: str) -> list[tuple[str, str, list[int], int]]:
+    """(name, dtype, shape, bytes) of every tensor of a safetensors file, in the order of the data; reads the header."""
+
+def open_safetensors(
+    path: str,
+    files: Sequence[str],
+    tensors: Sequence[tuple[str, int, str]],
+    metadata: Mapping[str, _MetadataValue],
+) -> ModelFile:
+    """A model of safetensors files: `tensors` are (name, index of the file, name in the file); `path` is for messages.
+
+    Its kind is 'safetensors', its version 0.
+    """
+
+def check_model(file: ModelFile) -> None:
+    """Raises what loading would say about architecture, facts and names of tensors, without reading weights."""
+
+def encode_text(file: ModelFile, text: str) -> list[int]:
+    """Token ids of a text by the tokenizer in a file's metadata, with the special tokens it adds."""
+
+def measure_inputs(
+    file: ModelFile,
+    token_ids: Sequence[int],
+    sequence_len: int,
+    num_threads: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[dict[str, NDArray[np.float32]]], NDArray[np.float32]]:
+    """Mean squares of the columns that enter the matrices of each layer, and of those that enter the head.
+
+    Keys of a layer: qkv, attention_out, gate_up, down. Runs one layer at a time; `progress` is told layers.
+    """
+
+def quantize(
+    format: str, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None, num_threads: int = 0
+) -> bytes:
+    """Packs a matrix row by row; scales of w8, w8_channel and w4 are searched, errors weighted by `importance`."""
+
+def packing_error(format: str, rows: NDArray[np.float32], packed: bytes, num_threads: int = 0) -> tuple[float, float]:
+    """(sum of squared differences of weights and their packed values, sum of squared weights)."""
 
 class Tokenizer:
     def __init__(self, path: str) -> None: ...

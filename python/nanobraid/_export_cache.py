@@ -8,7 +8,6 @@ is not. Checksums of weights are remembered with size, times and inode of the fi
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -204,10 +203,8 @@ def _identity(path: Path) -> list[int | str]:
 
 
 def _export(folder: Path, files: tuple[str, ...], target: Path, dtype: str, progress: bool) -> None:
-    try:
-        exporter = importlib.import_module("nanobraid.export")
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(f"{folder} is a Hugging Face folder, and this build has no exporter: {error}") from None
+    from nanobraid.export import export_model
+
     # We hold the lock, so what an earlier, killed export left behind belongs to nobody.
     for leftover in target.parent.glob(f".{target.stem}.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -221,7 +218,7 @@ def _export(folder: Path, files: tuple[str, ...], target: Path, dtype: str, prog
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.tmp-", dir=target.parent) as scratch:
         temporary = Path(scratch) / target.name
         with _step_bar(progress) as report:
-            exporter.export_model(folder, temporary, dtype, progress=report)
+            export_model(folder, temporary, dtype, progress=report)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

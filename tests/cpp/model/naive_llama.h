@@ -30,6 +30,7 @@ struct NaiveLlama {
   std::map<std::string, std::vector<float>> tensors;           // by GGUF name, rows in Hugging Face order
   std::map<std::string, std::vector<std::uint64_t>> dims;      // innermost first
   std::vector<std::string> order;
+  std::function<void(const std::string&, const std::vector<double>&)> watch = {};  // each matrix's name and input
 
   void add(const std::string& name, int rows, int cols, double scale, double mean = 0.0) {
     std::vector<float> values(static_cast<std::size_t>(rows * cols));
@@ -78,6 +79,7 @@ struct NaiveLlama {
   using Vector = std::vector<double>;
 
   Vector multiply(const std::string& name, const Vector& x, int rows) const {
+    if (watch) watch(name, x);
     const std::vector<float>& w = tensors.at(name);
     Vector out(static_cast<std::size_t>(rows), 0.0);
     for (std::size_t r = 0; r < out.size(); ++r) {

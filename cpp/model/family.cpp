@@ -90,8 +90,8 @@ RopeFacts read_rope_facts(const io::ModelSource& source, const FactReader& read)
     // A braid file's attn_factor is the magnitude itself. In GGUF files it multiplies YaRN's own; converters write a
     // checkpoint's magnitude as yarn_attn_factor.
     const char* const key = "rope.scaling.attn_factor";
-    NB_CHECK(!read.has(key) || source.kind() != io::FileKind::gguf, unsupported, source.path(), ": key ",
-             read.key(key), " = ", read.real(key), " with YaRN in a GGUF file is not offered");
+    NB_CHECK(!read.has(key) || source.kind() != io::FileKind::gguf, unsupported, source.path(), ": key ", read.key(key),
+             " = ", read.real(key), " with YaRN in a GGUF file is not offered");
     for (const char* magnitude : {key, "rope.scaling.yarn_attn_factor"}) {
       if (read.has(magnitude)) facts.magnitude = read.real(magnitude);
     }

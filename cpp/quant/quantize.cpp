@@ -164,8 +164,8 @@ class W4Search {
 
 // ---- w8 ----
 
-constexpr int kScales = 16;
-constexpr float kScaleStep = 0.005f;
+constexpr int kScales = 32;
+constexpr float kScaleStep = 0.0025f;
 
 struct ScaledCodes {
   float scale;
@@ -173,19 +173,20 @@ struct ScaledCodes {
   double refit;  // the best scale for these codes
 };
 
-ScaledCodes try_scale(const float* weights, const float* importance, std::int64_t count, float scale) {
+// `count` is a multiple of kLanes.
+ScaledCodes try_scale(const float* weights, const float* importance, std::size_t count, float scale) {
   const float inverse = 1.0f / scale;
   double dot = 0.0, square = 0.0;
-  for (std::int64_t begin = 0; begin < count; begin += kGroup) {
-    const std::int64_t end = std::min(begin + kGroup, count);
+  for (std::size_t begin = 0; begin < count; begin += kGroup) {
+    const std::size_t end = std::min<std::size_t>(begin + kGroup, count);
     float dots[kLanes] = {}, squares[kLanes] = {};
-    for (std::int64_t i = begin; i < end; i += kLanes) {
-      const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, end - i));
-      for (int l = 0; l < lanes; ++l) {
-        const float at = std::min(std::max(weights[i + l] * inverse, -127.0f), 127.0f);
+    for (std::size_t i = begin; i < end; i += kLanes) {
+      for (int l = 0; l < kLanes; ++l) {
+        const float weight = weights[i + static_cast<std::size_t>(l)];
+        const float at = std::min(std::max(weight * inverse, -127.0f), 127.0f);
         const float code = static_cast<float>(static_cast<int>(at + std::copysign(0.5f, at)));
-        const float weighted = (importance == nullptr ? 1.0f : importance[i + l]) * code;
-        dots[l] += weighted * weights[i + l];
+        const float weighted = importance[i + static_cast<std::size_t>(l)] * code;
+        dots[l] += weighted * weight;
         squares[l] += weighted * code;
       }
     }
@@ -273,17 +274,23 @@ std::uint16_t pack_w8_group(const float* weights, const float* importance, std::
     std::fill_n(codes, count, std::int8_t{0});
     return 0;
   }
+  // Padded with weights of zero, which no scale changes.
+  const std::size_t padded = (static_cast<std::size_t>(count) + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> values(padded, 0.0f), columns(padded, 1.0f);
+  std::copy_n(weights, count, values.begin());
+  if (importance != nullptr) std::copy_n(importance, count, columns.begin());
+  const auto attempt = [&](float scale) { return try_scale(values.data(), columns.data(), padded, scale); };
   // Cutting the largest weight off rarely pays at 8 bits, but among many scales near the largest some round the columns
   // that matter better than others.
-  ScaledCodes best = try_scale(weights, importance, count, start);
+  ScaledCodes best = attempt(start);
   for (int i = 0; i < kScales; ++i) {
     const float scale = to_half(start * (1.0f - kScaleStep * static_cast<float>(i)));
     if (scale == 0.0f) continue;
-    const ScaledCodes tried = try_scale(weights, importance, count, scale);
+    const ScaledCodes tried = attempt(scale);
     if (tried.error < best.error) best = tried;
     const float refitted = to_half(static_cast<float>(tried.refit));
     if (!(refitted > 0.0f)) continue;
-    const ScaledCodes again = try_scale(weights, importance, count, refitted);
+    const ScaledCodes again = attempt(refitted);
     if (again.error < best.error) best = again;
   }
   const float inverse = 1.0f / best.scale;

@@ -2,6 +2,8 @@
 
     python eval/perplexity.py --other transformers            # default backend against transformers in float32
     python eval/perplexity.py --device avx512 --other reference
+    python eval/perplexity.py --model w4.braid --dtype bf16 --other bf16.braid --other-dtype bf16
+    python eval/perplexity.py --model w8.braid --other transformers:path/to/hf_folder
 
 The text is cut into windows of `--context` tokens, as many as fit into `--tokens`. Every position but the first of a
 window counts. KL is KL(other || model) in nats, mean over positions. Exits with 1 if `--max-kl` is exceeded.
@@ -21,20 +23,26 @@ from numpy.typing import NDArray
 
 import nanobraid as nb
 from nanobraid._core import available_backends
-from nanobraid.models import resolve
-from oracle import Oracle, log_softmax, mean_kl
+from oracle import Oracle, log_softmax, mean_kl, source_of
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 Logits = Callable[[list[int]], NDArray[np.float32]]
 
 
-def open_other(name: str, model: str, dtype: str, kv_dtype: str) -> Logits:
-    """`transformers`, a backend name, or a model file."""
-    if name == "transformers":
-        return Oracle(resolve(model)).logits
+def open_other(name: str, model: str, device: str, dtype: str, kv_dtype: str) -> tuple[Logits, dict[str, Any]]:
+    """The second model (see --other), and how it runs."""
+    kind, _, source = name.partition(":")
+    if kind == "transformers":
+        path = Path(source) if source else source_of(model)
+        return Oracle(path).logits, {"model": str(path), "backend": "transformers", "dtype": "f32", "kv_dtype": "f32"}
     if name in available_backends():
-        return nb.LLM(model, device=name, dtype=dtype, kv_dtype=kv_dtype).logits
-    return nb.LLM(name, dtype=dtype, kv_dtype=kv_dtype).logits
+        llm = nb.LLM(model, device=name, dtype=dtype, kv_dtype=kv_dtype)
+    else:
+        llm = nb.LLM(name, device=device, dtype=dtype, kv_dtype=kv_dtype)
+    return llm.logits, {
+        "model": llm.config["path"],
+        **{key: llm.config[key] for key in ("backend", "dtype", "kv_dtype")},
+    }
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], ids: list[int]) -> NDArray[np.float64]:
@@ -53,6 +61,10 @@ def evaluate(llm: nb.LLM, other: Logits | None, windows: list[list[int]]) -> dic
         if other is None:
             continue
         theirs = other(ids)
+        if theirs.shape != ours.shape:
+            raise SystemExit(
+                f"the models have {ours.shape[1]} and {theirs.shape[1]} tokens: no divergence between them"
+            )
         other_nll.extend(negative_log_likelihood(theirs, ids))
         kl.extend(mean_kl(theirs, ours))
         agree.extend(ours.argmax(axis=-1) == theirs.argmax(axis=-1))
@@ -72,7 +84,12 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16, f32")
     parser.add_argument("--kv-dtype", default="auto")
-    parser.add_argument("--other", help="transformers, a backend name, or a model file")
+    parser.add_argument(
+        "--other",
+        help="what to compare with: another model file; the name of a backend, which runs the same file; "
+        "transformers, which runs the same GGUF file; or transformers:PATH, a Hugging Face folder or GGUF file",
+    )
+    parser.add_argument("--other-device", default="auto", help="backend of another model file")
     parser.add_argument("--other-dtype", default="auto")
     parser.add_argument("--other-kv-dtype", default="auto")
     parser.add_argument("--text", type=Path, default=TEXT)
@@ -86,13 +103,15 @@ def main() -> int:
     ids = llm.tokenizer.encode(args.text.read_text())[: args.tokens]
     windows = [ids[i : i + args.context] for i in range(0, len(ids), args.context)]
     windows = [window for window in windows if len(window) > 1]
-    other = open_other(args.other, args.model, args.other_dtype, args.other_kv_dtype) if args.other else None
+    other, how = None, None
+    if args.other:
+        other, how = open_other(args.other, args.model, args.other_device, args.other_dtype, args.other_kv_dtype)
     report: dict[str, Any] = {
         "model": args.model,
         "backend": llm.config["backend"],
         "dtype": llm.config["dtype"],
         "kv_dtype": llm.config["kv_dtype"],
-        "other": args.other,
+        "other": how,
         "text": args.text.name,
         "tokens": sum(map(len, windows)),
         "context": args.context,
@@ -102,7 +121,8 @@ def main() -> int:
         print(json.dumps(report, indent=2))
     else:
         for key, value in report.items():
-            print(f"{key:>17}  {value:.6g}" if isinstance(value, float) else f"{key:>17}  {value}")
+            text = ", ".join(value.values()) if isinstance(value, dict) else value
+            print(f"{key:>17}  {text:.6g}" if isinstance(text, float) else f"{key:>17}  {text}")
     return 1 if args.max_kl is not None and report.get("mean_kl", 0.0) > args.max_kl else 0
 
 

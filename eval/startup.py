@@ -40,7 +40,10 @@ def first_token(path: Path) -> dict[str, float]:
 
 def memory(demo: Path, path: Path) -> dict[str, float]:
     output = subprocess.run(
-        [str(demo), str(path), "The capital of France is", "64"], check=True, capture_output=True, text=True
+        [str(demo), "--model", str(path), "--max-tokens", "64", "The capital of France is"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     names = {
         "file": "file_mib",

@@ -10,7 +10,7 @@
 #   PYTHON                 interpreter of the virtual environment (python3)
 #   NANOBRAID_VENV         where the virtual environment is (.venv-test)
 #   NANOBRAID_JOBS         jobs of builds and of ctest (2)
-#   NANOBRAID_TEST_BUDGET  seconds the run may take; fuzzing shrinks to what is left (1200, with --full none)
+#   NANOBRAID_TEST_BUDGET  seconds the run may take; fuzzing shrinks to what is left (1500, with --full none)
 set -euo pipefail
 
 full=0
@@ -32,7 +32,7 @@ python=$(command -v "${PYTHON:-python3}") || {
 }
 venv=${NANOBRAID_VENV:-$root/.venv-test}
 jobs=${NANOBRAID_JOBS:-2}
-budget=${NANOBRAID_TEST_BUDGET:-1200}
+budget=${NANOBRAID_TEST_BUDGET:-1500}
 logs=$root/build/logs
 mkdir -p "$logs"
 rm -f "$logs"/*.log
@@ -179,18 +179,18 @@ format() {
 demo() {
   local model text
   model=$(nanobraid pull smollm2-135m | tail -1)
-  text=$(build/test/demo/generate "$model" "The capital of France is" 16)
+  text=$(build/test/demo/generate --model "$model" --max-tokens 16 "The capital of France is")
   echo "$text"
   [[ $text == *Paris* ]]
 }
 
 fuzz() {
-  local targets seconds=300
+  local targets seconds=600
   targets=$(find tests/fuzz -name '*_fuzz.cpp' | wc -l)
   if [[ $full == 0 ]]; then
-    seconds=$(((budget - SECONDS) / (targets + 1)))
-    if [[ $seconds -gt 10 ]]; then seconds=10; fi
-    if [[ $seconds -lt 2 ]]; then seconds=2; fi
+    seconds=$(((budget - SECONDS) * jobs / (targets + jobs)))
+    if [[ $seconds -gt 60 ]]; then seconds=60; fi
+    if [[ $seconds -lt 10 ]]; then seconds=10; fi
   fi
   echo "$targets targets, $seconds s each"
   tests/fuzz/run.sh "$seconds"
@@ -201,9 +201,9 @@ fuzz() {
 # In a function, so that bash has read it all before it begins: the file may be edited while it runs.
 main() {
   if [[ $full == 1 ]]; then
-    echo "full run: property tests with their full counts, fuzzing 300 s a target"
+    echo "full run: property tests with their full counts, fuzzing 600 s a target"
   else
-    echo "budget $budget s: property tests with reduced counts, fuzzing at most 10 s a target (tests/run.sh --full: all)"
+    echo "budget $budget s: property tests with reduced counts, fuzzing at most 60 s a target (tests/run.sh --full: all)"
   fi
 
   export PATH=$venv/bin:$PATH

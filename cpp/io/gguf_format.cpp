@@ -12,8 +12,18 @@ std::optional<quant::Format> to_format(std::uint32_t gguf_type) {
       return quant::Format::q4_0;
     case 3:
       return quant::Format::q4_1;
+    case 6:
+      return quant::Format::q5_0;
+    case 7:
+      return quant::Format::q5_1;
     case 8:
       return quant::Format::q8_0;
+    case 12:
+      return quant::Format::q4_k;
+    case 13:
+      return quant::Format::q5_k;
+    case 14:
+      return quant::Format::q6_k;
     case 30:
       return quant::Format::bf16;
     default:

@@ -7,8 +7,6 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 #include "io/gguf_file.h"
@@ -18,8 +16,7 @@ namespace nb::io {
 /// The directories of a file, checked; the views point into its bytes.
 struct GgufContents {
   std::uint32_t version = 0;
-  std::vector<std::pair<std::string_view, GgufValue>> metadata;
-  std::vector<std::uint32_t> keys;  ///< indices of metadata in order of key
+  Metadata metadata;
   std::vector<GgufTensor> tensors;
   std::vector<std::uint32_t> names;  ///< indices of tensors in order of name
 };

@@ -19,9 +19,9 @@ constexpr const char* kMerges = "tokenizer.ggml.merges";
 constexpr const char* kScores = "tokenizer.ggml.scores";
 constexpr const char* kCharsMap = "tokenizer.ggml.precompiled_charsmap";
 
-std::vector<text::TokenType> read_types(const GgufFile& file, std::size_t num_tokens) {
+std::vector<text::TokenType> read_types(const Metadata& file, std::size_t num_tokens) {
   std::vector<text::TokenType> types;
-  const GgufValue* stored = file.find(kTypes);
+  const MetadataValue* stored = file.find(kTypes);
   if (stored == nullptr) return types;
   NB_CHECK(stored->count == num_tokens, format, file.path(), ": at offset ", stored->offset, ": key ", kTypes, " has ",
            stored->count, " elements for ", num_tokens, " tokens");
@@ -35,7 +35,7 @@ std::vector<text::TokenType> read_types(const GgufFile& file, std::size_t num_to
   return types;
 }
 
-TokenId read_id(const GgufFile& file, const char* key, std::size_t num_tokens) {
+TokenId read_id(const Metadata& file, const char* key, std::size_t num_tokens) {
   if (!file.has(key)) return -1;
   const std::int64_t id = file.i64(key);
   // A negative id becomes a large number.
@@ -118,7 +118,7 @@ bool family_adds_bos(const text::TokenizerSpec& spec) {
 
 }  // namespace
 
-text::TokenizerSpec read_tokenizer_spec(const GgufFile& file) {
+text::TokenizerSpec read_tokenizer_spec(const Metadata& file) {
   text::TokenizerSpec spec;
   spec.model = std::string(file.string("tokenizer.ggml.model"));
   spec.pre = std::string(file.string("tokenizer.ggml.pre", "default"));
@@ -144,7 +144,7 @@ text::TokenizerSpec read_tokenizer_spec(const GgufFile& file) {
   return spec;
 }
 
-std::optional<std::string> read_chat_template(const GgufFile& file) {
+std::optional<std::string> read_chat_template(const Metadata& file) {
   constexpr const char* kKey = "tokenizer.chat_template";
   if (!file.has(kKey)) return std::nullopt;
   std::string source(file.string(kKey));

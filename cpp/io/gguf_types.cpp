@@ -2,34 +2,7 @@
 // them, except for Q8_1, which exists in memory only and no longer holds the second f32 that `gguf` still counts.
 #include "io/gguf_types.h"
 
-#include <iterator>
-
 namespace nb::io {
-namespace {
-
-struct ValueType {
-  const char* name;
-  std::uint32_t bytes;
-};
-
-// Indexed by GgufType.
-constexpr ValueType kValueTypes[] = {
-    {"u8", 1},      {"i8", 1},     {"u16", 2},   {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4},
-    {"boolean", 1}, {"string", 0}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8},
-};
-
-}  // namespace
-
-const char* to_string(GgufType type) {
-  const auto index = static_cast<std::uint32_t>(type);
-  return index < std::size(kValueTypes) ? kValueTypes[index].name : "unknown";
-}
-
-std::uint32_t gguf_type_bytes(GgufType type) {
-  const auto index = static_cast<std::uint32_t>(type);
-  return index < std::size(kValueTypes) ? kValueTypes[index].bytes : 0;
-}
-
 std::optional<GgufTensorType> gguf_tensor_type(std::uint32_t type) {
   // 4 and 5, 31 to 33 and 36 to 38 named layouts that ggml has removed.
   switch (type) {

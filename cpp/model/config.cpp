@@ -31,8 +31,13 @@ void validate(const ModelConfig& config) {
   NB_CHECK(config.head_dim % 2 == 0, format, "model fact head_dim is ", config.head_dim, ", rotation needs pairs");
   NB_CHECK(std::isfinite(config.rms_norm_eps) && config.rms_norm_eps >= 0.0f && config.rms_norm_eps < 1.0f, format,
            "model fact rms_norm_eps is ", config.rms_norm_eps);
-  NB_CHECK(std::isfinite(config.rope_theta) && config.rope_theta > 1.0, format, "model fact rope_theta is ",
-           config.rope_theta);
+  // The rotation table has a row per position; a file can claim any number of them.
+  constexpr std::int64_t kMostAngles = std::int64_t{1} << 28;
+  NB_CHECK(std::int64_t{config.max_position_embeddings} * config.head_dim <= kMostAngles, unsupported, "a context of ",
+           config.max_position_embeddings, " positions with heads of ", config.head_dim,
+           " is not offered: its rotation table would take more than 1 GiB");
+  NB_CHECK(config.sliding_window >= 0, format, "model fact sliding_window is ", config.sliding_window);
+  validate(config.rope, config.head_dim);
 }
 
 }  // namespace nb::model

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "model/rope.h"
+
 namespace nb::model {
 
 struct ModelConfig {
@@ -20,7 +22,8 @@ struct ModelConfig {
   int vocab_size = 0;
   int max_position_embeddings = 0;
   float rms_norm_eps = 0.0f;
-  double rope_theta = 10000.0;
+  RopeFacts rope;
+  int sliding_window = 0;  ///< a token sees itself and the sliding_window - 1 before it; 0 = all before it
   bool tie_word_embeddings = false;
   bool qkv_bias = false;
   bool qk_norm = false;

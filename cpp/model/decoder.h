@@ -3,6 +3,7 @@
 // No prefill flag, no hidden state: a step is its StepInputs, the KV it writes and the workspace it uses. One thread.
 #pragma once
 
+#include <functional>
 #include <span>
 
 #include "kv/kv_storage.h"
@@ -13,6 +14,13 @@
 
 namespace nb::model {
 
+/// The inputs of a layer's matrices, as a layer meets them.
+enum class LayerInput { qkv, attention_out, gate_up, down };
+
+/// Sees the rows that are about to enter matrices of a layer: f32[T, cols]. Those of qkv and gate_up come before their
+/// normalisation, those of down as they were prepared; rows prepared as int8 are not shown.
+using LayerObserver = std::function<void(int layer, LayerInput input, Tensor rows)>;
+
 class Decoder {
  public:
   /// References must outlive the decoder. Computes the rotation table for `max_positions` positions.
@@ -22,10 +30,10 @@ class Decoder {
   /// which lives in ctx.workspace until its reset.
   Tensor forward(const StepInputs& inputs, const kv::KvStorage& kv, ops::ExecContext& ctx) const;
 
-  /// The same in pieces: embedding, then layers [first, last) in place.
+  /// The same in pieces: embedding, then layers [first, last) in place, watched by `observer` if there is one.
   Tensor embed(const StepInputs& inputs, ops::ExecContext& ctx) const;
   void run_layers(Tensor hidden, int first, int last, const StepInputs& inputs, const kv::KvStorage& kv,
-                  ops::ExecContext& ctx) const;
+                  ops::ExecContext& ctx, const LayerObserver& observer = {}) const;
 
   /// Greedy token of each hidden row in `rows`, and its logits f32[rows, vocab_size] unless `logits` is empty.
   void head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax,

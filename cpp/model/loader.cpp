@@ -1,18 +1,19 @@
 #include "model/loader.h"
 
+#include <atomic>
+#include <charconv>
+#include <memory>
+#include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "quant/finite.h"
 #include "quant/format.h"
+#include "text/unicode.h"
 
 namespace nb::model {
 namespace {
-
-std::string layer_name(const char* pattern, int layer) {
-  std::string name = pattern;
-  return name.replace(name.find("{}"), 2, std::to_string(layer));
-}
 
 // Where row `row` of a half-split rotary head stands in a file that interleaves the pairs: HF rows (s, i), s the half
 // and i the pair, are stored as (i, s).
@@ -23,7 +24,7 @@ std::int32_t interleaved_row(std::int32_t row, int head_dim) {
 
 class Loader {
  public:
-  Loader(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source, const std::string& dtype,
+  Loader(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source, const std::string& dtype,
          const ops::Backend& backend, ThreadPool& pool)
       : config_(config),
         names_(names),
@@ -43,6 +44,11 @@ class Loader {
     return std::move(weights_);
   }
 
+  ModelWeights run_layer(int index) {
+    weights_.layers.push_back(layer(index));
+    return std::move(weights_);
+  }
+
  private:
   LayerWeights layer(int index) {
     const auto name = [&](const char* pattern) { return layer_name(pattern, index); };
@@ -57,6 +63,15 @@ class Loader {
       q.file_row = k.file_row = [head_dim](std::int32_t row) { return interleaved_row(row, head_dim); };
     }
     layer.qkv = pack({q, k, v});
+    if (config_.qkv_bias) {
+      layer.q_bias = rotary_vector(name(names_.q_bias), config_.q_size());
+      layer.k_bias = rotary_vector(name(names_.k_bias), config_.kv_size());
+      layer.v_bias = vector(name(names_.v_bias), config_.kv_size());
+    }
+    if (config_.qk_norm) {
+      layer.q_norm = rotary_vector(name(names_.q_norm), config_.head_dim);
+      layer.k_norm = rotary_vector(name(names_.k_norm), config_.head_dim);
+    }
     layer.attention_out = pack({matrix(name(names_.attention_out), hidden, config_.q_size())});
     layer.ffn_norm = vector(name(names_.ffn_norm), hidden);
     layer.gate_up = pack({matrix(name(names_.gate), inner, hidden), matrix(name(names_.up), inner, hidden)},
@@ -83,26 +98,54 @@ class Loader {
     const io::TensorInfo& info = tensor(name, {size});
     std::vector<std::byte> bytes(info.bytes);
     source_.read(info, 0, bytes);
+    if (!quant::is_finite_row(*info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size)) {
+      warn_nonfinite(info);
+    }
     Buffer buffer = arena_->allocate(static_cast<std::size_t>(size) * sizeof(float));
-    quant::unpack_row(info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size, buffer.as<float>());
+    quant::unpack_row(*info.format, reinterpret_cast<const std::uint8_t*>(bytes.data()), size, buffer.as<float>());
     weights_.small.push_back(buffer);
     weights_.bytes += static_cast<std::int64_t>(buffer.bytes());
     return Tensor(buffer.data(), DType::f32, {size});
   }
 
+  // The same for values that belong to rows of Q or K, in the order of the packed rows.
+  Tensor rotary_vector(const std::string& name, int size) {
+    Tensor out = vector(name, size);
+    if (!config_.interleaved_qk_rows) return out;
+    float* values = out.as<float>();
+    const std::vector<float> stored(values, values + size);
+    for (std::int32_t row = 0; row < size; ++row) {
+      values[row] = stored[static_cast<std::size_t>(interleaved_row(row, config_.head_dim))];
+    }
+    return out;
+  }
+
   ops::MatrixSource matrix(const std::string& name, int rows, int cols) {
     const io::TensorInfo& info = tensor(name, {rows, cols});
-    const std::int64_t row_bytes = quant::row_bytes(info.format, cols);
+    const std::int64_t row_bytes = quant::row_bytes(*info.format, cols);
     return {.name = name,
-            .format = info.format,
+            .format = *info.format,
             .rows = rows,
             .cols = cols,
             .read_rows =
-                [this, &info, row_bytes](std::int32_t begin, std::int32_t count, std::byte* out) {
+                [this, &info, row_bytes, cols, has_warned = std::make_shared<std::atomic<bool>>(false)](
+                    std::int32_t begin, std::int32_t count, std::byte* out) {
                   source_.read(info, static_cast<std::uint64_t>(begin * row_bytes),
                                {out, static_cast<std::size_t>(count * row_bytes)});
+                  for (std::int32_t i = 0; i < count; ++i) {
+                    const auto* row = reinterpret_cast<const std::uint8_t*>(out) + i * row_bytes;
+                    if (!quant::is_finite_row(*info.format, row, cols) && !has_warned->exchange(true)) {
+                      warn_nonfinite(info);
+                    }
+                  }
                 },
             .file_row = {}};
+  }
+
+  // Answers of such a model are of no use, but whoever opens it may want to know why.
+  void warn_nonfinite(const io::TensorInfo& info) const {
+    log(LogLevel::warning, source_.path(), ": tensor ", info.name,
+        " holds NaN or infinity; nanobraid inspect --check-tensors counts them");
   }
 
   ops::LinearWeight pack(std::vector<ops::MatrixSource> group, ops::Grouping grouping = ops::Grouping::stacked) {
@@ -113,7 +156,7 @@ class Loader {
 
   const ModelConfig& config_;
   const TensorNames& names_;
-  const io::WeightSource& source_;
+  const io::ModelSource& source_;
   const std::string& dtype_;
   ops::WeightLayout layout_;
   ThreadPool& pool_;
@@ -121,41 +164,73 @@ class Loader {
   ModelWeights weights_;
 };
 
+// "blk.17.attn_q.weight" -> "blk.{}.attn_q.weight" if there is a layer 17; other names as they are.
+std::string pattern_of(const std::string& name, int num_layers) {
+  constexpr std::string_view kPrefix = "blk.";
+  if (!name.starts_with(kPrefix)) return name;
+  const char* const begin = name.data() + kPrefix.size();
+  int layer = -1;
+  const char* const end = std::from_chars(begin, name.data() + name.size(), layer).ptr;
+  if (layer < 0 || layer >= num_layers || std::string(begin, end) != std::to_string(layer)) return name;
+  return std::string(kPrefix) + "{}" + std::string(end, name.data() + name.size());
+}
+
+// A tensor nobody reads would be a part of the model that is silently left out.
+void refuse_unused_tensors(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source) {
+  std::set<std::string> used = {
+      names.embedding, names.final_norm, names.head,          names.attention_norm, names.q,
+      names.k,         names.v,          names.attention_out, names.ffn_norm,       names.gate,
+      names.up,        names.down,       names.rope_divisors};
+  if (config.qkv_bias) used.insert({names.q_bias, names.k_bias, names.v_bias});
+  if (config.qk_norm) used.insert({names.q_norm, names.k_norm});
+  used.insert("blk.{}.attn_rot_embd.weight");  // old files: the frequencies once more, which follow from the facts
+  for (const io::TensorInfo& tensor : source.tensors()) {
+    NB_CHECK(used.contains(pattern_of(tensor.name, config.num_layers)), unsupported, source.path(), ": tensor ",
+             text::in_quotes(tensor.name), " is no part of a ", config.architecture, " model of ", config.num_layers,
+             " layers as nanobraid knows it");
+  }
+}
+
 }  // namespace
 
-ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source,
+ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool) {
   return Loader(config, names, source, dtype, backend, pool).run();
 }
 
-ModelConfig read_config(const io::GgufFile& file) {
-  const Family& family = find_family(std::string(file.string("general.architecture")));
-  ModelConfig config = family.read_config(file);
-  const io::GgufTensor* embedding = file.find_tensor(family.names.embedding);
+ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
+                        const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer) {
+  return Loader(config, names, source, dtype, backend, pool).run_layer(layer);
+}
+
+ModelConfig read_config(const io::ModelSource& source) {
+  const Family& family = find_family(std::string(source.metadata().string("general.architecture")));
+  ModelConfig config = family.read_config(source);
+  const io::TensorInfo* embedding = source.find(family.names.embedding);
   NB_CHECK(embedding != nullptr, format, "the model file has no tensor ", family.names.embedding);
-  NB_CHECK(embedding->dims.size() == 2 && embedding->dims[1] < (1u << 24), format, "tensor ", family.names.embedding,
+  NB_CHECK(embedding->shape.size() == 2 && embedding->shape[0] < (1 << 24), format, "tensor ", family.names.embedding,
            " is not a matrix of vocabulary rows");
-  config.vocab_size = static_cast<int>(embedding->dims[1]);
-  config.tie_word_embeddings = file.find_tensor(family.names.head) == nullptr;
+  config.vocab_size = static_cast<int>(embedding->shape[0]);
+  config.tie_word_embeddings = source.find(family.names.head) == nullptr;
   validate(config);
+  refuse_unused_tensors(config, family.names, source);
   return config;
 }
 
-std::unique_ptr<Model> load_model(std::shared_ptr<const io::GgufFile> file, const ModelOptions& options) {
+std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOptions& options) {
   const ops::Backend& backend = ops::find_backend(options.backend);
-  ModelConfig config = read_config(*file);
+  ModelConfig config = read_config(source);
   const Family& family = find_family(config.architecture);
   auto pool =
       std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : ThreadPool::default_num_threads());
-  const std::unique_ptr<io::WeightSource> source = io::open_gguf_weights(std::move(file));
-  ModelWeights weights = load_weights(config, family.names, *source, options.dtype, backend, *pool);
+  ModelWeights weights = load_weights(config, family.names, source, options.dtype, backend, *pool);
   log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",
       backend.kernels->name, ", ", pool->num_threads(), " threads");
   return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool));
 }
 
 std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options) {
-  return load_model(std::make_shared<const io::GgufFile>(path), options);
+  return load_model(*io::open_model(path), options);
 }
 
 }  // namespace nb::model

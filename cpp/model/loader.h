@@ -7,24 +7,27 @@
 #include <memory>
 #include <string>
 
-#include "io/gguf_file.h"
-#include "io/weight_source.h"
+#include "io/model_source.h"
 #include "model/family.h"
 #include "model/model.h"
 
 namespace nb::model {
 
 /// Throws io, format or unsupported, naming file and tensor.
-std::unique_ptr<Model> load_model(std::shared_ptr<const io::GgufFile> file, const ModelOptions& options);
+std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOptions& options);
 
 /// The same from a path.
 std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options);
 
 /// Facts of a file without its weights; vocab_size and tie_word_embeddings come from the tensor directory.
-ModelConfig read_config(const io::GgufFile& file);
+ModelConfig read_config(const io::ModelSource& source);
 
 /// Packs every tensor of a model for `backend`. Shapes are checked against `config`.
-ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::WeightSource& source,
+ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool);
+
+/// Packs one layer, as layer 0 of what is returned, and nothing else.
+ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
+                        const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer);
 
 }  // namespace nb::model

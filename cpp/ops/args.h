@@ -18,11 +18,12 @@ enum class ActType : uint8_t { f32, bf16, int8 };
 struct Activation {
   ActType type;
   int32_t rows;
-  int32_t cols;   ///< rounded up to a multiple of 32; the padding is zero
-  float* values;  ///< [rows, cols], f32 and bf16 types only
-  int8_t* codes;  ///< [rows, cols], int8 only
-  float* scales;  ///< [rows, cols / 32], int8 only
-  int32_t* sums;  ///< [rows, cols / 32], int8 only
+  int32_t cols;        ///< rounded up to a multiple of 32; the padding is zero
+  float* values;       ///< [rows, cols], f32 and bf16 types only
+  int8_t* codes;       ///< [rows, cols], int8 only
+  float* scales;       ///< [rows, cols / 32], int8 only
+  int32_t* sums;       ///< [rows, cols / 32], int8 only: sum of the codes of each 32
+  int32_t* half_sums;  ///< [rows, cols / 32], int8 only: sum of the first 16 codes of each 32
 };
 
 /// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.
@@ -63,8 +64,8 @@ struct AttentionRun {
   int32_t position_offset;
 };
 
-/// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees key i of a run
-/// if position_offset + i <= p.
+/// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees the key at
+/// position s = position_offset + i of a run if s <= p and, with a window W > 0, s > p - W.
 struct AttentionSegment {
   int32_t row_begin;
   int32_t row_count;
@@ -137,6 +138,7 @@ struct AttentionArgs {
   int64_t out_stride;
   int32_t num_heads;
   float scale;
+  int32_t window;  ///< keys a row sees at most, its own included; 0 = all
   RopeTable rope;
   KvLayer kv;
   const int32_t* positions;  ///< [T]

@@ -134,7 +134,7 @@ std::int32_t LinearWeight::rows() const {
 ActType choose_act_type(std::span<const MatrixSource> group, const std::string& requested, WeightLayout layout) {
   bool all_quantized = true, any_f32 = false;
   for (const MatrixSource& source : group) {
-    all_quantized = all_quantized && quant::format_info(source.format).is_quantized;
+    all_quantized = all_quantized && quant::format_info(source.format).is_quantized();
     any_f32 = any_f32 || source.format == quant::Format::f32;
   }
   const ActType unquantized = any_f32 ? ActType::f32 : ActType::bf16;

@@ -26,6 +26,7 @@ Activation allocate_activation(ActType type, int rows, std::int64_t cols, Worksp
     act.codes = workspace.allocate_array<int8_t>(size);
     act.scales = workspace.allocate_array<float>(size / 32);
     act.sums = workspace.allocate_array<int32_t>(size / 32);
+    act.half_sums = workspace.allocate_array<int32_t>(size / 32);
   } else {
     act.values = workspace.allocate_array<float>(size);
   }
@@ -199,13 +200,14 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   kv_write(kv, keys, values, slots, ctx);
 }
 
-void attention(Tensor out, Tensor q, int num_heads, float scale, const RopeTable& rope_table, const KvLayer& kv,
-               const AttentionPlan& plan, ExecContext& ctx) {
+void attention(Tensor out, Tensor q, int num_heads, float scale, int window, const RopeTable& rope_table,
+               const KvLayer& kv, const AttentionPlan& plan, ExecContext& ctx) {
   const auto num_rows = static_cast<std::int64_t>(plan.positions.size());
   check_tensor(q, "attention: q", DType::f32, {num_rows, std::int64_t{num_heads} * kv.head_dim});
   check_tensor(out, "attention: out", DType::f32, {num_rows, q.dim(1)});
   NB_CHECK(num_heads % kv.num_kv_heads == 0, invalid_argument, "attention: ", num_heads, " heads do not share ",
            kv.num_kv_heads, " KV heads evenly");
+  NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
   AttentionArgs args{};
   args.q = q.as<const float>();
@@ -214,6 +216,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, const RopeTable
   args.out_stride = out.row_stride;
   args.num_heads = num_heads;
   args.scale = scale;
+  args.window = window;
   args.rope = rope_table;
   args.kv = kv;
   args.positions = plan.positions.data();

@@ -76,8 +76,9 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
               const RopeTable& rope, ExecContext& ctx);
 
 /// out f32[T, Hq * D] = softmax(q k^T * scale) v over the runs of each segment; q is rotated here, by p - offset.
-/// Runs are cut at multiples of 256 keys; partial states are folded in order (see ARCHITECTURE.md).
-void attention(Tensor out, Tensor q, int num_heads, float scale, const RopeTable& rope, const KvLayer& kv,
+/// A row sees at most the last `window` keys up to its own; 0 = all. Runs are cut at multiples of 256 keys; partial
+/// states are folded in order (see ARCHITECTURE.md).
+void attention(Tensor out, Tensor q, int num_heads, float scale, int window, const RopeTable& rope, const KvLayer& kv,
                const AttentionPlan& plan, ExecContext& ctx);
 
 /// residual += x W^T (+ bias). x f32[T, cols].

@@ -7,9 +7,9 @@
 
 namespace nb::quant {
 
-enum class Format : uint8_t { f32, bf16, f16, q4_0, q4_1, q8_0 };
+enum class Format : uint8_t { f32, bf16, f16, q4_0, q4_1, q8_0, q5_0, q5_1, q4_k, q5_k, q6_k, w8, w8_channel, w4 };
 
-inline constexpr int kNumFormats = 6;
+inline constexpr int kNumFormats = 14;
 
 enum class KvFormat : uint8_t { f32, bf16 };
 

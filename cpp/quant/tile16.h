@@ -1,7 +1,8 @@
-// The CPU weight layout: tiles of 16 output rows by 32 input columns, repacked from file blocks without loss.
+// The CPU weight layout: tiles of 16 output rows by 32, 64 or 256 input columns, repacked from file rows without loss.
 //
 // Lane r of every vector belongs to output row r, so kernels need no horizontal sums. A strip is the tiles of 16 rows
-// in column order, one sequential stream. Layouts are drawn in tile16.cpp. Not a file format. Safe from any thread.
+// in column order, one sequential stream. Layouts are drawn in tile16.cpp, sizes are in tile_shape.h. Safe from any
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,6 @@
 namespace nb::quant {
 
 inline constexpr int kTileRows = 16;
-inline constexpr int kTileCols = 32;
 
 /// Bytes of one strip of a matrix with `cols` columns (rounded up to whole tiles).
 std::int64_t strip_bytes(Format format, std::int64_t cols);
@@ -20,7 +20,7 @@ std::int64_t strip_bytes(Format format, std::int64_t cols);
 /// Columns beyond `cols` are packed as zeros.
 void pack_strip(Format format, const std::uint8_t* const rows[kTileRows], std::int64_t cols, std::uint8_t* strip);
 
-/// Unpacks the 32 weights of one row of a tile, bit-equal to FormatInfo::unpack_block of the source block.
-void unpack_tile_row(Format format, const std::uint8_t* tile, int row, float* out);
+/// Unpacks row `row` (0..15) of a strip of `cols` columns to f32, bit-equal to unpack_row of the source row.
+void unpack_strip_row(Format format, const std::uint8_t* strip, std::int64_t cols, int row, float* out);
 
 }  // namespace nb::quant

@@ -90,6 +90,16 @@ std::string replace_invalid_utf8(std::string_view bytes) {
   return out;
 }
 
+bool is_utf8(std::string_view bytes) {
+  const char* const end = bytes.data() + bytes.size();
+  for (const char* at = bytes.data(); at < end;) {
+    const DecodedChar decoded = decode_utf8(at, end);
+    if (decoded.status != Utf8Status::valid) return false;
+    at += decoded.length;
+  }
+  return true;
+}
+
 std::string in_quotes(std::string_view text) {
   static constexpr char kHex[] = "0123456789abcdef";
   const char* position = text.data();

@@ -66,6 +66,9 @@ std::size_t append_replacing_invalid(std::string& out, std::string_view bytes);
 /// As above for a whole text: an incomplete character at the end becomes one U+FFFD.
 std::string replace_invalid_utf8(std::string_view bytes);
 
+/// Whether `bytes` are valid UTF-8 throughout.
+bool is_utf8(std::string_view bytes);
+
 /// `text` in double quotes for an error message: control characters and invalid bytes escaped, long texts cut.
 std::string in_quotes(std::string_view text);
 

@@ -105,7 +105,7 @@ void bench_linear(Machine& machine, Format format, int num_rows) {
                     machine.ctx);
   });
   const double operations = 2.0 * kOut * kIn * num_rows;
-  std::printf("linear %-5s %4d rows x %d x %d %10.1f us %8.1f GB/s %9.1f GOP/s\n", nb::quant::to_string(format),
+  std::printf("linear %-10s %4d rows x %d x %d %10.1f us %8.1f GB/s %9.1f GOP/s\n", nb::quant::to_string(format),
               num_rows, kIn, kOut, seconds * 1e6, static_cast<double>(weight.bytes) / seconds / 1e9,
               operations / seconds / 1e9);
 }
@@ -129,7 +129,7 @@ void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, 
   const std::vector<nb::ops::AttentionRun> runs = {{0, context, 0}};
   const double seconds = seconds_of([&] {
     nb::ops::attention(Tensor(out.data(), DType::f32, {rows, kHeads * kDim}),
-                       Tensor(q.data(), DType::f32, {rows, kHeads * kDim}), kHeads, 0.125f, rope, storage.layer(0),
+                       Tensor(q.data(), DType::f32, {rows, kHeads * kDim}), kHeads, 0.125f, 0, rope, storage.layer(0),
                        {positions, segments, runs, blocks}, machine.ctx);
     machine.workspace.reset();
   });
@@ -146,7 +146,8 @@ int main(int argc, char** argv) {
     Machine machine(argc > 1 ? argv[1] : "", argc > 2 ? std::atoi(argv[2]) : nb::ThreadPool::default_num_threads());
     std::printf("backend %s, %d threads\n", machine.backend.kernels->name, machine.pool.num_threads());
     bench_threads(machine);
-    for (Format format : {Format::q4_0, Format::q4_1, Format::q8_0, Format::bf16, Format::f16, Format::f32}) {
+    for (int id = 0; id < nb::quant::kNumFormats; ++id) {
+      const auto format = static_cast<Format>(id);
       for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
     }
     for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32}) {

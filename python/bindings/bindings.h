@@ -6,18 +6,29 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <string>
 #include <string_view>
 
-#include "io/gguf_file.h"
+#include "io/metadata_writer.h"
+#include "io/model_source.h"
 
 namespace nb::bindings {
 
 void bind_system(pybind11::module_& module);
+void bind_files(pybind11::module_& module);
+void bind_quant(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
+void bind_export(pybind11::module_& module);
 
-/// Opens a model file by its content; throws unsupported for kinds that are not offered.
-std::shared_ptr<const io::GgufFile> open_model_file(const std::string& path);
+/// pybind11 holds classes, not interfaces: an open model file behind one pointer.
+struct ModelFile {
+  std::shared_ptr<const io::ModelSource> source;
+};
+
+/// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the
+/// key.
+void add_metadata(io::MetadataWriter& out, const pybind11::dict& metadata);
 
 /// Bytes from a file as a Python string; what is not UTF-8 becomes U+FFFD.
 inline pybind11::str text_or_replacement(std::string_view bytes) {

@@ -31,9 +31,10 @@ const char* act_name(ops::ActType type) {
 struct LoadedModel {
   LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads) {
     const auto begin = std::chrono::steady_clock::now();
-    auto file = open_model_file(path);
-    if (file->has("tokenizer.ggml.model")) eos_ids = text::Tokenizer(io::read_tokenizer_spec(*file)).eos_ids();
-    model = model::load_model(std::move(file), {.backend = backend, .dtype = dtype, .num_threads = num_threads});
+    const auto file = io::open_model(path);
+    if (file->metadata().has("tokenizer.ggml.model"))
+      eos_ids = text::Tokenizer(io::read_tokenizer_spec(file->metadata())).eos_ids();
+    model = model::load_model(*file, {.backend = backend, .dtype = dtype, .num_threads = num_threads});
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
   std::unique_ptr<model::Model> model;
@@ -55,7 +56,11 @@ py::dict config_of(const LoadedModel& self) {
   out["vocab_size"] = config.vocab_size;
   out["max_position_embeddings"] = config.max_position_embeddings;
   out["rms_norm_eps"] = config.rms_norm_eps;
-  out["rope_theta"] = config.rope_theta;
+  out["rope_theta"] = config.rope.theta;
+  out["rope_scaling"] = config.rope.divisors.empty() ? model::to_string(config.rope.scaling) : "divisors";
+  out["sliding_window"] = config.sliding_window;
+  out["qkv_bias"] = config.qkv_bias;
+  out["qk_norm"] = config.qk_norm;
   out["tie_word_embeddings"] = config.tie_word_embeddings;
   return out;
 }

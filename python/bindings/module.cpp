@@ -37,6 +37,9 @@ PYBIND11_MODULE(_core, module) {
   });
 
   nb::bindings::bind_system(module);
+  nb::bindings::bind_files(module);
+  nb::bindings::bind_quant(module);
   nb::bindings::bind_text(module);
   nb::bindings::bind_engine(module);
+  nb::bindings::bind_export(module);
 }

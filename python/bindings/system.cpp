@@ -52,37 +52,37 @@ void set_sink(std::optional<std::function<void(std::string, std::string)>> sink)
   });
 }
 
-std::string type_of(const io::GgufValue& value) {
-  if (value.type != io::GgufType::array) return io::to_string(value.type);
+std::string type_of(const io::MetadataValue& value) {
+  if (value.type != io::ValueType::array) return io::to_string(value.type);
   return std::string("array of ") + io::to_string(value.element_type);
 }
 
 py::dict inspect_file(const std::string& path) {
-  const auto file = open_model_file(path);
-  py::list metadata, tensors;
-  for (const auto& [key, value] : file->metadata()) {
-    metadata.append(
-        py::make_tuple(text_or_replacement(key), type_of(value), text_or_replacement(file->describe(value, 8))));
+  const auto file = io::open_model(path);
+  py::list metadata, tensors, sections;
+  for (const auto& [key, value] : file->metadata().entries()) {
+    metadata.append(py::make_tuple(text_or_replacement(key), type_of(value),
+                                   text_or_replacement(file->metadata().describe(value, 8))));
   }
-  for (const io::GgufTensor& tensor : file->tensors()) {
-    const std::vector<std::uint64_t> shape(tensor.dims.rbegin(), tensor.dims.rend());
-    tensors.append(
-        py::make_tuple(text_or_replacement(tensor.name), io::gguf_tensor_type_name(tensor.type), shape, tensor.bytes));
+  for (const io::TensorInfo& tensor : file->tensors()) {
+    tensors.append(py::make_tuple(text_or_replacement(tensor.name), tensor.format_name, tensor.shape, tensor.bytes));
+  }
+  for (const io::SectionInfo& section : file->sections()) {
+    sections.append(py::make_tuple(section.name, section.offset, section.bytes));
   }
   py::dict out;
-  out["format"] = "GGUF";
+  out["format"] = io::to_string(file->kind());
   out["version"] = file->version();
   out["file_bytes"] = file->file_bytes();
+  out["fingerprint"] = file->fingerprint();
+  out["parts"] = file->parts();
+  out["sections"] = sections;
   out["metadata"] = metadata;
   out["tensors"] = tensors;
   return out;
 }
 
 }  // namespace
-
-std::shared_ptr<const io::GgufFile> open_model_file(const std::string& path) {
-  return std::make_shared<const io::GgufFile>(path);
-}
 
 void bind_system(py::module_& module) {
   module.def("build_info", &build_info);

@@ -17,9 +17,9 @@ namespace {
 // A tokenizer and the template that stood beside it in the file.
 struct FileTokenizer {
   explicit FileTokenizer(const std::string& path) {
-    const auto file = open_model_file(path);
-    tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(*file));
-    chat_template = io::read_chat_template(*file);
+    const auto file = io::open_model(path);
+    tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(file->metadata()));
+    chat_template = io::read_chat_template(file->metadata());
   }
   // The same from a GGUF file that is in memory.
   FileTokenizer(std::string_view bytes, std::string name) {

@@ -1,10 +1,11 @@
 """Types of the compiled core. The package wraps these; user code should not import this module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 __version__: str
 
@@ -36,9 +37,115 @@ def set_log_sink(sink: Callable[[str, str], None] | None) -> None:
 def inspect_file(path: str) -> dict[str, Any]:
     """Metadata and tensor directory of a model file, without reading tensors.
 
-    Keys: format, version, file_bytes, metadata (list of (key, type, text)), tensors (list of
-    (name, format, shape, bytes)).
+    Keys: format, version, file_bytes, fingerprint ('' for GGUF), parts (paths), sections (list of (name, offset,
+    bytes); empty for GGUF), metadata (list of (key, type, text)), tensors (list of (name, format, shape, bytes)).
     """
+
+_MetadataValue = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]
+
+class BraidWriter:
+    """Writes a `.braid` file, tensor after tensor; the file appears under its name when it is complete.
+
+    As a context manager it finishes the file on leaving the block, and leaves nothing behind after an exception.
+    """
+
+    def __init__(
+        self, path: str, metadata: Mapping[str, _MetadataValue], tensors: Sequence[tuple[str, str, Sequence[int]]]
+    ) -> None:
+        """`tensors`: (name, format, shape) in order of execution, the last dimension a row.
+
+        An int becomes u32 if it fits, else i64, else u64; a float f32; a list is of one type, an empty one of u32; a
+        str is written as UTF-8, lone surrogates of `surrogateescape` as the bytes they stand for.
+        """
+    def write(self, index: int, data: Buffer) -> None:
+        """Appends bytes to tensor `index`; tensors in order, each whole before the next."""
+    def finish(self) -> None:
+        """Waits until the file is on disk, then gives it its name, replacing a file that has it."""
+    def __enter__(self) -> BraidWriter: ...
+    def __exit__(self, exc_type: object, exc_value: object, traceback: object) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_bytes(self) -> int: ...
+
+class ModelFile:
+    """A `.braid` or GGUF file (all parts of a split one), opened without reading tensors."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """'braid', 'GGUF' or 'safetensors'."""
+    @property
+    def version(self) -> int: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents in hexadecimal as a .braid file says; '' for GGUF."""
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> bool:
+        """Reads everything and compares every checksum; raises CoreError (format) naming the section or tensor that
+        differs. False, at once, for GGUF, which has no checksums. `progress(bytes done, bytes in all)`."""
+    def check_weights(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]]]:
+        """Reads every tensor; gives (name, NaNs, infinities) of those that have some, and (name, format) of those
+        that cannot be unpacked."""
+    def metadata(self) -> dict[str, Any]:
+        """Values of every key: bool, int, float, str (bytes that are not UTF-8 as lone surrogates), or lists of one."""
+    def tensors(self) -> list[tuple[str, str, list[int], int]]:
+        """(name, format, shape, bytes) in file order; a format that cannot be unpacked has the file's own spelling."""
+    def read(self, name: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """Bytes of a tensor as they stand in the file; Q and K rows of a GGUF file may be interleaved."""
+    def read_rows(self, name: str, row_begin: int = 0, num_rows: int | None = None) -> NDArray[np.float32]:
+        """Unpacked rows, float32[num_rows, shape[-1]]; a vector is one row."""
+
+def unpack_weights(format: str, data: bytes, cols: int) -> NDArray[np.float32]:
+    """Whole rows of `cols` weights in the layout of a file, as f32 [rows, cols].
+
+    Raises CoreError: unsupported for an unknown format, invalid_argument if rows or blocks are not whole.
+    """
+
+def list_safetensors(path: str) -> list[tuple[str, str, list[int], int]]:
+    """(name, dtype, shape, bytes) of every tensor of a safetensors file, in the order of the data; reads the header."""
+
+def open_safetensors(
+    path: str,
+    files: Sequence[str],
+    tensors: Sequence[tuple[str, int, str]],
+    metadata: Mapping[str, _MetadataValue],
+) -> ModelFile:
+    """A model of safetensors files: `tensors` are (name, index of the file, name in the file); `path` is for messages.
+
+    Its kind is 'safetensors', its version 0.
+    """
+
+def check_model(file: ModelFile) -> None:
+    """Raises what loading would say about architecture, facts and names of tensors, without reading weights."""
+
+def encode_text(file: ModelFile, text: str) -> list[int]:
+    """Token ids of a text by the tokenizer in a file's metadata, with the special tokens it adds."""
+
+def measure_inputs(
+    file: ModelFile,
+    token_ids: Sequence[int],
+    sequence_len: int,
+    num_threads: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[dict[str, NDArray[np.float32]]], NDArray[np.float32]]:
+    """Mean squares of the columns that enter the matrices of each layer, and of those that enter the head.
+
+    Keys of a layer: qkv, attention_out, gate_up, down. Runs one layer at a time; `progress` is told layers.
+    """
+
+def quantize(
+    format: str, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None, num_threads: int = 0
+) -> bytes:
+    """Packs a matrix row by row; scales of w8, w8_channel and w4 are searched, errors weighted by `importance`."""
+
+def packing_error(format: str, rows: NDArray[np.float32], packed: bytes, num_threads: int = 0) -> tuple[float, float]:
+    """(sum of squared differences of weights and their packed values, sum of squared weights)."""
 
 class Tokenizer:
     def __init__(self, path: str) -> None: ...
@@ -78,7 +185,8 @@ class Model:
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,
-        max_position_embeddings, rope_theta, tie_word_embeddings, ..."""
+        max_position_embeddings, rope_theta, rope_scaling ("none", "linear", "llama3", "yarn", "divisors"),
+        sliding_window (0: none), qkv_bias, qk_norm, tie_word_embeddings, ..."""
     @property
     def backend(self) -> str: ...
     @property

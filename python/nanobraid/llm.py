@@ -41,8 +41,9 @@ class LLM:
     usable, as it does after every error.
 
     Args:
-        model: A known name (``smollm2-135m``), the path of a GGUF file, or the name of a file in the cache. A known
-            model that is not on this machine is downloaded, which is announced on stderr.
+        model: The path of a ``.braid`` or GGUF file or of a Hugging Face folder; ``org/name[:quant]``; a known name
+            (``smollm2-135m``); or the name of a file in the cache. A model that is not on this machine is downloaded,
+            and a folder is exported to bf16 into the cache once; both are announced on stderr.
         device: ``auto`` or ``cpu`` for the best kernels of this processor, or the name of one kernel table as listed by
             ``nanobraid doctor`` (``avx2``, ``reference``; ``cpu:avx2`` is the same).
         dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default), ``bf16`` or
@@ -87,7 +88,7 @@ class LLM:
         deterministic: bool | None = None,
         seed: int | None = None,
     ) -> None:
-        from nanobraid import models
+        from nanobraid import _export_cache, models
 
         backend = _backend_of(device)
         _require_one_of("dtype", dtype, _DTYPES)
@@ -106,7 +107,7 @@ class LLM:
             raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
         self._seed = SamplingParams(seed=seed).seed
 
-        path = models.ensure(model)
+        path = _export_cache.model_file(models.ensure(model))
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
@@ -151,8 +152,8 @@ class LLM:
         """Facts about the model and how it runs.
 
         ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
-        ``vocab_size``, ... from the file; ``path``, ``backend``, ``dtype``, ``kv_dtype``, ``num_threads``,
-        ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
+        ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``,
+        ``kv_dtype``, ``num_threads``, ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
         """
         return {
             **self._model.config,

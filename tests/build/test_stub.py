@@ -14,6 +14,8 @@ from nanobraid import _core
 
 STUB = Path(__file__).parents[2] / "python" / "nanobraid" / "_core.pyi"
 
+CONTEXT_MANAGER = ("__enter__", "__exit__")
+
 Functions = dict[str, list[str]]
 
 
@@ -80,7 +82,7 @@ def read_module(module: Any) -> tuple[Functions, set[str]]:
         for member, attribute in vars(value).items():
             if isinstance(attribute, property):
                 others.add(f"{name}.{member}")
-            elif not member.startswith("_") and callable(attribute):
+            elif (not member.startswith("_") or member in CONTEXT_MANAGER) and callable(attribute):
                 functions[f"{name}.{member}"] = documented_parameters(attribute)
             elif member == "__init__" and str(attribute.__doc__).startswith("__init__(self"):
                 functions[f"{name}.__init__"] = documented_parameters(attribute)

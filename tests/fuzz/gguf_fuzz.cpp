@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "io/gguf_file.h"
+#include "io/gguf_source.h"
 #include "io/gguf_tokenizer.h"
-#include "io/weight_source.h"
 
 namespace {
 
@@ -28,24 +28,24 @@ void require(bool condition) {
   if (!condition) std::abort();
 }
 
-void read_metadata(const GgufFile& file) {
-  for (const auto& entry : file.metadata()) {
+void read_metadata(const nb::io::Metadata& metadata) {
+  for (const auto& entry : metadata.entries()) {
     const auto key = entry.first;
-    require(file.find(key) == &entry.second);
-    require(!file.describe(entry.second).empty());
-    attempt([&] { static_cast<void>(file.u64(key)); });
-    attempt([&] { static_cast<void>(file.i64(key)); });
-    attempt([&] { static_cast<void>(file.f32(key)); });
-    attempt([&] { static_cast<void>(file.boolean(key)); });
-    attempt([&] { static_cast<void>(file.string(key)); });
-    attempt([&] { require(file.strings(key).size() == entry.second.count); });
-    attempt([&] { require(file.integers(key).size() == entry.second.count); });
+    require(metadata.find(key) == &entry.second);
+    require(!metadata.describe(entry.second).empty());
+    attempt([&] { static_cast<void>(metadata.u64(key)); });
+    attempt([&] { static_cast<void>(metadata.i64(key)); });
+    attempt([&] { static_cast<void>(metadata.f32(key)); });
+    attempt([&] { static_cast<void>(metadata.boolean(key)); });
+    attempt([&] { static_cast<void>(metadata.string(key)); });
+    attempt([&] { require(metadata.strings(key).size() == entry.second.count); });
+    attempt([&] { require(metadata.integers(key).size() == entry.second.count); });
   }
 }
 
 void read_weights(std::span<const std::byte> bytes) {
   const auto file = std::make_shared<const GgufFile>(bytes, "fuzz");
-  const std::unique_ptr<nb::io::WeightSource> source = nb::io::open_gguf_weights(file);
+  const std::shared_ptr<const nb::io::ModelSource> source = nb::io::open_gguf(file);
   std::vector<std::byte> row;
   for (const nb::io::GgufTensor& tensor : file->tensors()) {
     attempt([&] {
@@ -63,9 +63,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(data), size);
   attempt([&] {
     const GgufFile file(bytes, "fuzz");
-    read_metadata(file);
-    attempt([&] { static_cast<void>(nb::io::read_tokenizer_spec(file)); });
-    attempt([&] { static_cast<void>(nb::io::read_chat_template(file)); });
+    read_metadata(file.metadata());
+    attempt([&] { static_cast<void>(nb::io::read_tokenizer_spec(file.metadata())); });
+    attempt([&] { static_cast<void>(nb::io::read_chat_template(file.metadata())); });
     read_weights(bytes);
   });
   return 0;

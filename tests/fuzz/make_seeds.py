@@ -1,4 +1,7 @@
-"""Writes the seeds of the gguf fuzz target: small valid files, one per feature. Usage: make_seeds.py FOLDER"""
+"""Writes the seeds of a fuzz target: small valid files, one per feature. Usage: make_seeds.py TARGET FOLDER
+
+A target without seeds of its own gets an empty folder.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ def gguf(entries: list[bytes], tensors: list[Tensor], version: int = 3, align: i
     return out
 
 
-def seeds() -> dict[str, bytes]:
-    tokenizer = [
+def tokenizer_entries() -> list[bytes]:
+    return [
         entry("tokenizer.ggml.model", STRING, "gpt2"),
         entry("tokenizer.ggml.pre", STRING, "smollm"),
         array("tokenizer.ggml.tokens", STRING, ["<u>", "a", "b", "ab", "Ġ"]),
@@ -54,6 +57,9 @@ def seeds() -> dict[str, bytes]:
         entry("tokenizer.ggml.add_bos_token", BOOL, 1),
         entry("tokenizer.chat_template", STRING, "{{ messages }}"),
     ]
+
+
+def gguf_seeds() -> dict[str, bytes]:
     facts = [entry("general.architecture", STRING, "llama"), entry("n", U32, 1), entry("eps", F32, 1e-5)]
     tensors = [("a", [8], 0, 32), ("b", [32, 2], 2, 36), ("c", [32], 3, 20), ("d", [32], 8, 34), ("e", [256], 12, 144)]
     wide = [
@@ -65,17 +71,50 @@ def seeds() -> dict[str, bytes]:
     return {
         "empty": gguf([], []),
         "version2": gguf(facts, tensors[:1], version=2),
-        "tokenizer": gguf(tokenizer, []),
+        "tokenizer": gguf(tokenizer_entries(), []),
         "tensors": gguf(facts, tensors),
         "aligned": gguf(wide, tensors[:2], align=64),
         "dims": gguf([], [("x", [2, 3, 2, 1], 1, 24), ("y", [4], 99, 16)]),
     }
 
 
+def braid(entries: list[bytes], tensors: list[Tensor]) -> bytes:
+    """A .braid file as ARCHITECTURE.md describes it; the target makes the checksums right. Dims outermost first."""
+    metadata = struct.pack("<Q", len(entries)) + b"".join(entries)
+    at = 128 + 3 * 32
+    tensors_at = -(-(at + len(metadata)) // 8) * 8
+    size = 8 + sum(8 + len(name.encode()) + 8 + 8 * len(dims) + 20 for name, dims, _, _ in tensors)
+    data_at = -(-(tensors_at + size) // 4096) * 4096
+    directory, data = struct.pack("<Q", len(tensors)), b""
+    for name, dims, kind, length in tensors:
+        directory += text(name) + struct.pack(f"<II{len(dims)}Q", kind, len(dims), *dims)
+        directory += struct.pack("<QQI", data_at + len(data), length, 0)
+        data += bytes(i % 256 for i in range(length)) + b"\0" * (-length % 4096)
+    rows = ((1, at, len(metadata)), (2, tensors_at, len(directory)), (3, data_at, len(data)))
+    sections = b"".join(struct.pack("<IIQQII", kind, 0, offset, length, 0, 0) for kind, offset, length in rows)
+    head = b"\x89BRAID\r\n" + struct.pack("<IIQQII", 1, 0, data_at + len(data), 128, 3, 0) + bytes(88)
+    head = (head + sections + metadata).ljust(tensors_at, b"\0") + directory
+    return head.ljust(data_at, b"\0") + data
+
+
+def braid_seeds() -> dict[str, bytes]:
+    facts = [entry("general.architecture", STRING, "llama"), entry("n", U32, 1), array("flags", BOOL, [0, 1])]
+    tensors = [("a", [8], 0, 32), ("b", [2, 32], 16, 36), ("c", [3, 1, 2], 1, 12), ("later", [64], 40, 40)]
+    return {
+        "empty": braid([], []),
+        "tokenizer": braid(tokenizer_entries(), []),
+        "tensors": braid(facts, tensors[:2]),
+        "formats": braid([], tensors),
+    }
+
+
+SEEDS = {"gguf": gguf_seeds, "braid": braid_seeds}
+
+
 def main() -> int:
-    folder = Path(sys.argv[1])
+    target, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in seeds().items():
+    for name, data in SEEDS.get(target, dict)().items():
         (folder / name).write_bytes(data)
     return 0
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds every fuzz target (tests/fuzz/*_fuzz.cpp) with libFuzzer, ASan and UBSan, and runs each for SECONDS.
+# Builds every fuzz target (tests/fuzz/*_fuzz.cpp) with libFuzzer, ASan and UBSan, and runs each for SECONDS,
+# NANOBRAID_JOBS (2) at once.
 #
 #   tests/fuzz/run.sh SECONDS [TARGET...]      a target is a name without _fuzz.cpp, e.g. gguf
 #
@@ -14,6 +15,7 @@ if [[ $# -lt 1 || ! $1 =~ ^[0-9]+$ || $1 -eq 0 ]]; then
 fi
 seconds=$1
 shift
+jobs=${NANOBRAID_JOBS:-2}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=${NANOBRAID_FUZZ_DIR:-$root/build-fuzz}
 mkdir -p "$work"
@@ -60,26 +62,54 @@ if [[ ${#targets[@]} -eq 0 ]]; then
   for source in "$root"/tests/fuzz/*_fuzz.cpp; do targets+=("$(basename "$source" _fuzz.cpp)"); done
 fi
 
-failed=()
-for target in "${targets[@]}"; do
-  corpus=$work/corpus/$target
-  mkdir -p "$corpus" "$work/seeds/$target" "$work/crashes"
-  if [[ $target == gguf ]]; then python3 "$root/tests/fuzz/make_seeds.py" "$work/seeds/$target"; fi
-  seeds=("$work/seeds/$target")
+fuzz() {  # TARGET: its log ends in $work/TARGET.log
+  local target=$1
+  local seeds=("$work/seeds/$target")
   if [[ -d $root/tests/fuzz/corpus/$target ]]; then seeds+=("$root/tests/fuzz/corpus/$target"); fi
-  options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=16384
+  local options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=24576
     -artifact_prefix="$work/crashes/$target-" -print_final_stats=1)
   if [[ -f $root/tests/fuzz/$target.dict ]]; then options+=(-dict="$root/tests/fuzz/$target.dict"); fi
-  echo "== $target: $seconds s =="
-  program=$work/${target}_fuzz
-  if compile "$root/tests/fuzz/${target}_fuzz.cpp" "$program.o" -fsanitize=fuzzer-no-link &&
-    "$clang" -fsanitize=fuzzer,address,undefined "$program.o" "${objects[@]}" -lpthread -o "$program" &&
-    "$program" "${options[@]}" "$corpus" "${seeds[@]}" >"$work/$target.log" 2>&1; then
-    grep -E '^stat::(number_of_executed|average_exec|new_units|peak_rss)' "$work/$target.log" || true
+  "$work/${target}_fuzz" "${options[@]}" "$work/corpus/$target" "${seeds[@]}" >"$work/$target.log" 2>&1
+}
+
+report() {  # TARGET STATUS
+  echo "== $1: $seconds s =="
+  if [[ $2 == 0 ]]; then
+    grep -E '^stat::(number_of_executed|average_exec|new_units|peak_rss)' "$work/$1.log" || true
   else
-    failed+=("$target")
-    tail -40 "$work/$target.log" 2>/dev/null || true
+    failed+=("$1")
+    tail -40 "$work/$1.log" 2>/dev/null || true
   fi
+}
+
+failed=()
+built=()
+for target in "${targets[@]}"; do
+  mkdir -p "$work/corpus/$target" "$work/seeds/$target" "$work/crashes"
+  python3 "$root/tests/fuzz/make_seeds.py" "$target" "$work/seeds/$target"
+  program=$work/${target}_fuzz
+  rm -f "$work/$target.log"
+  if compile "$root/tests/fuzz/${target}_fuzz.cpp" "$program.o" -fsanitize=fuzzer-no-link &&
+    "$clang" -fsanitize=fuzzer,address,undefined "$program.o" "${objects[@]}" -lpthread -o "$program"; then
+    built+=("$target")
+  else
+    report "$target" 1
+  fi
+done
+
+# As many at once as jobs, wave by wave: all run equally long.
+for ((i = 0; i < ${#built[@]}; i += jobs)); do
+  wave=("${built[@]:i:jobs}")
+  pids=()
+  for target in "${wave[@]}"; do
+    fuzz "$target" &
+    pids+=($!)
+  done
+  for k in "${!wave[@]}"; do
+    status=0
+    wait "${pids[k]}" || status=$?
+    report "${wave[k]}" "$status"
+  done
 done
 
 if [[ ${#failed[@]} -gt 0 ]]; then

@@ -152,7 +152,7 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"nanobraid {nb.__version__}\n"
     done = run()
     assert done.returncode == 2
-    for command in ("generate", "chat", "bench", "inspect", "doctor", "pull"):
+    for command in ("generate", "chat", "bench", "inspect", "doctor", "pull", "models"):
         assert command in done.stderr
         assert run(command, "--help").returncode == 0
 
@@ -189,7 +189,7 @@ def test_log_level(model_path: Path) -> None:
         (["generate", "word " * 9000], r"too long: \d+ tokens.*exceed the context"),
         (["generate", "x", "--model", "no-such-model"], "no model 'no-such-model': tried.*smollm2-135m"),
         (["generate", "x", "--model", "smollm2"], "did you mean 'smollm2-135m'"),
-        (["generate", "x", "--model", "org/name"], "Hugging Face names"),
+        (["generate", "x", "--model", "org/name"], "no model 'org/name': tried.*HF_HUB_OFFLINE forbids"),
         (["generate", "x", "--model", ""], "model must be"),
         (["generate", "x", "--max-tok", "5"], "unrecognized arguments"),
         (["generate"], "the prompt is empty"),
@@ -202,7 +202,7 @@ def test_log_level(model_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(model_path: Path, arguments: list[str], says: str) -> None:
-    assert_one_line_error(run(*arguments), says)
+    assert_one_line_error(run(*arguments, HF_HUB_OFFLINE="1"), says)
 
 
 def damage(model_path: Path, folder: Path, how: str) -> Path:

@@ -48,7 +48,7 @@ BUILD_LINES = tuple(
         r"(\S+/)?pip install [\w.=<>\[\] -]+",
         r"tests/run\.sh( --\w+)*",
         r"\.ci/run",
-        r"(CC=\S+ |CXX=\S+ )*cmake (-S|-B|--build|--preset) .*",
+        r"(CC=\S+ |CXX=\S+ )*cmake (-S|-B|--build|--install|--preset) .*",
         r"ctest .*",
         r"pre-commit (install|run.*)",
         r"nanobraid chat",

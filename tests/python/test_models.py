@@ -20,7 +20,7 @@ import pytest
 
 import nanobraid as nb
 from nanobraid import _download, models
-from nanobraid.models import KnownModel
+from nanobraid.models import KnownModel, _known
 
 NAME = "smollm2-135m"
 CONTENT = b"GGUF" + bytes(range(256)) * 40
@@ -31,7 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and no installed package that carries the model."""
     monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NANOBRAID_OFFLINE", raising=False)
-    monkeypatch.setattr(models, "_installed_file", lambda known: None)
+    monkeypatch.setattr(_known, "installed_file", lambda known: None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     return tmp_path / "cache"
 
 
@@ -120,20 +121,13 @@ def test_impossible_names(name: str) -> None:
 
 
 def test_what_is_not_offered_is_named(cache: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "hf"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(nb.UnsupportedError, match="Hugging Face folder"):
-        models.resolve(folder)
-    with pytest.raises(nb.UnsupportedError, match="Hugging Face names like 'org/name:Q4_K_M'"):
-        models.resolve("org/name:Q4_K_M")
-    braid = tmp_path / "m.braid"
-    braid.touch()
-    with pytest.raises(nb.UnsupportedError, match=r"\.braid files"):
-        models.resolve(braid)
+    for name in ("model.safetensors", "pytorch_model.bin", "model.onnx"):
+        (tmp_path / name).touch()
+        with pytest.raises(nb.UnsupportedError, match=rf"\{Path(name).suffix} files"):
+            models.resolve(tmp_path / name)
 
 
-def test_things_that_are_no_files(tmp_path: Path) -> None:
+def test_things_that_are_no_files(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     with pytest.raises(nb.ModelNotFoundError, match=r"is a folder.*a\.gguf"):
         models.resolve(tmp_path)
@@ -248,7 +242,7 @@ PATCH = """
 import sys
 from dataclasses import replace
 from nanobraid import _download, models
-models._installed_file = lambda known: None
+models._known.installed_file = lambda known: None
 models.KNOWN_MODELS["smollm2-135m"] = replace(models.KNOWN_MODELS["smollm2-135m"], num_bytes={size}, sha256={sha!r})
 _download.pip_command = lambda: [sys.executable, {script!r}]
 """

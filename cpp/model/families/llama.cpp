@@ -1,19 +1,21 @@
-// Llama-shaped models as GGUF files spell them: Llama-2, TinyLlama, SmolLM2 and others that say "llama".
-#include "base/error.h"
+// Llama-shaped models: Llama-2, TinyLlama, Llama-3, 3.1 and 3.2, SmolLM2, and Mistral as GGUF files spell it.
+//
+//   q, k, v without bias (a checkpoint with attention_bias has them: read by presence), no norm of q and k
+//   RoPE scaling    none, linear, yarn; llama3 by its key (.braid) or as the tensor rope_freqs.weight (GGUF)
+//   sliding window  attention.sliding_window, for all layers alike
+//   head            output.weight, or tied to the embedding if the file has none
+//
+// GGUF files of this architecture, and of no other here, store Q and K rows (and their biases) with the two halves of
+// each rotary head interleaved; .braid files keep the order of Hugging Face checkpoints.
 #include "model/family.h"
 
 namespace nb::model {
 namespace {
 
-ModelConfig read_config(const io::GgufFile& file) {
-  ModelConfig config = read_common_facts(file, "llama");
-  config.interleaved_qk_rows = true;
-  NB_CHECK(file.u64("llama.expert_count", 0) == 0, unsupported, "mixture-of-experts models are not offered (",
-           file.u64("llama.expert_count", 0), " experts)");
-  NB_CHECK(file.string("llama.rope.scaling.type", "none") == "none", unsupported, "RoPE scaling '",
-           file.string("llama.rope.scaling.type", "none"), "' is not offered");
-  NB_CHECK(file.find_tensor("rope_freqs.weight") == nullptr, unsupported,
-           "RoPE frequency factors (tensor rope_freqs.weight) are not offered");
+ModelConfig read_config(const io::ModelSource& source) {
+  ModelConfig config = read_common_facts(source, "llama");
+  config.interleaved_qk_rows = source.kind() == io::FileKind::gguf;
+  config.qk_norm = false;
   return config;
 }
 

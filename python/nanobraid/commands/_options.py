@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
-from nanobraid.errors import InvalidArgumentError
+from nanobraid.errors import DownloadError, InvalidArgumentError
 from nanobraid.llm import LLM
-from nanobraid.models import DEFAULT_MODEL
+from nanobraid.models import DEFAULT_MODEL, Offer, ensure
 from nanobraid.sampling_params import SamplingParams
 
 _MODEL_FIELDS = (
@@ -38,7 +39,12 @@ _SAMPLING_FIELDS = (
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds --model and the options of `LLM`."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=DEFAULT_MODEL, help="a known name or a GGUF file (default: %(default)s)")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a .braid or GGUF file, a Hugging Face folder, org/name[:quant] or a known name (default: %(default)s)",
+    )
+    group.add_argument("-y", "--yes", action="store_true", help="download a model from a hub without asking")
     group.add_argument(
         "--device", default="auto", help="auto, cpu, or a backend that 'nanobraid doctor' lists (default: auto)"
     )
@@ -89,9 +95,21 @@ def add_sampling_options(
 
 
 def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
-    """Loads the model that the options ask for."""
+    """Loads the model that the options ask for; asks before it is downloaded from a hub."""
     values = {field: getattr(options, field) for field in _MODEL_FIELDS}
-    return LLM(options.model, **{**values, **overrides})
+    path = ensure(options.model, confirm=None if options.yes else _ask)
+    return LLM(path, **{**values, **overrides})
+
+
+def _ask(offer: Offer) -> None:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise DownloadError(
+            f"{offer.repo} is not on this machine, and there is no terminal to ask whether to download {offer}: run "
+            f"'nanobraid pull {offer.repo}' first, or add --yes"
+        )
+    print(f"Download {offer}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise DownloadError(f"{offer.repo} was not downloaded")
 
 
 def make_sampling_params(options: argparse.Namespace) -> SamplingParams:

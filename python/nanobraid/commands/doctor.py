@@ -34,8 +34,8 @@ def _facts() -> dict[str, Any]:
         backends = _core.available_backends()
         build = _core.build_info()
         cuda = _core.cuda_status()
-    found = models.find_models()
-    missing = [name for name, known in models.KNOWN_MODELS.items() if not known.path.exists()]
+    found = models.list_models()
+    names = {model.name for model in found}
     return {
         "nanobraid": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -47,9 +47,11 @@ def _facts() -> dict[str, Any]:
         "threads": f"{_core.default_num_threads()} by default",
         "memory": f"{memory['available_bytes'] / 2**30:.1f} GiB available",
         "cache": str(models.cache_dir()),
-        "models_found": [str(path) for path in found],
-        "models_to_pull": missing,
+        "hugging_face_cache": str(models.hugging_face_dir()),
+        "models_found": [f"{model.name}: {model.path}" for model in found],
+        "models_to_pull": [name for name in models.KNOWN_MODELS if name not in names],
         "offline": models.is_offline(),
+        "hub": models.hub_state(),
     }
 
 

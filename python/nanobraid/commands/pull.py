@@ -1,7 +1,10 @@
-"""Download a known model into the cache.
+"""Download a model into the cache.
 
-Without a name, lists the known models. With one, the file is downloaded unless it is there,
-its checksum is verified, and its path is printed.
+NAME is a known model, or org/name[:quant] of a Hugging Face hub: with a quantization, the GGUF
+file of that name (all parts of a split one); without, config, tokenizer and safetensors if there
+are safetensors, else the GGUF file Q4_K_M or the first one. What is on this machine already is
+not fetched again. Sizes and checksums are verified, and the path is printed. Without a name, lists
+the known models.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from nanobraid.commands._terminal import table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a known model")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a known model, or org/name[:quant]")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,8 +30,11 @@ def run(options: argparse.Namespace) -> int:
         print(table(rows))
         return 0
     known = models.KNOWN_MODELS.get(options.name.lower())
-    if known is None or known.path.exists():
-        print(models.pull(options.name))
+    if known is None:
+        print(models.pull_announced(options.name))
+        return 0
+    if known.path.exists():
+        print(models.pull(known.name))
         return 0
     with models.announced(known) as progress:
         path = models.pull(known.name, progress)

@@ -160,7 +160,7 @@ inline GgufBuilder small_file() {
       .array<std::uint8_t>("a.flags", kBool, {1, 0});
   builder.tensor({.name = "norm", .dims = {8}, .type = 0, .data_bytes = 32})
       .tensor({.name = "matrix", .dims = {32, 3}, .type = 2, .data_bytes = 54})
-      .tensor({.name = "k_quant", .dims = {256, 1}, .type = 12, .data_bytes = 144})
+      .tensor({.name = "k_quant", .dims = {256, 1}, .type = 11, .data_bytes = 110})
       .tensor({.name = "odd", .dims = {4, 2}, .type = 31, .data_bytes = 20})
       .tensor({.name = "cube", .dims = {2, 3, 2}, .type = 1, .data_bytes = 24});
   return builder;

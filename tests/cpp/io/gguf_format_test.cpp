@@ -23,7 +23,7 @@ TEST(GgufFormat, AgreesWithTheTableOfFormats) {
     for (char& letter : lower) letter = static_cast<char>(letter >= 'A' && letter <= 'Z' ? letter + 32 : letter);
     EXPECT_EQ(lower, info.name);
   }
-  EXPECT_EQ(supported, 6);
+  EXPECT_EQ(supported, 11);
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
-#include <atomic>
 #include <cctype>
 #include <chrono>
 #include <cstdlib>
@@ -15,16 +14,20 @@
 
 #include "io/expect_error.h"
 #include "io/gguf_builder.h"
+#include "io/peak_memory.h"
 #include "io/scratch_file.h"
 
-// ---- how much memory a reader takes ----
+// ---- how much memory a reader takes: what peak_memory.h declares, for the whole program ----
 
-namespace {
+namespace nb::io::test {
 
 std::atomic<std::size_t> live_bytes{0};
 std::atomic<std::size_t> peak_bytes{0};
 
-}  // namespace
+}  // namespace nb::io::test
+
+using nb::io::test::live_bytes;
+using nb::io::test::peak_bytes;
 
 // Not inlined: GCC would see malloc meet delete and warn.
 [[gnu::noinline]] void* operator new(std::size_t size) {
@@ -46,26 +49,18 @@ namespace {
 using test::Bytes;
 using test::expect_error;
 using test::GgufBuilder;
+using test::peak_of;
 
 constexpr std::uint64_t kHuge = std::numeric_limits<std::int64_t>::max();
-
-// Bytes allocated at the most while `function` ran.
-template <class Function>
-std::size_t peak_of(const Function& function) {
-  const std::size_t before = live_bytes;
-  peak_bytes = before;
-  function();
-  return peak_bytes - before;
-}
 
 // Opens the bytes and looks at everything; whatever they are, this ends in a file or an Error of these kinds.
 // Gives whether the file was taken.
 bool survives(std::span<const std::byte> bytes) {
   try {
     const GgufFile file(bytes, "hostile");
-    for (const auto& [key, value] : file.metadata()) {
-      EXPECT_EQ(file.find(key), &value);
-      static_cast<void>(file.describe(value));
+    for (const auto& [key, value] : file.metadata().entries()) {
+      EXPECT_EQ(file.metadata().find(key), &value);
+      static_cast<void>(file.metadata().describe(value));
     }
     for (const GgufTensor& tensor : file.tensors()) {
       EXPECT_EQ(file.find_tensor(tensor.name), &tensor);
@@ -383,7 +378,7 @@ TEST(GgufParser, ManyEntriesAndTensors) {
   const auto start = std::chrono::steady_clock::now();
   const std::size_t peak = peak_of([&] {
     const GgufFile file(bytes, "many");
-    EXPECT_TRUE(file.has("key.59999"));
+    EXPECT_TRUE(file.metadata().has("key.59999"));
     EXPECT_NE(file.find_tensor("tensor.31415"), nullptr);
   });
   EXPECT_LE(peak, 2 * bytes.size() + (64u << 20));

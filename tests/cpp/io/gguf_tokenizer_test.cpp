@@ -6,6 +6,7 @@
 
 #include "io/expect_error.h"
 #include "io/gguf_builder.h"
+#include "io/gguf_file.h"
 
 namespace nb::io {
 namespace {
@@ -23,7 +24,7 @@ GgufBuilder vocabulary() {
   return builder;
 }
 
-text::TokenizerSpec read(const test::Bytes& bytes) { return read_tokenizer_spec(GgufFile(bytes, "vocab")); }
+text::TokenizerSpec read(const test::Bytes& bytes) { return read_tokenizer_spec(GgufFile(bytes, "vocab").metadata()); }
 
 TEST(GgufTokenizer, ReadsEveryKey) {
   GgufBuilder builder = vocabulary();
@@ -40,7 +41,7 @@ TEST(GgufTokenizer, ReadsEveryKey) {
       .string("tokenizer.chat_template", "{{ messages }} \xc3\xa9");
   const test::Bytes bytes = builder.build();
   const GgufFile file(bytes, "vocab");
-  const text::TokenizerSpec spec = read_tokenizer_spec(file);
+  const text::TokenizerSpec spec = read_tokenizer_spec(file.metadata());
   EXPECT_EQ(spec.model, "gpt2");
   EXPECT_EQ(spec.pre, "smollm");
   EXPECT_EQ(spec.tokens, (std::vector<std::string_view>{"<unk>", "a", "b", "ab", "<end>"}));
@@ -56,7 +57,7 @@ TEST(GgufTokenizer, ReadsEveryKey) {
   EXPECT_EQ(spec.pad, 4);
   EXPECT_TRUE(spec.add_bos);
   EXPECT_TRUE(spec.add_eos);
-  EXPECT_EQ(read_chat_template(file), "{{ messages }} \xc3\xa9");
+  EXPECT_EQ(read_chat_template(file.metadata()), "{{ messages }} \xc3\xa9");
   // The tokens are views into the file, not copies.
   const char* begin = reinterpret_cast<const char*>(bytes.data());
   EXPECT_TRUE(spec.tokens[3].data() > begin && spec.tokens[3].data() < begin + bytes.size());
@@ -65,13 +66,13 @@ TEST(GgufTokenizer, ReadsEveryKey) {
 TEST(GgufTokenizer, WhatIsMissingHasItsDefault) {
   const test::Bytes bytes = vocabulary().build();
   const GgufFile file(bytes, "vocab");
-  const text::TokenizerSpec spec = read_tokenizer_spec(file);
+  const text::TokenizerSpec spec = read_tokenizer_spec(file.metadata());
   EXPECT_EQ(spec.pre, "default");
   EXPECT_TRUE(spec.types.empty());
   for (const TokenId id : {spec.bos, spec.eos, spec.eot, spec.eom, spec.unk, spec.pad}) EXPECT_EQ(id, -1);
   EXPECT_FALSE(spec.add_bos);
   EXPECT_FALSE(spec.add_eos);
-  EXPECT_FALSE(read_chat_template(file).has_value());
+  EXPECT_FALSE(read_chat_template(file.metadata()).has_value());
 }
 
 TEST(GgufTokenizer, BosFollowsTheFamilyUnlessTheFileSays) {
@@ -160,7 +161,7 @@ TEST(GgufTokenizer, TheTemplateMustBeUtf8) {
   const test::Bytes bytes = builder.build();
   const GgufFile file(bytes, "vocab");
   expect_error(
-      ErrorCode::format, [&] { static_cast<void>(read_chat_template(file)); }, "chat_template", "not UTF-8");
+      ErrorCode::format, [&] { static_cast<void>(read_chat_template(file.metadata())); }, "chat_template", "not UTF-8");
 }
 
 }  // namespace

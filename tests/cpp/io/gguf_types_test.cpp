@@ -8,16 +8,6 @@
 namespace nb::io {
 namespace {
 
-TEST(GgufTypes, NamesAndSizesOfValues) {
-  EXPECT_STREQ(to_string(GgufType::u8), "u8");
-  EXPECT_STREQ(to_string(GgufType::boolean), "boolean");
-  EXPECT_STREQ(to_string(GgufType::f64), "f64");
-  EXPECT_STREQ(to_string(static_cast<GgufType>(13)), "unknown");
-  const std::uint32_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-  for (std::uint32_t i = 0; i < 13; ++i) EXPECT_EQ(gguf_type_bytes(static_cast<GgufType>(i)), bytes[i]) << i;
-  EXPECT_EQ(gguf_type_bytes(static_cast<GgufType>(99)), 0u);
-}
-
 // Bits per weight as ggml publishes them for each format.
 TEST(GgufTypes, BitsPerWeight) {
   struct Row {

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
+#include <map>
 
 #include "base/error.h"
 #include "model/loader.h"
@@ -59,29 +61,132 @@ std::vector<int> random_ids(int count, int vocab) {
 
 class DecoderOnBackend : public testing::TestWithParam<std::string> {};
 
+// A kind of model, how its file says so, and the same model with the fact in question taken away.
+struct ModelCase {
+  const char* name;
+  std::function<void(NaiveLlama&)> make;
+  std::function<void(NaiveLlama&)> forget = nullptr;  // null: there is nothing to take away
+};
+
+// The frequencies of a model of dim 16 with theta 5000, `scaled` one by one.
+std::vector<double> frequencies(const std::function<double(double frequency, int pair)>& scaled) {
+  std::vector<double> out;
+  for (int i = 0; i < 8; ++i) out.push_back(scaled(std::pow(5000.0, -i / 8.0), i));
+  return out;
+}
+
+void forget_scaling(NaiveLlama& naive) {
+  naive.frequencies.clear();
+  naive.magnitude = 1.0;
+}
+
+constexpr double kTwoPi = 6.283185307179586;
+
+const ModelCase kModelCases[] = {
+    {"tied, grouped heads", [](NaiveLlama&) {}},
+    {"untied", [](NaiveLlama& m) { m.tied = false; }},
+    {"one KV head", [](NaiveLlama& m) { m.kv_heads = 1; }},
+    {"a KV head per head", [](NaiveLlama& m) { m.kv_heads = 4; }},
+    {"bias, rows interleaved", [](NaiveLlama& m) { m.bias = true; }, [](NaiveLlama& m) { m.bias = false; }},
+    {"qwen2", [](NaiveLlama& m) { m.architecture = "qwen2", m.bias = true, m.tied = false; },
+     [](NaiveLlama& m) { m.bias = false; }},
+    {"qwen3", [](NaiveLlama& m) { m.architecture = "qwen3", m.qk_norm = true; },
+     [](NaiveLlama& m) { m.qk_norm = false; }},
+    {"qwen3 with bias", [](NaiveLlama& m) { m.architecture = "qwen3", m.qk_norm = m.bias = true; },
+     [](NaiveLlama& m) { m.bias = false; }},
+    {"mistral", [](NaiveLlama& m) { m.architecture = "mistral", m.window = 37; }, [](NaiveLlama& m) { m.window = 0; }},
+    {"llama with a window of one token more", [](NaiveLlama& m) { m.window = 38; },
+     [](NaiveLlama& m) { m.window = 37; }},
+    {"linear scaling",
+     [](NaiveLlama& m) {
+       m.frequencies = frequencies([](double f, int) { return f / 2.5; });
+       m.more_keys = [](io::test::GgufBuilder& b) {
+         b.string("llama.rope.scaling.type", "linear");
+         b.number<float>("llama.rope.scaling.factor", io::test::kF32, 2.5f);
+       };
+     },
+     forget_scaling},
+    {"llama3 scaling, trained on 64 positions",
+     [](NaiveLlama& m) {
+       m.frequencies = frequencies([](double f, int) {
+         const double turns = 64.0 * f / kTwoPi;  // over the original context
+         if (turns > 4.0) return f;
+         if (turns < 1.0) return f / 8.0;
+         const double keep = (turns - 1.0) / 3.0;
+         return keep * f + (1.0 - keep) * f / 8.0;
+       });
+       m.more_keys = [](io::test::GgufBuilder& b) {
+         b.string("llama.rope.scaling.type", "llama3");
+         b.number<float>("llama.rope.scaling.factor", io::test::kF32, 8.0f);
+         b.number<float>("llama.rope.scaling.low_freq_factor", io::test::kF32, 1.0f);
+         b.number<float>("llama.rope.scaling.high_freq_factor", io::test::kF32, 4.0f);
+         b.number<std::uint32_t>("llama.rope.scaling.original_context_length", io::test::kU32, 64);
+       };
+     },
+     forget_scaling},
+    {"llama3 scaling as divisors",
+     [](NaiveLlama& m) {
+       m.divisors = {1, 1, 1.25f, 2, 4, 8, 8, 8};
+       const std::vector<float> divisors = m.divisors;
+       m.frequencies =
+           frequencies([&](double f, int i) { return f / static_cast<double>(divisors[static_cast<std::size_t>(i)]); });
+     },
+     forget_scaling},
+    {"yarn, trained on 64 positions",
+     [](NaiveLlama& m) {
+       m.architecture = "qwen2", m.bias = true;
+       // A pair makes 64 f / 2 pi turns. 32 turns would be pair -3.97, 1 turn is pair 2.18: the ramp goes from 0 to 3.
+       m.frequencies = frequencies([](double f, int i) {
+         const double ramp = std::min(i / 3.0, 1.0);
+         return f * (1.0 - ramp) + f / 6.0 * ramp;
+       });
+       m.magnitude = 0.1 * std::log(6.0) + 1.0;
+       m.more_keys = [](io::test::GgufBuilder& b) {
+         b.string("qwen2.rope.scaling.type", "yarn");
+         b.number<float>("qwen2.rope.scaling.factor", io::test::kF32, 6.0f);
+         b.number<std::uint32_t>("qwen2.rope.scaling.original_context_length", io::test::kU32, 64);
+       };
+     },
+     [](NaiveLlama& m) { m.magnitude = 1.0; }},
+};
+
+// The largest difference of two rows of logits, relative to the largest logit of the second.
+template <class Actual>
+double distance(const Actual* actual, const std::vector<double>& expected) {
+  double largest = 0.0, difference = 0.0;
+  for (std::size_t v = 0; v < expected.size(); ++v) {
+    largest = std::max(largest, std::fabs(expected[v]));
+    difference = std::max(difference, std::fabs(static_cast<double>(actual[v]) - expected[v]));
+  }
+  return difference / largest;
+}
+
 TEST_P(DecoderOnBackend, MatchesTheNaiveModel) {
-  for (bool tied : {true, false}) {
+  static std::map<std::string, std::vector<NaiveLlama::Vector>> naive_logits;
+  for (const ModelCase& item : kModelCases) {
+    SCOPED_TRACE(item.name);
     NaiveLlama naive;
-    naive.tied = tied;
+    item.make(naive);
     naive.fill();
     const io::test::ScratchDir scratch;
     const auto model = load_model(scratch.write("tiny.gguf", naive.gguf()), {.backend = GetParam(), .num_threads = 2});
-    EXPECT_EQ(model->config().tie_word_embeddings, tied);
+    EXPECT_EQ(model->config().tie_word_embeddings, naive.tied);
     EXPECT_EQ(model->act_type(), ops::ActType::f32);
-    const std::vector<int> ids = random_ids(290, naive.vocab);  // more than one split of 256
-    const Result actual = run(*model, ids, 290, quant::KvFormat::f32);
-    const auto expected = naive.forward(ids);
+    const int length = item.forget == nullptr ? 290 : 150;  // 290: more than one split of 256
+    const std::vector<int> ids = random_ids(length, naive.vocab);
+    const Result actual = run(*model, ids, length, quant::KvFormat::f32);
+    std::vector<NaiveLlama::Vector>& expected = naive_logits[item.name];  // the same for every backend
+    if (expected.empty()) expected = naive.forward(ids);
     double worst = 0.0;
     for (std::size_t t = 0; t < ids.size(); ++t) {
-      double largest = 0.0, difference = 0.0;
-      for (std::size_t v = 0; v < expected[t].size(); ++v) {
-        largest = std::max(largest, std::fabs(expected[t][v]));
-        difference = std::max(difference, std::fabs(actual.logits[t * expected[t].size() + v] - expected[t][v]));
-      }
-      worst = std::max(worst, difference / largest);
+      worst = std::max(worst, distance(actual.logits.data() + t * expected[t].size(), expected[t]));
       EXPECT_EQ(actual.greedy[t], std::max_element(expected[t].begin(), expected[t].end()) - expected[t].begin());
     }
     EXPECT_LE(worst, 1e-4);
+    if (item.forget == nullptr) continue;
+    if (GetParam() != "reference") continue;
+    item.forget(naive);  // the test would be worth nothing if the fact made no difference
+    EXPECT_GE(distance(naive.forward(ids).back().data(), expected.back()), 1e-2);
   }
 }
 
@@ -89,19 +194,21 @@ TEST_P(DecoderOnBackend, MatchesTheNaiveModel) {
 TEST_P(DecoderOnBackend, SlicesGiveTheSameBits) {
   NaiveLlama naive;
   naive.fill();
+  NaiveLlama windowed = naive;
+  windowed.window = 37;
   const io::test::ScratchDir scratch;
-  const std::string path = scratch.write("tiny.gguf", naive.gguf());
   const std::vector<int> ids = random_ids(290, naive.vocab);
-  for (quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
-    const auto model = load_model(path, {.backend = GetParam(), .num_threads = 2});
-    const Result whole = run(*model, ids, 290, format);
-    for (int slice : {1, 7, 64, 256}) {
-      const Result sliced = run(*model, ids, slice, format);
-      EXPECT_EQ(std::memcmp(sliced.logits.data(), whole.logits.data(), whole.logits.size() * sizeof(float)), 0)
-          << "slices of " << slice;
-      EXPECT_EQ(sliced.greedy, whole.greedy);
+  for (const std::string& path : {scratch.write("a.gguf", naive.gguf()), scratch.write("b.gguf", windowed.gguf())})
+    for (quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+      const auto model = load_model(path, {.backend = GetParam(), .num_threads = 2});
+      const Result whole = run(*model, ids, 290, format);
+      for (int slice : {1, 7, 64, 256}) {
+        const Result sliced = run(*model, ids, slice, format);
+        EXPECT_EQ(std::memcmp(sliced.logits.data(), whole.logits.data(), whole.logits.size() * sizeof(float)), 0)
+            << "slices of " << slice;
+        EXPECT_EQ(sliced.greedy, whole.greedy);
+      }
     }
-  }
 }
 
 TEST_P(DecoderOnBackend, ForwardIsItsPieces) {

@@ -1,10 +1,12 @@
-// A Llama-shaped model as one obvious loop in double, and the same model written as a GGUF file.
+// A dense decoder of any family as one obvious loop in double, and the same model written as a GGUF file.
 //
-// The oracle of loader and decoder: no KV cache, no blocks, no packing, rows in Hugging Face order. The file stores Q
-// and K rows with interleaved rotary pairs, as GGUF does. Shares no code with the engine. For tests only.
+// The oracle of loader and decoder: no KV cache, no blocks, no packing, rows in Hugging Face order. A file of the llama
+// architecture stores Q and K rows with interleaved rotary pairs, as GGUF does. Shares no code with the engine. For
+// tests only.
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <map>
 #include <random>
 #include <string>
@@ -17,11 +19,18 @@ namespace nb::model {
 
 struct NaiveLlama {
   int layers = 2, hidden = 48, heads = 4, kv_heads = 2, dim = 16, inner = 80, vocab = 70, context = 600;
-  bool tied = true;
+  std::string architecture = "llama";
+  bool tied = true, bias = false, qk_norm = false;
+  int window = 0;  // keys a token sees, its own included; 0 = all
   double theta = 5000.0, eps = 1e-5;
-  std::map<std::string, std::vector<float>> tensors;       // by GGUF name, rows in Hugging Face order
-  std::map<std::string, std::vector<std::uint64_t>> dims;  // innermost first
+  std::vector<double> frequencies;                             // instead of those of theta, one per pair
+  double magnitude = 1.0;                                      // of cos and sin
+  std::vector<float> divisors;                                 // written as rope_freqs.weight; forward ignores them
+  std::function<void(io::test::GgufBuilder&)> more_keys = {};  // further metadata
+  std::map<std::string, std::vector<float>> tensors;           // by GGUF name, rows in Hugging Face order
+  std::map<std::string, std::vector<std::uint64_t>> dims;      // innermost first
   std::vector<std::string> order;
+  std::function<void(const std::string&, const std::vector<double>&)> watch = {};  // each matrix's name and input
 
   void add(const std::string& name, int rows, int cols, double scale, double mean = 0.0) {
     std::vector<float> values(static_cast<std::size_t>(rows * cols));
@@ -36,6 +45,11 @@ struct NaiveLlama {
 
   void fill() {
     const double scale = 1.5 / std::sqrt(hidden);
+    if (!divisors.empty()) {
+      tensors["rope_freqs.weight"] = divisors;
+      dims["rope_freqs.weight"] = {divisors.size()};
+      order.emplace_back("rope_freqs.weight");
+    }
     add("token_embd.weight", vocab, hidden, 1.0);
     add("output_norm.weight", 1, hidden, 0.1, 1.0);
     if (!tied) add("output.weight", vocab, hidden, scale);
@@ -45,6 +59,15 @@ struct NaiveLlama {
       add(prefix + "attn_q.weight", heads * dim, hidden, scale);
       add(prefix + "attn_k.weight", kv_heads * dim, hidden, scale);
       add(prefix + "attn_v.weight", kv_heads * dim, hidden, scale);
+      if (bias) {
+        add(prefix + "attn_q.bias", 1, heads * dim, 0.7);
+        add(prefix + "attn_k.bias", 1, kv_heads * dim, 0.7);
+        add(prefix + "attn_v.bias", 1, kv_heads * dim, 0.7);
+      }
+      if (qk_norm) {
+        add(prefix + "attn_q_norm.weight", 1, dim, 0.5, 1.0);
+        add(prefix + "attn_k_norm.weight", 1, dim, 0.5, 1.0);
+      }
       add(prefix + "attn_output.weight", hidden, heads * dim, scale);
       add(prefix + "ffn_norm.weight", 1, hidden, 0.1, 1.0);
       add(prefix + "ffn_gate.weight", inner, hidden, scale);
@@ -56,6 +79,7 @@ struct NaiveLlama {
   using Vector = std::vector<double>;
 
   Vector multiply(const std::string& name, const Vector& x, int rows) const {
+    if (watch) watch(name, x);
     const std::vector<float>& w = tensors.at(name);
     Vector out(static_cast<std::size_t>(rows), 0.0);
     for (std::size_t r = 0; r < out.size(); ++r) {
@@ -74,12 +98,30 @@ struct NaiveLlama {
     return out;
   }
 
+  // A projection with its bias, each head normalised if the model does that.
+  Vector project(const std::string& prefix, const char* which, const Vector& x, int rows) const {
+    Vector out = multiply(prefix + "attn_" + which + ".weight", x, rows);
+    if (bias) {
+      for (std::size_t r = 0; r < out.size(); ++r) {
+        out[r] += static_cast<double>(tensors.at(prefix + "attn_" + which + ".bias")[r]);
+      }
+    }
+    if (!qk_norm || *which == 'v') return out;
+    for (int head = 0; head < rows / dim; ++head) {
+      const auto at = out.begin() + head * dim;
+      const Vector normed = normalise(prefix + "attn_" + which + "_norm.weight", Vector(at, at + dim));
+      std::copy(normed.begin(), normed.end(), at);
+    }
+    return out;
+  }
+
   void rotate(Vector& x, int position) const {
     const auto half = static_cast<std::size_t>(dim / 2), width = static_cast<std::size_t>(dim);
     for (std::size_t head = 0; head < x.size(); head += width) {
       for (std::size_t i = 0; i < half; ++i) {
-        const double angle = position * std::pow(theta, -2.0 * static_cast<double>(i) / dim);
-        const double a = x[head + i], b = x[head + half + i];
+        const double angle =
+            position * (frequencies.empty() ? std::pow(theta, -2.0 * static_cast<double>(i) / dim) : frequencies[i]);
+        const double a = x[head + i] * magnitude, b = x[head + half + i] * magnitude;
         x[head + i] = a * std::cos(angle) - b * std::sin(angle);
         x[head + half + i] = b * std::cos(angle) + a * std::sin(angle);
       }
@@ -98,9 +140,9 @@ struct NaiveLlama {
       std::vector<Vector> keys, values;
       for (std::size_t t = 0; t < x.size(); ++t) {
         const Vector normed = normalise(prefix + "attn_norm.weight", x[t]);
-        Vector q = multiply(prefix + "attn_q.weight", normed, heads * dim);
-        keys.push_back(multiply(prefix + "attn_k.weight", normed, kv_heads * dim));
-        values.push_back(multiply(prefix + "attn_v.weight", normed, kv_heads * dim));
+        Vector q = project(prefix, "q", normed, heads * dim);
+        keys.push_back(project(prefix, "k", normed, kv_heads * dim));
+        values.push_back(project(prefix, "v", normed, kv_heads * dim));
         rotate(q, static_cast<int>(t));
         rotate(keys.back(), static_cast<int>(t));
         add_to(x[t], multiply(prefix + "attn_output.weight", attend(q, keys, values), hidden));
@@ -141,9 +183,9 @@ struct NaiveLlama {
   void describe(io::test::GgufBuilder& builder) const {
     using namespace io::test;
     const auto number = [&](const std::string& key, int value) {
-      builder.number<std::uint32_t>("llama." + key, kU32, static_cast<std::uint32_t>(value));
+      builder.number<std::uint32_t>(architecture + "." + key, kU32, static_cast<std::uint32_t>(value));
     };
-    builder.string("general.architecture", "llama");
+    builder.string("general.architecture", architecture);
     number("block_count", layers);
     number("embedding_length", hidden);
     number("attention.head_count", heads);
@@ -151,8 +193,10 @@ struct NaiveLlama {
     number("attention.key_length", dim);
     number("feed_forward_length", inner);
     number("context_length", context);
-    builder.number<float>("llama.attention.layer_norm_rms_epsilon", kF32, static_cast<float>(eps));
-    builder.number<float>("llama.rope.freq_base", kF32, static_cast<float>(theta));
+    builder.number<float>(architecture + ".attention.layer_norm_rms_epsilon", kF32, static_cast<float>(eps));
+    builder.number<float>(architecture + ".rope.freq_base", kF32, static_cast<float>(theta));
+    if (window > 0) number("attention.sliding_window", window);
+    if (more_keys) more_keys(builder);
   }
 
  private:
@@ -164,33 +208,37 @@ struct NaiveLlama {
     Vector out(q.size(), 0.0);
     for (int h = 0; h < heads; ++h) {
       const auto at = static_cast<std::size_t>(h * dim), kv_at = static_cast<std::size_t>(h / (heads / kv_heads) * dim);
+      const std::size_t seen = static_cast<std::size_t>(window),
+                        first = seen > 0 && keys.size() > seen ? keys.size() - seen : 0;
       Vector weights;
       double total = 0.0;
-      for (const Vector& key : keys) {
+      for (std::size_t t = first; t < keys.size(); ++t) {
         double score = 0.0;
-        for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) score += q[at + d] * key[kv_at + d];
+        for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) score += q[at + d] * keys[t][kv_at + d];
         weights.push_back(std::exp(score / std::sqrt(dim)));
         total += weights.back();
       }
-      for (std::size_t t = 0; t < keys.size(); ++t) {
+      for (std::size_t t = first; t < keys.size(); ++t) {
         for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) {
-          out[at + d] += weights[t] / total * values[t][kv_at + d];
+          out[at + d] += weights[t - first] / total * values[t][kv_at + d];
         }
       }
     }
     return out;
   }
 
-  // Q and K rows of each head as GGUF orders them: the two halves of the head interleaved.
+  // Q and K rows (and biases) of each head as GGUF orders them: the two halves of the head interleaved.
   std::vector<float> stored(const std::string& name) const {
     std::vector<float> values = tensors.at(name);
+    if (architecture != "llama") return values;
     if (name.find("attn_q.") == std::string::npos && name.find("attn_k.") == std::string::npos) return values;
     const std::vector<float> source = values;
-    const int rows = static_cast<int>(source.size()) / hidden, half = dim / 2;
+    const int width = name.ends_with(".bias") ? 1 : hidden;
+    const int rows = static_cast<int>(source.size()) / width, half = dim / 2;
     for (int row = 0; row < rows; ++row) {
       const int head = row / dim, within = row % dim;
       const int target = head * dim + within % half * 2 + within / half;
-      std::copy_n(source.begin() + row * hidden, hidden, values.begin() + target * hidden);
+      std::copy_n(source.begin() + row * width, width, values.begin() + target * width);
     }
     return values;
   }

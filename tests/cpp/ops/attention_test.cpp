@@ -20,6 +20,7 @@ struct Problem {
     std::vector<int> earlier_runs = {};  // lengths of runs before the last one, at increasing offsets
   };
   std::vector<Sequence> sequences;
+  int window = 0;
 };
 
 struct Plan {
@@ -86,8 +87,8 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
     q = one;
   }
   Matrix out(q.num_rows, q.num_cols, -3.0f);
-  attention(out.view(), q.view(), problem.num_heads, 1.0f / std::sqrt(static_cast<float>(dim)), rope_table, layer,
-            {plan.positions, plan.segments, plan.runs, plan.blocks}, bench.ctx);
+  attention(out.view(), q.view(), problem.num_heads, 1.0f / std::sqrt(static_cast<float>(dim)), problem.window,
+            rope_table, layer, {plan.positions, plan.segments, plan.runs, plan.blocks}, bench.ctx);
   return out;
 }
 
@@ -115,6 +116,18 @@ const Problem kProblems[] = {
     {6, 2, 32, quant::KvFormat::bf16, {{290, 1, {530}}}},
 };
 
+// Windows around the edges of blocks (16), tiles (64) and splits (256), contexts of up to 1500 keys.
+std::vector<Problem> windowed_problems() {
+  std::vector<Problem> problems;
+  for (const int window : {1, 2, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 511, 513, 1499, 1500, 4000}) {
+    for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+      problems.push_back({6, 2, 16, format, {{1500, 3}, {300, 60}, {70, 70}, {600, 1}}, window});
+      problems.push_back({5, 1, 32, format, {{40, 10, {20, 300}}, {20, 20, {257, 256, 64}}}, window});
+    }
+  }
+  return problems;
+}
+
 class Attention : public EveryBackend {};
 
 TEST_P(Attention, MatchesReference) {
@@ -125,6 +138,77 @@ TEST_P(Attention, MatchesReference) {
     const double tolerance = problem.format == quant::KvFormat::f32 ? 5e-6 : 3e-5;
     expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
                  "heads " + std::to_string(problem.num_heads) + " dim " + std::to_string(problem.head_dim));
+  }
+}
+
+// The window against its definition in double, on the reference backend: softmax over keys p - W < s <= p.
+TEST(AttentionWindow, ReferenceFollowsTheDefinition) {
+  constexpr int kKeys = 400, kDim = 16;
+  const auto table = make_rotations(kDim, kKeys);
+  const RopeTable rope_table{table.data(), kDim, kKeys};
+  Bench bench("reference");
+  kv::KvStorage storage({quant::KvFormat::f32, 1, 1, kDim}, kKeys / 16);
+  Matrix k = Matrix::random(kKeys, kDim, 1), v = Matrix::random(kKeys, kDim, 2), q = Matrix::random(kKeys, kDim, 3);
+  std::vector<int32_t> positions(kKeys), blocks(kKeys / 16);
+  std::iota(positions.begin(), positions.end(), 0);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  Matrix keys = k, queries = q;
+  rope(keys.view(), positions, rope_table, bench.ctx);
+  rope(queries.view(), positions, rope_table, bench.ctx);
+  kv_write(storage.layer(0), keys.view(), v.view(), positions, bench.ctx);
+  const std::vector<AttentionRun> runs = {{0, kKeys, 0}};
+  const std::vector<AttentionSegment> segments = {{0, kKeys, 0, 1}};
+  for (const int window : {0, 1, 2, 16, 37, 64, 256, 399, 400, 401}) {
+    Matrix out(kKeys, kDim), expected(kKeys, kDim);
+    attention(out.view(), q.view(), 1, 0.3f, window, rope_table, storage.layer(0), {positions, segments, runs, blocks},
+              bench.ctx);
+    for (int p = 0; p < kKeys; ++p) {
+      double total = 0.0;
+      std::vector<double> sums(kDim, 0.0);
+      for (int s = 0; s <= p; ++s) {
+        if (window > 0 && s <= p - window) continue;
+        double score = 0.0;
+        for (int d = 0; d < kDim; ++d) score += static_cast<double>(queries.at(p, d)) * keys.at(s, d);
+        const double weight = std::exp(score * 0.3);
+        total += weight;
+        for (int d = 0; d < kDim; ++d) sums[static_cast<std::size_t>(d)] += weight * v.at(s, d);
+      }
+      for (int d = 0; d < kDim; ++d) {
+        expected.values[static_cast<std::size_t>(p * kDim + d)] =
+            static_cast<float>(sums[static_cast<std::size_t>(d)] / total);
+      }
+    }
+    expect_close(out, expected, 1e-6, "window " + std::to_string(window));
+  }
+}
+
+TEST_P(Attention, WindowsMatchReference) {
+  for (const Problem& problem : windowed_problems()) {
+    const auto table = make_rotations(problem.head_dim, 1600);
+    Bench reference("reference"), bench(GetParam(), 2);
+    const double tolerance = problem.format == quant::KvFormat::f32 ? 5e-6 : 3e-5;
+    expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
+                 "window " + std::to_string(problem.window) + " heads " + std::to_string(problem.num_heads));
+  }
+}
+
+// Promise 1 with windows. A row alone skips every split, tile and block below its own window; in a batch the same keys
+// are computed for the rows before it and masked for this one. Equal bits show that skipping is exact.
+TEST_P(Attention, SkippingWhatIsBelowTheWindowChangesNoBit) {
+  for (const Problem& problem : windowed_problems()) {
+    const auto table = make_rotations(problem.head_dim, 1600);
+    Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
+    const Matrix all = attend(two, problem, table);
+    EXPECT_TRUE(same_bits(all, attend(one, problem, table)));
+    for (int row = 0; row < all.num_rows; row += 1 + static_cast<int>(all.num_rows) / 4) {
+      for (Bench* bench : {&one, &three}) {
+        const Matrix alone = attend(*bench, problem, table, row);
+        EXPECT_EQ(std::memcmp(alone.values.data(), all.values.data() + row * all.num_cols,
+                              alone.values.size() * sizeof(float)),
+                  0)
+            << "row " << row << ", heads " << problem.num_heads << ", window " << problem.window;
+      }
+    }
   }
 }
 
@@ -172,7 +256,7 @@ TEST(AttentionIdentity, OffsetRunsEqualOneRun) {
     const std::vector<AttentionSegment> segments = {{0, 1, 0, static_cast<int32_t>(runs.size())}};
     const std::vector<int32_t> blocks = {0, 1, 2, 3}, at = {63};
     Matrix out(1, 32);
-    attention(out.view(), q.view(), 1, 0.2f, rope_table, storage.layer(0), {at, segments, runs, blocks}, bench.ctx);
+    attention(out.view(), q.view(), 1, 0.2f, 0, rope_table, storage.layer(0), {at, segments, runs, blocks}, bench.ctx);
     return out;
   };
   expect_close(run(true), run(false), 2e-6, "composed against contiguous");

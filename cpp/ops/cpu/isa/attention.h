@@ -4,6 +4,8 @@
 // the columns that share a KV head are computed together. Rules that keep a column's bits independent of everything
 // else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of 64; each
 // split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in order.
+// A sliding window moves no cut: a split of which a column sees nothing is the empty state, a tile of which it sees
+// nothing changes no state, so both may be skipped where no column of the tile of columns sees them.
 // When there are few columns and many keys, splits are shared out between threads and folded after a barrier: the
 // same arithmetic, in the same order. Source of the online softmax: Milakov & Gimelshein 2018; Dao et al. 2022.
 #pragma once
@@ -89,10 +91,34 @@ inline ColumnTile tile_at(const AttentionSegment& segment, const TilePlan& plan,
   return tile;
 }
 
-// Keys of `run` that the column's row may see.
-inline int visible_keys(const AttentionArgs& a, const AttentionRun& run, int row) {
+// Keys [begin, end) of a run that a column sees, or its tile of columns together; empty if begin >= end.
+struct KeyRange {
+  int begin, end;
+};
+
+inline KeyRange visible_keys(const AttentionArgs& a, const AttentionRun& run, int row) {
   const int limit = a.positions[row] - run.position_offset + 1;
-  return limit < 0 ? 0 : limit < run.num_keys ? limit : run.num_keys;
+  const int first = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  return {first, limit < run.num_keys ? limit : run.num_keys};
+}
+
+// What all columns of a tile see of a run, and each of them.
+struct Visibility {
+  KeyRange all;
+  KeyRange column[kMaxColumns];
+};
+
+inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run) {
+  Visibility seen;
+  seen.all = {run.num_keys, 0};
+  for (int c = 0; c < tile.columns(); ++c) {
+    const KeyRange range = visible_keys(a, run, tile.row_of(c));
+    seen.column[c] = range;
+    if (range.begin >= range.end) continue;
+    if (range.begin < seen.all.begin) seen.all.begin = range.begin;
+    if (range.end > seen.all.end) seen.all.end = range.end;
+  }
+  return seen;
 }
 
 inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, ColumnScratch& s) {
@@ -155,9 +181,10 @@ inline void value_block(const uint8_t* cell, int dim, const float* p, float* acc
   }
 }
 
-// Turns the 64 raw scores of one column into weights, of which the first `visible` count, and rescales its state.
-inline void soften_column(float* scores, int visible, SplitState& state, float* acc, int dim) {
-  for (int k = visible; k < kTileKeys; ++k) scores[k] = -__builtin_inff();
+// Turns the 64 raw scores of one column into weights, of which only those in `seen` count, and rescales its state.
+inline void soften_column(float* scores, KeyRange seen, SplitState& state, float* acc, int dim) {
+  for (int k = 0; k < seen.begin; ++k) scores[k] = -__builtin_inff();
+  for (int k = seen.end; k < kTileKeys; ++k) scores[k] = -__builtin_inff();
   F largest = f_load(scores);
   for (int k = kLanes; k < kTileKeys; k += kLanes) largest = f_max(largest, f_load(scores + k));
   const float tile_max = max_lanes(largest);
@@ -181,11 +208,10 @@ inline void soften_column(float* scores, int visible, SplitState& state, float* 
 // Adds the tile of keys [begin, begin + 64) of a run to the split states of all columns.
 template <quant::KvFormat kFormat>
 inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, int begin,
-                        const int* visible, ColumnScratch& s) {
+                        const Visibility& seen, ColumnScratch& s) {
   const int dim = a.kv.head_dim, columns = tile.columns();
-  int most = 0;
-  for (int c = 0; c < columns; ++c) most = visible[c] > most ? visible[c] : most;
-  const int keys = most - begin < kTileKeys ? most - begin : kTileKeys;
+  const int first_block = seen.all.begin > begin ? (seen.all.begin - begin) / 16 : 0;
+  const int keys = seen.all.end - begin < kTileKeys ? seen.all.end - begin : kTileKeys;
   const int num_blocks = (keys + 15) / 16;
   const int32_t* blocks = a.blocks + run.block_begin + begin / 16;
   const auto for_columns = [&](auto&& six, auto&& one) {
@@ -193,21 +219,23 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const At
     for (; c + kColumnGroup <= columns; c += kColumnGroup) six(c);
     for (; c < columns; ++c) one(c);
   };
-  for (int b = 0; b < num_blocks; ++b) {
+  for (int b = first_block; b < num_blocks; ++b) {
     const uint8_t* cell = kv_cell(a.kv, blocks[b], 0, tile.kv_head);
     for_columns(
         [&](int c) { score_block<kFormat, kColumnGroup>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); },
         [&](int c) { score_block<kFormat, 1>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); });
   }
   for (int c = 0; c < columns; ++c) {
-    const int own = visible[c] - begin < 0 ? 0 : visible[c] - begin < kTileKeys ? visible[c] - begin : kTileKeys;
-    if (own > 0) {
+    KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
+    if (own.begin < 0) own.begin = 0;
+    if (own.end > kTileKeys) own.end = kTileKeys;
+    if (own.begin < own.end) {
       soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
     } else {
       for (int k = 0; k < kTileKeys; ++k) s.scores[c * kTileKeys + k] = 0.0f;
     }
   }
-  for (int b = 0; b < num_blocks; ++b) {
+  for (int b = first_block; b < num_blocks; ++b) {
     const uint8_t* cell = kv_cell(a.kv, blocks[b], 1, tile.kv_head);
     for_columns(
         [&](int c) {
@@ -219,19 +247,18 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const At
 
 // The states of all columns over one split (keys from `begin`) of a run, from empty. s.q holds the run's queries.
 inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, int begin,
-                         const int* visible, ColumnScratch& s) {
+                         const Visibility& seen, ColumnScratch& s) {
   const int dim = a.kv.head_dim;
-  int most = 0;
   for (int c = 0; c < tile.columns(); ++c) {
     s.split[c] = {-__builtin_inff(), 0.0f};
     for (int d = 0; d < dim; ++d) s.acc[c * dim + d] = 0.0f;
-    most = visible[c] > most ? visible[c] : most;
   }
-  for (int at = begin; at < begin + kSplitKeys && at < most; at += kTileKeys) {
+  for (int at = begin; at < begin + kSplitKeys && at < seen.all.end; at += kTileKeys) {
+    if (at + kTileKeys <= seen.all.begin) continue;
     if (a.kv.format == quant::KvFormat::bf16) {
-      attend_tile<quant::KvFormat::bf16>(a, tile, run, at, visible, s);
+      attend_tile<quant::KvFormat::bf16>(a, tile, run, at, seen, s);
     } else {
-      attend_tile<quant::KvFormat::f32>(a, tile, run, at, visible, s);
+      attend_tile<quant::KvFormat::f32>(a, tile, run, at, seen, s);
     }
   }
 }
@@ -266,18 +293,15 @@ inline void write_column(const AttentionArgs& a, int row, int head, const SplitS
   for (int d = 0; d < dim; d += kLanes) f_store(out + d, f_load(acc + d) * inverse);
 }
 
-// Calls visit(run, split_begin, visible) for every split any column of the tile can see, in order.
+// Calls visit(run, split_begin, seen) for every split any column of the tile can see, in order.
 template <class Visit>
 inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit&& visit) {
-  int visible[kMaxColumns];
   for (int r = tile.segment->run_begin; r < tile.segment->run_begin + tile.segment->run_count; ++r) {
     const AttentionRun& run = a.runs[r];
-    int most = 0;
-    for (int c = 0; c < tile.columns(); ++c) {
-      visible[c] = visible_keys(a, run, tile.row_of(c));
-      most = visible[c] > most ? visible[c] : most;
+    const Visibility seen = visibility(a, tile, run);
+    for (int begin = seen.all.begin / kSplitKeys * kSplitKeys; begin < seen.all.end; begin += kSplitKeys) {
+      visit(run, begin, seen);
     }
-    for (int begin = 0; begin < most; begin += kSplitKeys) visit(run, begin, visible);
   }
 }
 
@@ -285,10 +309,10 @@ inline void attend_whole_tile(const AttentionArgs& a, const ColumnTile& tile, Co
   const int dim = a.kv.head_dim;
   begin_totals(tile, dim, s);
   const AttentionRun* rotated = nullptr;
-  for_each_split(a, tile, [&](const AttentionRun& run, int begin, const int* visible) {
+  for_each_split(a, tile, [&](const AttentionRun& run, int begin, const Visibility& seen) {
     if (rotated != &run) rotate_columns(a, tile, run, s);
     rotated = &run;
-    attend_split(a, tile, run, begin, visible, s);
+    attend_split(a, tile, run, begin, seen, s);
     for (int c = 0; c < tile.columns(); ++c) fold(s.total[c], s.out + c * dim, s.split[c], s.acc + c * dim, dim);
   });
   for (int c = 0; c < tile.columns(); ++c)
@@ -313,7 +337,7 @@ inline Work count_work(const AttentionArgs& a, const TilePlan& plan) {
     work.tiles += tiles;
     for (int i = 0; i < tiles; ++i) {
       const ColumnTile tile = tile_at(a.segments[s], plan, a.kv.num_kv_heads, i);
-      for_each_split(a, tile, [&](const AttentionRun&, int, const int*) { ++work.splits; });
+      for_each_split(a, tile, [&](const AttentionRun&, int, const Visibility&) { ++work.splits; });
     }
   }
   return work;
@@ -346,12 +370,12 @@ inline void attend_shared(const AttentionArgs& a, const TilePlan& plan, ColumnSc
   int item = 0;
   for_each_tile(a, plan, [&](const ColumnTile& tile) {
     const AttentionRun* rotated = nullptr;
-    for_each_split(a, tile, [&](const AttentionRun& run, int begin, const int* visible) {
+    for_each_split(a, tile, [&](const AttentionRun& run, int begin, const Visibility& seen) {
       const int mine = item++;
       if (mine % part.count != part.index) return;
       if (rotated != &run) rotate_columns(a, tile, run, s);
       rotated = &run;
-      attend_split(a, tile, run, begin, visible, s);
+      attend_split(a, tile, run, begin, seen, s);
       float* partial = partials + mine * partial_floats(dim);
       for (int c = 0; c < tile.columns(); ++c, partial += dim + 2) {
         partial[0] = s.split[c].max;
@@ -366,7 +390,7 @@ inline void attend_shared(const AttentionArgs& a, const TilePlan& plan, ColumnSc
   for_each_tile(a, plan, [&](const ColumnTile& tile) {
     const bool mine = index++ % part.count == part.index;
     if (mine) begin_totals(tile, dim, s);
-    for_each_split(a, tile, [&](const AttentionRun&, int, const int*) {
+    for_each_split(a, tile, [&](const AttentionRun&, int, const Visibility&) {
       const float* partial = partials + item++ * partial_floats(dim);
       if (!mine) return;
       for (int c = 0; c < tile.columns(); ++c, partial += dim + 2) {

@@ -13,6 +13,7 @@
 
 #include "base/ids.h"
 #include "ops/kernel_table.h"
+#include "quant/tile_shape.h"
 
 namespace nb::ops {
 namespace {

@@ -5,72 +5,151 @@
 #pragma once
 
 using quant::Format;
-
-constexpr int tile_bytes(Format format) {
-  switch (format) {
-    case Format::f32:
-      return 2048;
-    case Format::bf16:
-      return 1024;
-    case Format::f16:
-      return 1024;
-    case Format::q4_0:
-      return 288;
-    case Format::q4_1:
-      return 320;
-    case Format::q8_0:
-      return 544;
-  }
-  return 0;
-}
+using quant::tile_shape;
+using quant::TileShape;
 
 /// Rows of x computed together: as many accumulators as the registers hold.
 constexpr int kMaxRows = kLanes == 16 ? 12 : 4;
 
+constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8; }
+
+// The tile that holds columns [32g, 32g + 32).
+template <Format kFormat>
+inline const uint8_t* tile_address(const uint8_t* strip, int g) {
+  constexpr TileShape kShape = tile_shape(kFormat);
+  return strip + kShape.header_bytes + static_cast<int64_t>(g / kShape.groups) * kShape.tile_bytes;
+}
+
+// The scales of one tile, for one part of its rows.
+template <Format kFormat>
+struct TileScales {
+  static constexpr TileShape kShape = tile_shape(kFormat);
+  static constexpr bool kIsK = kFormat == Format::q4_k || kFormat == Format::q5_k;
+  const uint8_t* bytes;  // one per row and group, of the formats that have them
+  F d, m;
+
+  TileScales(const uint8_t* strip, const uint8_t* tile, int part) {
+    const uint8_t* scales = tile + kShape.groups * kShape.group_bytes;
+    bytes = scales + part * kLanes;
+    const uint8_t* halves = (kFormat == Format::w8_channel ? strip : scales) + part * kLanes * 2;
+    if (kIsK || kFormat == Format::q6_k) halves += 256;
+    d = f_load_f16(halves);
+    if constexpr (kShape.has_minimum) m = f_load_f16(halves + 32);
+    if constexpr (kIsK) m = m * f_set1(-1.0f);  // these subtract their minimum
+  }
+
+  // Scale of columns [0, 16) or [16, 32) of group g.
+  F scale(int g, int half) const {
+    if constexpr (kIsK) return d * to_float(i_load_u8(bytes + 16 * g));
+    if constexpr (kFormat == Format::q6_k) return d * to_float(i_load_s8(bytes + 16 * (2 * g + half)));
+    return d;
+  }
+  F minimum(int g) const {
+    if constexpr (kIsK) return m * to_float(i_load_u8(bytes + 16 * (8 + g)));
+    return m;
+  }
+};
+
+// Walks the codes of 32 columns, 4 to 6 bits each: step j gives those of columns 4j .. 4j+3 and 16+4j .. 16+4j+3.
+template <Format kFormat>
+struct CodeWalk {
+  static constexpr int kExtra = tile_shape(kFormat).code_bits - 4;
+  const uint8_t* lanes;
+  I low, high;
+  I low_plane, high_plane;
+
+  void step(int j) {
+    const I nibbles = i_set1(0x0f0f0f0f);
+    const I w = i_load(lanes + 64 * j);
+    low = w & nibbles;
+    high = shift_right<4>(w) & nibbles;
+    if constexpr (kExtra > 0) {
+      constexpr int kStepsPerPlane = 4 / kExtra;
+      const I mask = i_set1(kExtra == 1 ? 0x10101010 : 0x30303030);
+      if (j % kStepsPerPlane == 0) {
+        low_plane = i_load(lanes + 256 + 64 * (j / kStepsPerPlane));
+        high_plane = shift_left<4>(low_plane);
+      } else {
+        low_plane = shift_right<kExtra>(low_plane);
+        high_plane = shift_right<kExtra>(high_plane);
+      }
+      low = low | (low_plane & mask);
+      high = high | (high_plane & mask);
+    }
+  }
+};
+
+// dots[t] += the products of one group of 32 columns, or of its first or second half only.
+enum class Half { both, first, second };
+template <Format kFormat, int kRows, Half kHalf>
+inline void dot_group(const uint8_t* lanes, const int8_t* codes, int cols, I* dots) {
+  if constexpr (tile_shape(kFormat).code_bits == 8) {
+    for (int j = 0; j < 8; ++j) {
+      const I w = i_load(lanes + 64 * j);
+      for (int t = 0; t < kRows; ++t) dots[t] = dot_biased8(dots[t], w, i_broadcast4(codes + t * cols + 4 * j));
+    }
+  } else {
+    CodeWalk<kFormat> walk;
+    walk.lanes = lanes;
+    for (int j = 0; j < 4; ++j) {
+      walk.step(j);
+      for (int t = 0; t < kRows; ++t) {
+        const int8_t* x = codes + t * cols + 4 * j;
+        if constexpr (kHalf == Half::both) {
+          dots[t] = dot_u6(dots[t], walk.low, i_broadcast4(x), walk.high, i_broadcast4(x + 16));
+        } else {
+          dots[t] = kHalf == Half::first ? dot_u6(dots[t], walk.low, i_broadcast4(x))
+                                         : dot_u6(dots[t], walk.high, i_broadcast4(x + 16));
+        }
+      }
+    }
+  }
+}
+
 // Sixteen outputs of kRows rows of x, in memory order [row][16].
 template <Format kFormat, int kRows>
 inline void strip_int8(const uint8_t* strip, const Activation& x, int row, float* out) {
+  constexpr TileShape kShape = tile_shape(kFormat);
+  constexpr int32_t kZero = kShape.code_bits == 8 && !kBiasedDot ? 0 : kShape.zero;
   const int groups = x.cols / 32;
   const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.cols;
   const float* scales = x.scales + static_cast<int64_t>(row) * groups;
   const int32_t* sums = x.sums + static_cast<int64_t>(row) * groups;
-  constexpr int32_t kZero = kFormat == Format::q4_0 ? 8 : kFormat == Format::q8_0 && kBiasedDot ? 128 : 0;
-  constexpr int kCodeBytes = kFormat == Format::q8_0 ? 512 : 256;
-  const I low_nibbles = i_set1(0x0f0f0f0f);
+  const int32_t* half_sums = x.half_sums + static_cast<int64_t>(row) * groups;
   for (int part = 0; part < kParts; ++part) {
     F acc[kRows];
     for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
-    const uint8_t* tile = strip + part * kLanes * 4;
-    const uint8_t* scale_bytes = strip + kCodeBytes + part * kLanes * 2;
-    for (int g = 0; g < groups; ++g, tile += tile_bytes(kFormat), scale_bytes += tile_bytes(kFormat)) {
-      I dots[kRows];
-      for (int t = 0; t < kRows; ++t) dots[t] = i_set1(kZero == 0 ? 0 : -kZero * sums[t * groups + g]);
-      if constexpr (kFormat == Format::q8_0) {
-        for (int j = 0; j < 8; ++j) {
-          const I w = i_load(tile + 64 * j);
+    const uint8_t* tile = strip + kShape.header_bytes;
+    for (int first = 0; first < groups; first += kShape.groups, tile += kShape.tile_bytes) {
+      const TileScales<kFormat> tile_scales(strip, tile, part);
+      for (int i = 0; i < kShape.groups; ++i) {
+        const int g = first + i;
+        const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
+        I dots[kRows];
+        if constexpr (kFormat == Format::q6_k) {
+          // Two scales a group, so two sums, folded in order.
+          for (int t = 0; t < kRows; ++t) dots[t] = i_set1(-kZero * half_sums[t * groups + g]);
+          dot_group<kFormat, kRows, Half::first>(lanes, codes + 32 * g, x.cols, dots);
+          const F first_scale = tile_scales.scale(i, 0);
           for (int t = 0; t < kRows; ++t) {
-            dots[t] = dot_biased8(dots[t], w, i_broadcast4(codes + t * x.cols + 32 * g + 4 * j));
+            acc[t] = fma(to_float(dots[t]), first_scale * f_set1(scales[t * groups + g]), acc[t]);
+            dots[t] = i_set1(-kZero * (sums[t * groups + g] - half_sums[t * groups + g]));
           }
+          dot_group<kFormat, kRows, Half::second>(lanes, codes + 32 * g, x.cols, dots);
+        } else {
+          for (int t = 0; t < kRows; ++t) dots[t] = i_set1(kZero == 0 ? 0 : -kZero * sums[t * groups + g]);
+          dot_group<kFormat, kRows, Half::both>(lanes, codes + 32 * g, x.cols, dots);
         }
-      } else {
-        for (int j = 0; j < 4; ++j) {
-          const I w = i_load(tile + 64 * j);
-          const I low = w & low_nibbles, high = shift_right<4>(w) & low_nibbles;
-          for (int t = 0; t < kRows; ++t) {
-            const int8_t* group = codes + t * x.cols + 32 * g + 4 * j;
-            dots[t] = dot_u4(dots[t], low, i_broadcast4(group), high, i_broadcast4(group + 16));
-          }
-        }
-      }
-      const F scale = f_load_f16(scale_bytes);
-      for (int t = 0; t < kRows; ++t) {
-        acc[t] = fma(to_float(dots[t]), scale * f_set1(scales[t * groups + g]), acc[t]);
-      }
-      if constexpr (kFormat == Format::q4_1) {
-        const F minimum = f_load_f16(scale_bytes + 32);
+        const F scale = tile_scales.scale(i, 1);
         for (int t = 0; t < kRows; ++t) {
-          const float shift = scales[t * groups + g] * static_cast<float>(sums[t * groups + g]);
-          acc[t] = fma(minimum, f_set1(shift), acc[t]);
+          acc[t] = fma(to_float(dots[t]), scale * f_set1(scales[t * groups + g]), acc[t]);
+        }
+        if constexpr (kShape.has_minimum) {
+          const F minimum = tile_scales.minimum(i);
+          for (int t = 0; t < kRows; ++t) {
+            const float shift = scales[t * groups + g] * static_cast<float>(sums[t * groups + g]);
+            acc[t] = fma(minimum, f_set1(shift), acc[t]);
+          }
         }
       }
     }
@@ -78,10 +157,13 @@ inline void strip_int8(const uint8_t* strip, const Activation& x, int row, float
   }
 }
 
-// The 32 columns of one tile as vectors of rows, dequantized to f32.
+// The 32 columns of group g of a strip as vectors of rows, dequantized to f32.
 template <Format kFormat>
-inline void unpack_tile(const uint8_t* tile, int part, F* w) {
-  const uint8_t* lanes = tile + part * kLanes * 4;
+inline void unpack_group(const uint8_t* strip, int g, int part, F* w) {
+  constexpr TileShape kShape = tile_shape(kFormat);
+  const uint8_t* tile = tile_address<kFormat>(strip, g);
+  const int index = g % kShape.groups;
+  const uint8_t* lanes = tile + index * kShape.group_bytes + part * kLanes * 4;
   if constexpr (kFormat == Format::f32) {
     for (int k = 0; k < 32; ++k) w[k] = bits_to_float(i_load(lanes + 64 * k));
   } else if constexpr (kFormat == Format::bf16) {
@@ -92,33 +174,30 @@ inline void unpack_tile(const uint8_t* tile, int part, F* w) {
     }
   } else if constexpr (kFormat == Format::f16) {
     for (int k = 0; k < 32; ++k) w[k] = f_load_f16(tile + 32 * k + part * kLanes * 2);
-  } else if constexpr (kFormat == Format::q8_0) {
-    const F scale = f_load_f16(tile + 512 + part * kLanes * 2);
-    for (int k = 0; k < 32; ++k) {
-      const I byte = shift_right<24>(shift_left<24>(k % 4 == 0   ? i_load(lanes + 16 * k)
-                                                    : k % 4 == 1 ? shift_right<8>(i_load(lanes + 16 * (k - 1)))
-                                                    : k % 4 == 2 ? shift_right<16>(i_load(lanes + 16 * (k - 2)))
-                                                                 : shift_right<24>(i_load(lanes + 16 * (k - 3)))));
-      w[k] = scale * to_float(byte + i_set1(-128));
-    }
   } else {
-    const F scale = f_load_f16(tile + 256 + part * kLanes * 2);
-    const F minimum = kFormat == Format::q4_1 ? f_load_f16(tile + 288 + part * kLanes * 2) : f_zero();
-    const I low_nibble = i_set1(15);
-    const auto value = [&](I code) {
-      if constexpr (kFormat == Format::q4_1) return scale * to_float(code) + minimum;
-      return scale * to_float(code + i_set1(-8));
+    const TileScales<kFormat> scales(strip, tile, part);
+    const F scale[2] = {scales.scale(index, 0), scales.scale(index, 1)};
+    const I zero = i_set1(-kShape.zero);
+    // The four codes in the bytes of each lane, columns k .. k+3.
+    const auto store_four = [&](I codes, int k) {
+      const I byte = i_set1(255);
+      const I four[4] = {codes & byte, shift_right<8>(codes) & byte, shift_right<16>(codes) & byte,
+                         shift_right<24>(codes)};
+      for (int b = 0; b < 4; ++b) {
+        w[k + b] = scale[k / 16] * to_float(kShape.zero == 0 ? four[b] : four[b] + zero);
+        if constexpr (kShape.has_minimum) w[k + b] = w[k + b] + scales.minimum(index);
+      }
     };
-    for (int j = 0; j < 4; ++j) {
-      const I codes = i_load(lanes + 64 * j);
-      w[4 * j] = value(codes & low_nibble);
-      w[4 * j + 1] = value(shift_right<8>(codes) & low_nibble);
-      w[4 * j + 2] = value(shift_right<16>(codes) & low_nibble);
-      w[4 * j + 3] = value(shift_right<24>(codes) & low_nibble);
-      w[16 + 4 * j] = value(shift_right<4>(codes) & low_nibble);
-      w[16 + 4 * j + 1] = value(shift_right<12>(codes) & low_nibble);
-      w[16 + 4 * j + 2] = value(shift_right<20>(codes) & low_nibble);
-      w[16 + 4 * j + 3] = value(shift_right<28>(codes) & low_nibble);
+    if constexpr (kShape.code_bits == 8) {
+      for (int j = 0; j < 8; ++j) store_four(i_load(lanes + 64 * j), 4 * j);
+    } else {
+      CodeWalk<kFormat> walk;
+      walk.lanes = lanes;
+      for (int j = 0; j < 4; ++j) {
+        walk.step(j);
+        store_four(walk.low, 4 * j);
+        store_four(walk.high, 16 + 4 * j);
+      }
     }
   }
 }
@@ -130,46 +209,63 @@ inline void strip_float(const uint8_t* strip, const Activation& x, int row, floa
   for (int part = 0; part < kParts; ++part) {
     F acc[kRows];
     for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
-    const uint8_t* tile = strip;
-    for (int begin = 0; begin < x.cols; begin += 32, tile += tile_bytes(kFormat)) {
+    for (int g = 0; g < x.cols / 32; ++g) {
       F w[32];
-      unpack_tile<kFormat>(tile, part, w);
+      unpack_group<kFormat>(strip, g, part, w);
       for (int k = 0; k < 32; ++k) {
-        for (int t = 0; t < kRows; ++t) acc[t] = muladd(w[k], f_set1(values[t * x.cols + begin + k]), acc[t]);
+        for (int t = 0; t < kRows; ++t) acc[t] = muladd(w[k], f_set1(values[t * x.cols + 32 * g + k]), acc[t]);
       }
     }
     for (int t = 0; t < kRows; ++t) f_store(out + t * 16 + part * kLanes, acc[t]);
   }
 }
 
-using StripKernel = void (*)(const uint8_t*, const Activation&, int, float*);
-
-template <Format kFormat, int kRows>
-constexpr StripKernel strip_kernel(bool is_int8) {
-  if constexpr (kFormat == Format::q4_0 || kFormat == Format::q4_1 || kFormat == Format::q8_0) {
-    return is_int8 ? strip_int8<kFormat, kRows> : strip_float<kFormat, kRows>;
-  } else {
-    return strip_float<kFormat, kRows>;
+/// Calls function.operator()<format>() with the format as a constant.
+template <class Function>
+inline auto with_format(Format format, const Function& function) {
+  switch (format) {
+    case Format::f32:
+      return function.template operator()<Format::f32>();
+    case Format::bf16:
+      return function.template operator()<Format::bf16>();
+    case Format::f16:
+      return function.template operator()<Format::f16>();
+    case Format::q4_0:
+      return function.template operator()<Format::q4_0>();
+    case Format::q4_1:
+      return function.template operator()<Format::q4_1>();
+    case Format::q5_0:
+      return function.template operator()<Format::q5_0>();
+    case Format::q5_1:
+      return function.template operator()<Format::q5_1>();
+    case Format::q4_k:
+      return function.template operator()<Format::q4_k>();
+    case Format::q5_k:
+      return function.template operator()<Format::q5_k>();
+    case Format::q6_k:
+      return function.template operator()<Format::q6_k>();
+    case Format::w8:
+      return function.template operator()<Format::w8>();
+    case Format::w8_channel:
+      return function.template operator()<Format::w8_channel>();
+    case Format::w4:
+      return function.template operator()<Format::w4>();
+    case Format::q8_0:
+      break;
   }
+  return function.template operator()<Format::q8_0>();
 }
+
+using StripKernel = void (*)(const uint8_t*, const Activation&, int, float*);
 
 template <int kRows>
 inline StripKernel find_strip_kernel(Format format, bool is_int8) {
-  switch (format) {
-    case Format::f32:
-      return strip_kernel<Format::f32, kRows>(is_int8);
-    case Format::bf16:
-      return strip_kernel<Format::bf16, kRows>(is_int8);
-    case Format::f16:
-      return strip_kernel<Format::f16, kRows>(is_int8);
-    case Format::q4_0:
-      return strip_kernel<Format::q4_0, kRows>(is_int8);
-    case Format::q4_1:
-      return strip_kernel<Format::q4_1, kRows>(is_int8);
-    case Format::q8_0:
-      return strip_kernel<Format::q8_0, kRows>(is_int8);
-  }
-  return nullptr;
+  return with_format(format, [is_int8]<Format kFormat>() -> StripKernel {
+    if constexpr (is_quantized(kFormat)) {
+      if (is_int8) return strip_int8<kFormat, kRows>;
+    }
+    return strip_float<kFormat, kRows>;
+  });
 }
 
 // The kernels of one format for every row count, looked up once per operator.

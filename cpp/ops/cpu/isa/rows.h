@@ -10,9 +10,9 @@ template <Format kFormat>
 inline void embed_row(const LinearSegment& table, int id, float* out) {
   const uint8_t* strip = strip_address(table, id / 16);
   const int part = id % 16 / kLanes, lane = id % kLanes;
-  for (int begin = 0; begin < table.cols; begin += 32, strip += tile_bytes(kFormat)) {
+  for (int begin = 0; begin < table.cols; begin += 32) {
     F w[32];
-    unpack_tile<kFormat>(strip, part, w);
+    unpack_group<kFormat>(strip, begin / 32, part, w);
     const int count = table.cols - begin < 32 ? table.cols - begin : 32;
     float lanes[kLanes];
     for (int k = 0; k < count; ++k) {
@@ -24,29 +24,9 @@ inline void embed_row(const LinearSegment& table, int id, float* out) {
 
 inline void embed(const EmbedArgs& a, const Part& part) {
   const Range rows = share(a.rows, part);
-  for (int t = rows.begin; t < rows.end; ++t) {
-    float* out = a.out + t * a.out_stride;
-    switch (a.table.format) {
-      case Format::f32:
-        embed_row<Format::f32>(a.table, a.ids[t], out);
-        break;
-      case Format::bf16:
-        embed_row<Format::bf16>(a.table, a.ids[t], out);
-        break;
-      case Format::f16:
-        embed_row<Format::f16>(a.table, a.ids[t], out);
-        break;
-      case Format::q4_0:
-        embed_row<Format::q4_0>(a.table, a.ids[t], out);
-        break;
-      case Format::q4_1:
-        embed_row<Format::q4_1>(a.table, a.ids[t], out);
-        break;
-      case Format::q8_0:
-        embed_row<Format::q8_0>(a.table, a.ids[t], out);
-        break;
-    }
-  }
+  with_format(a.table.format, [&]<Format kFormat>() {
+    for (int t = rows.begin; t < rows.end; ++t) embed_row<kFormat>(a.table, a.ids[t], a.out + t * a.out_stride);
+  });
 }
 
 // ---- normalisation and activations ----
@@ -111,10 +91,13 @@ inline void store_group(const F* v, const Activation& out, int t, int group) {
   const F inverse = f_set1(peak > 0.0f ? 127.0f / peak : 0.0f);
   int8_t* codes = out.codes + index * 32;
   for (int j = 0; j < kGroupVectors; ++j) store_low_bytes(codes + j * kLanes, round_to_int(v[j] * inverse));
-  int32_t sum = 0;
-  for (int i = 0; i < 32; ++i) sum += codes[i];
+  int32_t sums[2] = {};
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 16; ++i) sums[half] += codes[16 * half + i];
+  }
   out.scales[index] = peak / 127.0f;
-  out.sums[index] = sum;
+  out.sums[index] = sums[0] + sums[1];
+  out.half_sums[index] = sums[0];
 }
 
 /// Row `x` of `cols` columns becomes row t of `out`; normalised if `weight` is not null.

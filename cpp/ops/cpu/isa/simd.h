@@ -50,13 +50,23 @@ template <int kBits>
 inline I shift_right(I a) {
   return {_mm512_srli_epi32(a.v, kBits)};
 }
+inline I operator|(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
+/// One byte per lane.
+inline I i_load_u8(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline I i_load_s8(const uint8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
 /// Stores the low byte of each lane, in lane order.
 inline void store_low_bytes(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
 
-/// acc + sum over the 4 bytes of each lane of low * x_low and high * x_high; low, high in [0, 15], x signed.
-inline I dot_u4(I acc, I low, I x_low, I high, I x_high) {
+/// acc + sum over the 4 bytes of each lane of w * x; w in [0, 63], x in [-127, 127].
+inline I dot_u6(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+/// The same for two vectors of codes: low * x_low and high * x_high.
+inline I dot_u6(I acc, I low, I x_low, I high, I x_high) {
   return {_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc.v, low.v, x_low.v), high.v, x_high.v)};
 }
 /// acc + sum over bytes of w * x, with w stored as code + 128. The result is too large by 128 * sum(x) if kBiasedDot.
@@ -107,14 +117,25 @@ template <int kBits>
 inline I shift_right(I a) {
   return {_mm256_srli_epi32(a.v, kBits)};
 }
+inline I operator|(I a, I b) { return {_mm256_or_si256(a.v, b.v)}; }
+inline I i_load_u8(const uint8_t* p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
+inline I i_load_s8(const uint8_t* p) {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
 inline void store_low_bytes(int8_t* p, I a) {
   int32_t lanes[kLanes];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), a.v);
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(lanes[i]);
 }
 
-// Two products of at most 15 * 127 * 2 = 3810 each fit a signed 16-bit lane, so both nibbles share one widening.
-inline I dot_u4(I acc, I low, I x_low, I high, I x_high) {
+inline I dot_u6(I acc, I w, I x) {
+  const __m256i pairs = _mm256_maddubs_epi16(w.v, x.v);
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+// Two pairs of at most 63 * 127 * 2 = 16002 each fit a signed 16-bit lane, so both vectors share one widening.
+inline I dot_u6(I acc, I low, I x_low, I high, I x_high) {
   const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low.v, x_low.v), _mm256_maddubs_epi16(high.v, x_high.v));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
@@ -188,13 +209,22 @@ template <int kBits>
 inline I shift_right(I a) {
   NB_EACH_LANE(I, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> kBits));
 }
+inline I operator|(I a, I b) { NB_EACH_LANE(I, a.v[i] | b.v[i]); }
+inline I i_load_u8(const uint8_t* p) { NB_EACH_LANE(I, p[i]); }
+inline I i_load_s8(const uint8_t* p) { NB_EACH_LANE(I, static_cast<int8_t>(p[i])); }
 inline void store_low_bytes(int8_t* p, I a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
 }
 
 inline int32_t byte_of(int32_t lane, int index) { return (lane >> (8 * index)) & 0xff; }
 inline int32_t signed_byte_of(int32_t lane, int index) { return static_cast<int8_t>(lane >> (8 * index)); }
-inline I dot_u4(I acc, I low, I x_low, I high, I x_high) {
+inline I dot_u6(I acc, I w, I x) {
+  for (int b = 0; b < 4; ++b) {
+    for (int i = 0; i < kLanes; ++i) acc.v[i] += byte_of(w.v[i], b) * signed_byte_of(x.v[i], b);
+  }
+  return acc;
+}
+inline I dot_u6(I acc, I low, I x_low, I high, I x_high) {
   for (int b = 0; b < 4; ++b) {
     for (int i = 0; i < kLanes; ++i) {
       acc.v[i] +=

@@ -47,7 +47,7 @@ void rms_norm(const RmsNormArgs& a, const Part& part) {
 }
 
 // Source of the recipe: symmetric, scale = max|x| / 127, round to nearest even.
-void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* sum) {
+void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* sum, int32_t* half_sum) {
   float largest = 0.0f;
   for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(x[i]));
   *scale = largest / 127.0f;
@@ -56,6 +56,7 @@ void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* sum) {
   for (int i = 0; i < 32; ++i) {
     codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
     *sum += codes[i];
+    if (i == 15) *half_sum = *sum;
   }
 }
 
@@ -68,7 +69,8 @@ void prepare(const PrepareArgs& a, const Part& part) {
     if (out.type == ActType::int8) {
       for (int g = 0; g < out.cols / 32; ++g) {
         const int64_t group = static_cast<int64_t>(t) * (out.cols / 32) + g;
-        quantize_group(row.data() + 32 * g, out.codes + 32 * group, out.scales + group, out.sums + group);
+        quantize_group(row.data() + 32 * g, out.codes + 32 * group, out.scales + group, out.sums + group,
+                       out.half_sums + group);
       }
     } else {
       for (int i = 0; i < out.cols; ++i) {
@@ -86,29 +88,25 @@ uint16_t load_u16(const uint8_t* bytes) {
   return value;
 }
 
-// One output of an int8 product. The order is part of the contract: one f32 chain per output, groups ascending, the
-// integer sum of a group exact, then the scale's fused multiply-add, then the minimum's.
+// One output of an int8 product. The order is part of the contract: one f32 chain per output, groups ascending; for
+// each scale of the weight its exact integer sum in one fused multiply-add (a group of 32, or two halves where a format
+// has sub-blocks of 16), then the minimum's.
 float dot_int8(const LinearSegment& w, int row, const Activation& x, int t) {
-  const uint8_t* block = w.data + row * w.strip_bytes;
+  const quant::FormatInfo& info = quant::format_info(w.format);
+  const int scale_cols = w.format == quant::Format::q6_k ? 16 : 32;
   float result = 0.0f;
-  for (int g = 0; g < w.cols / 32; ++g, block += quant::format_info(w.format).block_bytes) {
+  for (int g = 0; g < x.cols / 32; ++g) {
+    quant::CodeGroup weights;
+    info.read_group(w.data + row * w.strip_bytes, g, std::min(32, w.cols - 32 * g), weights);
     const int64_t group = static_cast<int64_t>(t) * (x.cols / 32) + g;
     const int8_t* codes = x.codes + 32 * group;
-    int32_t sum = 0;
-    for (int i = 0; i < 32; ++i) {
-      int weight = 0;
-      if (w.format == quant::Format::q8_0) {
-        weight = static_cast<int8_t>(block[2 + i]);
-      } else {
-        const uint8_t byte = block[(w.format == quant::Format::q4_1 ? 4 : 2) + i % 16];
-        weight = (i < 16 ? byte & 15 : byte >> 4) - (w.format == quant::Format::q4_0 ? 8 : 0);
-      }
-      sum += weight * codes[i];
+    for (int begin = 0; begin < 32; begin += scale_cols) {
+      int32_t sum = 0;
+      for (int i = begin; i < begin + scale_cols; ++i) sum += (weights.codes[i] - info.zero) * codes[i];
+      result = std::fmaf(static_cast<float>(sum), weights.scales[begin / 16] * x.scales[group], result);
     }
-    result = std::fmaf(static_cast<float>(sum), f16_to_f32(load_u16(block)) * x.scales[group], result);
-    if (w.format == quant::Format::q4_1) {
-      const float minimum = f16_to_f32(load_u16(block + 2));
-      result = std::fmaf(minimum, x.scales[group] * static_cast<float>(x.sums[group]), result);
+    if (info.has_minimum) {
+      result = std::fmaf(weights.minimum, x.scales[group] * static_cast<float>(x.sums[group]), result);
     }
   }
   return result;
@@ -203,10 +201,11 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
   std::vector<float> q(static_cast<size_t>(dim));
   for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
     const AttentionRun& run = a.runs[r];
-    const int visible = std::min(run.num_keys, a.positions[t] - run.position_offset + 1);
-    if (visible <= 0) continue;
-    rotate(a.q + t * a.q_stride + head * dim, a.rope, a.positions[t] - run.position_offset, q.data());
-    for (int i = 0; i < visible; ++i) {
+    const int position = a.positions[t] - run.position_offset;  // of the row, counted from the run's first key
+    if (position < 0) continue;
+    rotate(a.q + t * a.q_stride + head * dim, a.rope, position, q.data());
+    for (int i = 0; i < run.num_keys; ++i) {
+      if (i > position || (a.window > 0 && i <= position - a.window)) continue;
       const int block = a.blocks[run.block_begin + i / kBlockTokens];
       const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
       double score = 0.0;

@@ -9,10 +9,10 @@ namespace {
 std::string described(const test::GgufBuilder& builder, std::string_view key, int max_items = 8) {
   const test::Bytes bytes = builder.build();
   const GgufFile file(bytes, "memory");
-  return file.describe(*file.find(key), max_items);
+  return file.metadata().describe(*file.metadata().find(key), max_items);
 }
 
-TEST(GgufDescribe, EveryType) {
+TEST(MetadataDescribe, EveryType) {
   const test::GgufBuilder small = test::small_file();
   EXPECT_EQ(described(small, "general.architecture"), "\"llama\"");
   EXPECT_EQ(described(small, "a.u8"), "200");
@@ -33,7 +33,7 @@ TEST(GgufDescribe, EveryType) {
   EXPECT_EQ(described(small, "a.flags"), "[true, false]");
 }
 
-TEST(GgufDescribe, CutsLongValues) {
+TEST(MetadataDescribe, CutsLongValues) {
   const test::GgufBuilder small = test::small_file();
   EXPECT_EQ(described(small, "a.numbers", 2), "[1, -2, ... (3 i32)]");
   EXPECT_EQ(described(small, "a.texts", 0), "[... (3 string)]");
@@ -44,7 +44,7 @@ TEST(GgufDescribe, CutsLongValues) {
   EXPECT_EQ(described(builder, "y"), "\"" + std::string(200, 'b') + "\"");
 }
 
-TEST(GgufDescribe, IsUtf8WhateverTheFileHolds) {
+TEST(MetadataDescribe, IsUtf8WhateverTheFileHolds) {
   test::GgufBuilder builder;
   builder.string("x", std::string("a\"b\\c\n\x1b[2J\x00\x7f", 12) + "\xff\xc3 \xc3\xa9\xc2\x9b");
   EXPECT_EQ(described(builder, "x"), R"("a\"b\\c\n\x1b[2J\x00\x7f\xff\xc3 é\xc2\x9b")");

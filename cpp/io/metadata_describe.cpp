@@ -3,7 +3,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "io/gguf_file.h"
+#include "io/metadata.h"
 #include "text/unicode.h"
 
 namespace nb::io {
@@ -24,29 +24,29 @@ std::string number(const std::byte* at) {
   return out.str();
 }
 
-std::string scalar(GgufType type, const std::byte* at) {
+std::string scalar(ValueType type, const std::byte* at) {
   switch (type) {
-    case GgufType::u8:
+    case ValueType::u8:
       return number<std::uint8_t>(at);
-    case GgufType::i8:
+    case ValueType::i8:
       return number<std::int8_t>(at);
-    case GgufType::u16:
+    case ValueType::u16:
       return number<std::uint16_t>(at);
-    case GgufType::i16:
+    case ValueType::i16:
       return number<std::int16_t>(at);
-    case GgufType::u32:
+    case ValueType::u32:
       return number<std::uint32_t>(at);
-    case GgufType::i32:
+    case ValueType::i32:
       return number<std::int32_t>(at);
-    case GgufType::f32:
+    case ValueType::f32:
       return number<float>(at);
-    case GgufType::boolean:
+    case ValueType::boolean:
       return *at != std::byte{0} ? "true" : "false";
-    case GgufType::u64:
+    case ValueType::u64:
       return number<std::uint64_t>(at);
-    case GgufType::i64:
+    case ValueType::i64:
       return number<std::int64_t>(at);
-    case GgufType::f64:
+    case ValueType::f64:
       return number<double>(at);
     default:
       return "?";
@@ -79,13 +79,13 @@ std::string quoted(std::string_view text) {
   return at < end ? out + "... (" + std::to_string(text.size()) + " bytes)" : out;
 }
 
-std::string items(const GgufValue& value, std::size_t count) {
+std::string items(const MetadataValue& value, std::size_t count) {
   std::string out;
-  GgufStringCursor strings(value);
-  const std::size_t stride = gguf_type_bytes(value.element_type);
+  StringCursor strings(value);
+  const std::size_t stride = value_type_bytes(value.element_type);
   for (std::size_t i = 0; i < count; ++i) {
     if (i > 0) out += ", ";
-    if (value.element_type == GgufType::string) {
+    if (value.element_type == ValueType::string) {
       std::string_view text;
       strings.next(text);
       out += quoted(text);
@@ -98,11 +98,11 @@ std::string items(const GgufValue& value, std::size_t count) {
 
 }  // namespace
 
-std::string GgufFile::describe(const GgufValue& value, int max_items) const {
-  if (value.type == GgufType::string) {
+std::string Metadata::describe(const MetadataValue& value, int max_items) const {
+  if (value.type == ValueType::string) {
     return quoted({reinterpret_cast<const char*>(value.bytes.data()), value.bytes.size()});
   }
-  if (value.type != GgufType::array) return scalar(value.type, value.bytes.data());
+  if (value.type != ValueType::array) return scalar(value.type, value.bytes.data());
   const std::uint64_t shown = std::min<std::uint64_t>(value.count, static_cast<std::uint64_t>(std::max(max_items, 0)));
   std::string out = "[";
   out += items(value, shown);

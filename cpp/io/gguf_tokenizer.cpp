@@ -44,7 +44,7 @@ TokenId read_id(const Metadata& file, const char* key, std::size_t num_tokens) {
   return static_cast<TokenId>(id);
 }
 
-std::vector<TokenId> read_ids(const GgufFile& file, const char* key, std::size_t num_tokens) {
+std::vector<TokenId> read_ids(const Metadata& file, const char* key, std::size_t num_tokens) {
   std::vector<TokenId> ids;
   for (const std::int64_t id : file.integers(key)) {
     NB_CHECK(static_cast<std::uint64_t>(id) < num_tokens, format, file.path(), ": key ", key, ": element ", ids.size(),
@@ -54,7 +54,7 @@ std::vector<TokenId> read_ids(const GgufFile& file, const char* key, std::size_t
   return ids;
 }
 
-std::vector<float> read_scores(const GgufFile& file, std::size_t num_tokens) {
+std::vector<float> read_scores(const Metadata& file, std::size_t num_tokens) {
   const auto* stored = file.find(kScores);
   NB_CHECK(stored != nullptr, format, file.path(), ": key ", kScores, " is missing");
   using Type = decltype(stored->type);
@@ -68,7 +68,7 @@ std::vector<float> read_scores(const GgufFile& file, std::size_t num_tokens) {
 }
 
 // GGUF says only whether there is a dummy prefix; what readers of it do is the same for every stretch of text.
-text::SpacePrefix read_space_prefix(const GgufFile& file) {
+text::SpacePrefix read_space_prefix(const Metadata& file) {
   constexpr const char* kKey = "tokenizer.braid.space_prefix";
   if (!file.boolean("tokenizer.ggml.add_space_prefix", true)) return text::SpacePrefix::none;
   constexpr std::pair<const char*, text::SpacePrefix> kNames[] = {
@@ -84,7 +84,7 @@ text::SpacePrefix read_space_prefix(const GgufFile& file) {
        " (known: text, stretches, text_if_unspaced, stretches_unspaced)");
 }
 
-void read_sentencepiece(const GgufFile& file, text::TokenizerSpec& spec) {
+void read_sentencepiece(const Metadata& file, text::TokenizerSpec& spec) {
   spec.scores = read_scores(file, spec.tokens.size());
   spec.space_prefix = read_space_prefix(file);
   spec.remove_extra_whitespaces = file.boolean("tokenizer.ggml.remove_extra_whitespaces", false);
@@ -93,7 +93,7 @@ void read_sentencepiece(const GgufFile& file, text::TokenizerSpec& spec) {
            ": SentencePiece's normalisation by a compiled character map is not supported");
 }
 
-void read_byte_level(const GgufFile& file, text::TokenizerSpec& spec) {
+void read_byte_level(const Metadata& file, text::TokenizerSpec& spec) {
   constexpr const char* kKey = "tokenizer.braid.normalizer";
   // Byte-pair encoding without merges would split every text into bytes: wrong tokens, and no sign of it.
   NB_CHECK(file.has(kMerges), format, file.path(), ": key ", kMerges, " is missing");

@@ -139,7 +139,7 @@ inline Options parse_options(const Program& program, int argc, char** argv) {
 /// A model file, opened. The engine borrows the model.
 struct Session {
   std::shared_ptr<const nb::io::ModelSource> file;
-  std::unique_ptr<nb::text::Tokenizer> tokenizer;
+  std::unique_ptr<const nb::text::Tokenizer> tokenizer;
   std::unique_ptr<nb::model::Model> model;
   std::unique_ptr<nb::engine::Engine> engine;
 };
@@ -147,7 +147,7 @@ struct Session {
 inline Session open_session(const Options& options) {
   Session session;
   session.file = nb::io::open_model(options.model);
-  session.tokenizer = std::make_unique<nb::text::Tokenizer>(nb::io::read_tokenizer_spec(session.file->metadata()));
+  session.tokenizer = nb::io::read_tokenizer(session.file->metadata());
   const nb::model::ModelOptions model_options{.backend = options.device, .num_threads = options.threads};
   session.model = nb::model::load_model(*session.file, model_options);
   nb::engine::EngineOptions engine_options;

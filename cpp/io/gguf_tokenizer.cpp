@@ -144,6 +144,15 @@ text::TokenizerSpec read_tokenizer_spec(const Metadata& file) {
   return spec;
 }
 
+std::unique_ptr<const text::Tokenizer> read_tokenizer(const Metadata& file) {
+  const text::TokenizerSpec spec = read_tokenizer_spec(file);
+  try {
+    return std::make_unique<const text::Tokenizer>(spec);
+  } catch (const Error& error) {
+    fail(error.code(), file.path(), ": ", error.what());
+  }
+}
+
 std::optional<std::string> read_chat_template(const Metadata& file) {
   constexpr const char* kKey = "tokenizer.chat_template";
   if (!file.has(kKey)) return std::nullopt;

@@ -32,8 +32,7 @@ struct LoadedModel {
   LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads) {
     const auto begin = std::chrono::steady_clock::now();
     const auto file = io::open_model(path);
-    if (file->metadata().has("tokenizer.ggml.model"))
-      eos_ids = text::Tokenizer(io::read_tokenizer_spec(file->metadata())).eos_ids();
+    if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
     model = model::load_model(*file, {.backend = backend, .dtype = dtype, .num_threads = num_threads});
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }

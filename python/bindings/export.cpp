@@ -44,7 +44,7 @@ ModelFile open_safetensors(const std::string& path, const std::vector<std::strin
 
 std::vector<TokenId> encode_text(const ModelFile& file, const std::string& text) {
   const py::gil_scoped_release release;
-  return text::Tokenizer(io::read_tokenizer_spec(file.source->metadata())).encode(text);
+  return io::read_tokenizer(file.source->metadata())->encode(text);
 }
 
 void check_model(const ModelFile& file) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "bindings.h"
+#include "io/gguf_file.h"
 #include "io/gguf_tokenizer.h"
 #include "text/text_stream.h"
 #include "text/tokenizer.h"
@@ -18,14 +19,14 @@ namespace {
 struct FileTokenizer {
   explicit FileTokenizer(const std::string& path) {
     const auto file = io::open_model(path);
-    tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(file->metadata()));
+    tokenizer = io::read_tokenizer(file->metadata());
     chat_template = io::read_chat_template(file->metadata());
   }
   // The same from a GGUF file that is in memory.
   FileTokenizer(std::string_view bytes, std::string name) {
     const io::GgufFile file(std::as_bytes(std::span(bytes)), std::move(name));
-    tokenizer = std::make_shared<const text::Tokenizer>(io::read_tokenizer_spec(file));
-    chat_template = io::read_chat_template(file);
+    tokenizer = io::read_tokenizer(file.metadata());
+    chat_template = io::read_chat_template(file.metadata());
   }
   std::shared_ptr<const text::Tokenizer> tokenizer;
   std::optional<std::string> chat_template;

@@ -360,8 +360,8 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     folder, _ = folder_of(tmp_path)
     (folder / "config.json").rename(folder / "c")
     refused(folder, ModelIOError, "config.json")
-    for text, says in (("[1]", "not a JSON object"), ("{", "not JSON"), ('{"a":1,"a":2}', "'a' occurs twice"),
-                       ("[" * 100_000, "nested too deeply")):  # fmt: skip
+    for text, says in (("[1]", "expected an object"), ("{", "not JSON"), ('{"a":1,"a":2}', "'a' occurs twice"),
+                       ("[" * 100_000, "nested deeper than 64")):  # fmt: skip
         (folder / "config.json").write_text(text)
         refused(folder, FormatError, "config.json", says)
     (folder / "c").rename(folder / "config.json")

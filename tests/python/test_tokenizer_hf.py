@@ -131,7 +131,7 @@ def test_byte_level_folders_as_tokenizers(name: str, tmp_path: Path) -> None:
     if family.nfc:
         texts += ["e\u0301 \u1100\u1161\u11a8 \u212b \u0344 a\u0328\u0301", "\u0958\u0301\u0327"]
         compare(texts, lambda t: ours.encode(t, parse_special=True), lambda t: oracle.encode(t).ids, 4_000)
-        compare(sweep_texts(), lambda t: ours.encode(t), lambda t: oracle.encode(t).ids, 17_000)
+        compare(sweep_texts(), ours.encode, lambda t: oracle.encode(t).ids, 17_000)
         texts = [text for text in texts if normalizers.NFC().normalize_str(text) == text]
     compare(texts, lambda t: ours_with_offsets(ours, t), lambda t: oracle_with_offsets(oracle, t), 2_000)
     compare(texts, lambda t: ours.decode(ours.encode(t)), lambda t: t, 2_000)
@@ -208,7 +208,7 @@ def test_real_vocabularies(name: str, tmp_path: Path) -> None:
     path = llama_cpp_vocabulary(name)
     fields = gguf.GGUFReader(path).fields
     tokens, types = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type"))
-    vocab = {token: i for i, token in enumerate(tokens) if types[i] in (1, 2, 6)}
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] in ((1, 2, 3, 6) if name == "llama-spm" else (1,))}
     if name == "llama-spm":
         scores = fields["tokenizer.ggml.scores"].contents()
         normal = sorted((i for i in range(len(tokens)) if types[i] == 1), key=lambda i: -scores[i])
@@ -334,10 +334,10 @@ def test_control_tokens_in_text_are_text(tmp_path: Path) -> None:
 
 def test_added_tokens_take_whitespace(tmp_path: Path) -> None:
     root = tiny()
-    flags = {"special": False, "normalized": False}
+    flags = {"special": False, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     root["added_tokens"] += [
-        {"id": 259, "content": "<l>", "lstrip": True, **flags},
-        {"id": 260, "content": "<r>", "rstrip": True, **flags},
+        {"id": 259, "content": "<l>", **flags, "lstrip": True},
+        {"id": 260, "content": "<r>", **flags, "rstrip": True},
     ]
     folder = write(tmp_path / "m", root)
     ours = nb.Tokenizer(folder)
@@ -516,7 +516,7 @@ def test_more_damage(tmp_path: Path) -> None:
 
 
 def test_folders_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(nb.ModelNotFoundError, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(nb.ModelNotFoundError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         read_hf_tokenizer(tmp_path)
 
 

@@ -7,18 +7,15 @@ configuration classes of the four architectures, in the spelling of its versions
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from nanobraid.errors import FormatError, ModelIOError, UnsupportedError
+from nanobraid.errors import FormatError, UnsupportedError
 
 Config = dict[str, Any]
 MetadataValue = Any  # bool | int | float | str | list of one of them
 
-MAX_JSON_BYTES = 64 << 20
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -67,41 +64,6 @@ _MAPPED = {
     "use_sliding_window", "max_window_layers", "layer_types", "partial_rotary_factor", "quantization_config",
     "use_qkv_bias", "qkv_bias",
 }  # fmt: skip
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object with unique keys, of bounded size.
-
-    Raises:
-        ModelIOError: The file cannot be read.
-        FormatError: It is no JSON object, too large, or has a key twice; the message says where.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FormatError(f"{path}: {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelIOError(f"{path}: {error.strerror or error}") from error
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise FormatError(f"{path}: key {twice!r} occurs twice")
-        return out
-
-    try:
-        value = json.loads(data, object_pairs_hook=unique)
-    except RecursionError:
-        raise FormatError(f"{path}: nested too deeply") from None
-    except ValueError as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: not a JSON object")
-    return value
 
 
 class _Facts:

@@ -16,16 +16,17 @@ from nanobraid.export.hf_config import (
     architecture_of,
     has_qkv_bias,
     read_hf_config,
-    read_json,
     ties_embeddings,
 )
+from nanobraid.export.hf_tokenizer import TOKENIZER_FILES, has_hf_tokenizer, read_hf_tokenizer
+from nanobraid.export.json_file import read_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_LAYERS = 4096
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_TOKENIZER_PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
 
 # Buffers of older versions that follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "attn.masked_bias")
@@ -96,12 +97,15 @@ def _model_name(folder: Path, config: dict[str, Any]) -> str:
 
 def _tokenizer(folder: Path) -> dict[str, MetadataValue]:
     """Empty if the folder holds no file of a tokenizer: such a model takes and gives token ids."""
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return {}
-    raise UnsupportedError(
-        f"{folder}: tokenizers of Hugging Face folders are not read yet; without its tokenizer files "
-        f"({', '.join(_TOKENIZER_FILES)}) a folder is exported as a model of token ids"
-    )
+    if has_hf_tokenizer(folder):
+        return read_hf_tokenizer(folder)
+    lone = [name for name in _TOKENIZER_PARTS if (folder / name).exists()]
+    if lone:
+        raise UnsupportedError(
+            f"{folder}: there is {_some(lone)}, but neither {' nor '.join(TOKENIZER_FILES)}, from which nanobraid "
+            "reads a tokenizer; without any of these files a folder is exported as a model of token ids"
+        )
+    return {}
 
 
 def _stored_tensors(folder: Path) -> tuple[list[str], dict[str, int]]:

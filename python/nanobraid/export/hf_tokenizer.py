@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanobraid.errors import FormatError, ModelIOError, ModelNotFoundError, UnsupportedError
+from nanobraid.export.json_file import read_json
 from nanobraid.export.sentencepiece_model import (
     BYTE,
     CONTROL,
@@ -38,7 +39,6 @@ from nanobraid.export.tokenizer_json import (
     TokenizerJson,
     added_token,
     is_byte_name,
-    read_bounded_json,
     read_tokenizer_json,
 )
 
@@ -131,7 +131,7 @@ _ID_KEYS = {
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_bounded_json(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 # ---- tokenizer.json ----

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanobraid.errors import FormatError, ModelIOError, UnsupportedError
-
-MAX_JSON_BYTES = 256 << 20
-MAX_NESTING = 64
+from nanobraid.errors import FormatError, UnsupportedError
+from nanobraid.export.json_file import read_json
 
 SPACE_MARK = "\u2581"
 
@@ -72,67 +70,6 @@ class TokenizerJson:
     unk: str | None = None
     first: list[str] | None = None
     last: list[str] = field(default_factory=list)
-
-
-def read_bounded_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object, refusing what only a hostile file has.
-
-    Raises:
-        FormatError: Not JSON, not UTF-8, no object, a key twice, too large or nested too deep, a number that is none.
-        ModelIOError: The file cannot be read.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = _first_repeated([key for key, _ in pairs])
-            raise FormatError(f"{path}: the key {twice!r} occurs twice in one object")
-        return found
-
-    def refuse(constant: str) -> Any:
-        raise FormatError(f"{path}: {constant} is no JSON value")
-
-    try:
-        if not path.is_file():
-            raise ModelIOError(f"{path} is not a regular file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FormatError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
-        text = path.read_bytes().decode()
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except OSError as error:
-        raise ModelIOError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: at offset {error.start}: not UTF-8") from None
-    except RecursionError:
-        raise FormatError(f"{path}: nested deeper than {MAX_NESTING}") from None
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except ValueError as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path}: not JSON: {error}") from None
-    if _is_nested_deeper(value, MAX_NESTING):
-        raise FormatError(f"{path}: nested deeper than {MAX_NESTING}")
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: the file is a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def _is_nested_deeper(value: object, levels: int) -> bool:
-    outer = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(levels):
-        inner = [item for box in outer for item in (box.values() if isinstance(box, dict) else box)]
-        outer = [item for item in inner if isinstance(item, (dict, list))]
-    return bool(outer)
-
-
-def _first_repeated(keys: list[str]) -> str:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    raise AssertionError
 
 
 class _Reader:
@@ -195,7 +132,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
         UnsupportedError: It describes a tokenizer that nanobraid does not know; the message names the part.
         ModelIOError: The file cannot be read.
     """
-    reader = _Reader(path, read_bounded_json(path))
+    reader = _Reader(path, read_json(path))
     model = reader.table(reader.root.get("model"), "model")
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind != "BPE":
@@ -337,8 +274,8 @@ def _recognize_byte_level(reader: _Reader, out: TokenizerJson) -> None:
     decoders = reader.parts(reader.root.get("decoder"), "decoders", "decoder")
     if [part.get("type") for part in decoders] != ["ByteLevel"]:
         raise reader.unsupported(f"unknown decoder {_shown(reader.root.get('decoder'))}")
-    known = set(out.tokens.values())
-    missing = [byte for byte, char in enumerate(byte_alphabet()) if char not in known and byte not in _NEVER_IN_UTF8]
+    spelled = set(out.tokens.values())
+    missing = [byte for byte, char in enumerate(byte_alphabet()) if char not in spelled and byte not in _NEVER_IN_UTF8]
     if missing:
         raise reader.bad(f"model.vocab has no token for the byte 0x{missing[0]:02X} ({len(missing)} bytes are missing)")
 

@@ -191,15 +191,17 @@ void render_llama3(PieceWriter& out, const ChatFormat& format, std::span<const C
 /// the text inside the spelling of such a token keeps a user from writing it.
 void encode_text(const Tokenizer& tokenizer, std::string_view text, std::span<const std::string> recognised,
                  std::vector<TokenId>& ids) {
+  TextPlace place = ids.empty() ? TextPlace::start : TextPlace::after_token;
   std::size_t begin = 0;
   for (std::size_t end = 1; end <= text.size(); ++end) {
     const auto begins_before_end = [&](const std::string& token) {
       return text.substr(end - 1, token.size()) == token;
     };
     if (end < text.size() && std::none_of(recognised.begin(), recognised.end(), begins_before_end)) continue;
-    const std::vector<TokenId> part = tokenizer.encode(text.substr(begin, end - begin), false, false);
+    const std::vector<TokenId> part = tokenizer.encode(text.substr(begin, end - begin), false, false, place);
     ids.insert(ids.end(), part.begin(), part.end());
     begin = end;
+    place = TextPlace::within;
   }
 }
 

@@ -103,17 +103,17 @@ std::pair<std::size_t, std::size_t> Normalized::source_of(std::size_t begin, std
   return {source_begin, std::max(source_begin, source_end)};
 }
 
-bool wants_prefix(SpacePrefix where, std::size_t begin, std::string_view stretch) {
+bool wants_prefix(SpacePrefix where, bool begins_text, std::string_view stretch) {
   const bool is_unspaced = !stretch.empty() && stretch.front() != ' ' && !stretch.starts_with(kSpaceMark);
   switch (where) {
     case SpacePrefix::none:
       return false;
     case SpacePrefix::text:
-      return begin == 0;
+      return begins_text;
     case SpacePrefix::stretches:
       return !stretch.empty();
     case SpacePrefix::text_if_unspaced:
-      return begin == 0 && is_unspaced;
+      return begins_text && is_unspaced;
     case SpacePrefix::stretches_unspaced:
       return is_unspaced;
   }

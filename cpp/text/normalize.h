@@ -56,8 +56,8 @@ struct Normalized {
   std::pair<std::size_t, std::size_t> source_of(std::size_t begin, std::size_t end, std::size_t& cursor) const;
 };
 
-/// Whether a stretch that begins at byte `begin` of a text wants a prefix; it may be empty.
-bool wants_prefix(SpacePrefix where, std::size_t begin, std::string_view stretch);
+/// Whether a stretch wants a prefix; it may be empty. `begins_text`: nothing is before it.
+bool wants_prefix(SpacePrefix where, bool begins_text, std::string_view stretch);
 
 /// Normalises one stretch. What is not UTF-8 is copied.
 Normalized normalize(const Normalization& how, std::string_view text, const Stretch& stretch);

@@ -136,19 +136,20 @@ void Tokenizer::collect_added_tokens() {
   all_added_ = AddedTokens(vocabulary_, std::move(all));
 }
 
-std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special_tokens, bool parse_special) const {
+std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special_tokens, bool parse_special,
+                                       TextPlace place) const {
   std::vector<TokenId> ids;
-  encode_into(text, add_special_tokens, parse_special, ids, nullptr);
+  encode_into(text, add_special_tokens, parse_special, place, ids, nullptr);
   return ids;
 }
 
 Encoding Tokenizer::encode_with_spans(std::string_view text, bool add_special_tokens, bool parse_special) const {
   Encoding out;
-  encode_into(text, add_special_tokens, parse_special, out.ids, &out.spans);
+  encode_into(text, add_special_tokens, parse_special, TextPlace::start, out.ids, &out.spans);
   return out;
 }
 
-void Tokenizer::encode_into(std::string_view text, bool add_special_tokens, bool parse_special,
+void Tokenizer::encode_into(std::string_view text, bool add_special_tokens, bool parse_special, TextPlace place,
                             std::vector<TokenId>& ids, std::vector<TextSpan>* spans) const {
   NB_CHECK(text.size() < static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()), invalid_argument,
            "text of ", text.size(), " bytes is too long to tokenize");
@@ -166,8 +167,11 @@ void Tokenizer::encode_into(std::string_view text, bool add_special_tokens, bool
     if (strips_left) before.remove_suffix(trailing_whitespace(before));
     // sentencepiece puts its prefix even in front of a user-defined piece, but no control token is text to it.
     const bool is_text = match.id < 0 || !is_special_type(vocabulary_.type(match.id));
-    const bool prefix = wants_prefix(normalization_.space_prefix, position, before) && (!before.empty() || is_text);
-    append_stretch(before, position, {position == 0, match.id < 0, prefix}, ids, spans);
+    const bool begins_text = position == 0 && place == TextPlace::start;
+    const bool begins_stretch = position > 0 || place != TextPlace::within;
+    const bool prefix = begins_stretch && (!before.empty() || is_text) &&
+                        wants_prefix(normalization_.space_prefix, begins_text, before);
+    append_stretch(before, position, {begins_text, match.id < 0, prefix}, ids, spans);
     const std::size_t end = match.begin + match.length;
     position = end;
     if (match.id < 0) break;

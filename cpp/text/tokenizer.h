@@ -50,6 +50,13 @@ struct TokenizerSpec {
   std::vector<TokenId> rstrip;  ///< added tokens that take the whitespace behind them
 };
 
+/// What stands before a text that is encoded; says where SentencePiece puts its space.
+enum class TextPlace : std::uint8_t {
+  start,        ///< nothing: it begins a prompt
+  after_token,  ///< a control token
+  within,       ///< text, in one stretch with it
+};
+
 /// Bytes [begin, end) of a text.
 struct TextSpan {
   std::size_t begin;
@@ -79,14 +86,15 @@ class Tokenizer {
 
   /// The ids of `text`. User-defined tokens are always recognised in it; control and unknown tokens only with
   /// `parse_special`: leave it off for anything that a user wrote. `add_special_tokens` adds bos and eos where the
-  /// file asks for them.
+  /// file asks for them. `place` is for prompts that are put together from parts.
   ///
   /// Any bytes are accepted: invalid UTF-8 is split off as characters of no class and encoded byte by byte, so the
   /// bytes of the tokens, joined, are `text`. The one exception: bytes that the vocabulary lacks (missing_bytes())
   /// are left out, as transformers and llama.cpp leave them out. What normalisation changes comes back changed: NFC,
   /// U+2581 to a space, collapsed spaces, whitespace that added tokens take. Throws `invalid_argument` for 2 GB and
   /// more. O(n log n).
-  std::vector<TokenId> encode(std::string_view text, bool add_special_tokens = true, bool parse_special = false) const;
+  std::vector<TokenId> encode(std::string_view text, bool add_special_tokens = true, bool parse_special = false,
+                              TextPlace place = TextPlace::start) const;
 
   /// The same with the bytes of `text` that each token comes from. Several tokens of one character have the same span
   /// only if normalisation changed it; a space that SentencePiece puts in front comes from nowhere.
@@ -142,8 +150,8 @@ class Tokenizer {
   static Kind make_kind(const TokenizerSpec& spec, Vocabulary& vocabulary);
   void check_id(TokenId id) const;
   void collect_added_tokens();
-  void encode_into(std::string_view text, bool add_special_tokens, bool parse_special, std::vector<TokenId>& ids,
-                   std::vector<TextSpan>* spans) const;
+  void encode_into(std::string_view text, bool add_special_tokens, bool parse_special, TextPlace place,
+                   std::vector<TokenId>& ids, std::vector<TextSpan>* spans) const;
   void append_stretch(std::string_view text, std::size_t begin, const Stretch& stretch, std::vector<TokenId>& ids,
                       std::vector<TextSpan>* spans) const;
   bool lacks_byte(std::uint8_t byte) const;

@@ -41,10 +41,11 @@ struct FileTextStream {
 
 std::optional<TokenId> id_or_none(TokenId id) { return id >= 0 ? std::optional(id) : std::nullopt; }
 
-std::vector<TokenId> encode(const FileTokenizer& self, const std::string& source, bool add_special,
-                            bool parse_special) {
+std::vector<TokenId> encode(const FileTokenizer& self, const std::string& source, bool add_special, bool parse_special,
+                            bool at_start) {
   const py::gil_scoped_release release;
-  return self.tokenizer->encode(source, add_special, parse_special);
+  return self.tokenizer->encode(source, add_special, parse_special,
+                                at_start ? text::TextPlace::start : text::TextPlace::after_token);
 }
 
 // How many characters of UTF-8 text begin before each of a run of ascending byte positions.
@@ -124,7 +125,8 @@ void bind_text(py::module_& module) {
       .def_property_readonly("chat_template", [](const FileTokenizer& self) { return self.chat_template; })
       .def_property_readonly("add_bos", [](const FileTokenizer& self) { return self.tokenizer->adds_bos(); })
       .def_property_readonly("special_tokens", &special_tokens)
-      .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false)
+      .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false,
+           py::arg("at_start") = true)
       .def("encode_with_offsets", &encode_with_offsets, py::arg("text"), py::arg("add_special_tokens") = true,
            py::arg("parse_special") = false)
       .def("decode", &decode, py::arg("token_ids"), py::arg("skip_special_tokens") = true)

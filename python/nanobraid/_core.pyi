@@ -165,7 +165,9 @@ class Tokenizer:
     @property
     def special_tokens(self) -> dict[str, int]:
         """Text and id of the tokens that encode() makes only with parse_special=True (<|im_end|>, ...)."""
-    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]: ...
+    def encode(
+        self, text: str, add_special_tokens: bool = True, parse_special: bool = False, at_start: bool = True
+    ) -> list[int]: ...
     def encode_with_offsets(
         self, text: str, add_special_tokens: bool = True, parse_special: bool = False
     ) -> tuple[list[int], list[tuple[int, int]]]: ...

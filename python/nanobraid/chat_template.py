@@ -319,7 +319,9 @@ class ChatTemplate:
             if i % 2 == 1:
                 token_ids.append(tokenizer.special_tokens[part])
             elif part:
-                token_ids += tokenizer.encode(part.translate(to_chars), add_special_tokens=False, parse_special=False)
+                token_ids += tokenizer.encode(
+                    part.translate(to_chars), add_special_tokens=False, parse_special=False, at_start=not token_ids
+                )
         return token_ids
 
     def _render(self, conversations: list[Any], add_generation_prompt: bool) -> list[str]:

@@ -89,7 +89,9 @@ class Tokenizer:
         """Text and id of the control tokens, which `encode` makes only with ``parse_special=True``."""
         return dict(self._core.special_tokens)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, at_start: bool = True
+    ) -> list[int]:
         """Returns the token ids of a text.
 
         Args:
@@ -97,13 +99,15 @@ class Tokenizer:
             add_special_tokens: Begin with the beginning-of-text token where the model wants one.
             parse_special: Turn the spelling of control tokens (``<|im_end|>``) into these tokens. Leave it off for
                 text from users: there it stays text.
+            at_start: The text begins a prompt. If it comes behind a control token instead, SentencePiece tokenizers may
+                put no space in front of it.
 
         Raises:
             InvalidArgumentError: `text` is not a string or not valid Unicode.
         """
         _check_text(text)
         with core_errors():
-            return list(self._core.encode(text, add_special_tokens, parse_special))
+            return list(self._core.encode(text, add_special_tokens, parse_special, at_start))
 
     def encode_with_offsets(
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False

@@ -283,7 +283,9 @@ def conversations(alternate: bool) -> list[tuple[Conversation, bool]]:
     return many
 
 
-def pipe(template: str, cases: list[tuple[Conversation, bool]]) -> subprocess.CompletedProcess[bytes]:
+def pipe(
+    template: str, cases: list[tuple[Conversation, bool]], model: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
     fields = [template]
     for messages, generate in cases:
         fields += [str(int(generate)), str(len(messages))]
@@ -291,11 +293,12 @@ def pipe(template: str, cases: list[tuple[Conversation, bool]]) -> subprocess.Co
     coded = b"".join(b"%d:%b" % (len(field.encode()), field.encode()) for field in fields)
     assert BUILD
     program = Path(BUILD) / "chat_render_pipe"
-    return subprocess.run([program], input=coded, capture_output=True, timeout=120, check=False)
+    command = [program] if model is None else [program, model]
+    return subprocess.run(command, input=coded, capture_output=True, timeout=120, check=False)
 
 
-def rendered(template: str, cases: list[tuple[Conversation, bool]]) -> list[str]:
-    done = pipe(template, cases)
+def rendered(template: str, cases: list[tuple[Conversation, bool]], model: Path | None = None) -> list[str]:
+    done = pipe(template, cases, model)
     assert done.returncode == 0, done.stderr.decode()
     texts, rest = [], done.stdout
     while rest:
@@ -317,6 +320,37 @@ def compare(template: str, tokens: dict[str, str], cases: list[tuple[Conversatio
         contents = "".join(message["content"] for message in messages)
         for mark in ("<|im_end|>", "<|eot_id|>", "</s>"):  # what users spell is text, what the format spells is control
             assert text.count(f"\1{mark}\2") == wanted.count(mark) - contents.count(mark)
+
+
+@pytest.mark.parametrize("scheme", ["prepend", "none", "first", "always"])
+def test_chats_of_sentencepiece_models_have_the_tokens_of_tokenizers(scheme: str, tmp_path: Path) -> None:
+    """Natively and by the template engine: where SentencePiece's space goes depends on what is in front of a text."""
+    pytest.importorskip("tokenizers", reason="the `tokenizers` package, the oracle, is not installed")
+    from test_tokenizer_hf import save, sentencepiece_like
+
+    from nanobraid._gguf_bytes import gguf_bytes
+    from nanobraid.export.hf_tokenizer import read_hf_tokenizer
+
+    oracle = sentencepiece_like(scheme)
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": LLAMA2}
+    folder = save(tmp_path / "model", oracle, tokenizer_config=config)
+    model = tmp_path / "vocabulary.gguf"
+    model.write_bytes(gguf_bytes(read_hf_tokenizer(folder)))
+    tokenizer = nb.Tokenizer(model)
+    template = nb.ChatTemplate.of(tokenizer)
+    cases = conversations(alternate=True)
+    compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(LLAMA2)
+    compared = 0
+    for text, (messages, generate) in zip(rendered(LLAMA2, cases, model), cases, strict=True):
+        assert text[0] == "+", text
+        ids = [int(i) for i in text[1:].split()]
+        assert template.encode(messages, tokenizer, add_generation_prompt=generate) == ids
+        contents = "".join(message["content"] for message in messages)
+        if not any(mark in contents for mark in ("<s>", "</s>", "<|im_end|>")):  # these the oracle takes for control
+            wanted = compiled.render(messages=messages, add_generation_prompt=generate, **TOKENS["llama2"])
+            assert ids == oracle.encode(wanted, add_special_tokens=False).ids, messages
+            compared += 1
+    assert compared > 150
 
 
 def test_chatml_of_the_default_model_renders_alike(model_path: Path) -> None:

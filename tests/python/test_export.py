@@ -253,7 +253,7 @@ def test_importance_lowers_the_error_of_outputs(model_path: Path) -> None:
         ("llama", {"hidden_size": "64"}, "hidden_size"),
         ("llama", {"num_attention_heads": 0}, "num_attention_heads"),
         ("llama", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
-        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": float("nan")}, "NaN is no JSON value"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "max_window_layers"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8,
                    "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),

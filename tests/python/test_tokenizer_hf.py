@@ -489,6 +489,17 @@ def test_foreign_tokenizers_are_refused_by_name(name: str, tmp_path: Path) -> No
     assert "tokenizer.json" in str(caught.value)
 
 
+def test_bytes_of_no_text_may_be_missing(tmp_path: Path) -> None:
+    """As in real vocabularies; they are left out of a text, as other readers leave them out."""
+    root = tiny()
+    root["model"]["vocab"] = {{"\u0104": "xx", "\xf1": "yy"}.get(k, k): v for k, v in root["model"]["vocab"].items()}
+    folder = write(tmp_path / "m", root)
+    ours = nb.Tokenizer(folder)
+    oracle = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    compare(["\x04", "a\x04b", "\U00040000", "x\x04\x04"], ours.encode, lambda t: oracle.encode(t).ids, 4)
+    assert ours.decode(ours.encode("a\x04b")) == "ab"
+
+
 def test_more_damage(tmp_path: Path) -> None:
     def refused(match: str, root: object = None, **files: Any) -> None:
         for old in (tmp_path / "m").glob("*.json"):

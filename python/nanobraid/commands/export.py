@@ -61,7 +61,8 @@ def describe(summary: ExportSummary, *, verbose: bool) -> str:
         group = [tensor for tensor in summary.tensors if tensor.format == name]
         size, weights = sum(tensor.bytes for tensor in group), sum(tensor.num_weights for tensor in group)
         bits = 8 * size / max(weights, 1)
-        lines.append(f"  {name}: {len(group)} tensors, {_mb(size)}, {bits:.2f} bits per weight")
+        noun = "tensor" if len(group) == 1 else "tensors"
+        lines.append(f"  {name}: {len(group)} {noun}, {_mb(size)}, {bits:.2f} bits per weight")
     lines.append(f"took {summary.seconds:.1f} s, at most {_mb(summary.peak_rss_bytes)} of memory")
     if summary.calibration_tokens:
         lines.append(

@@ -26,7 +26,9 @@ _LLAMA3 = (
 _PATTERNS = {_GPT2: "gpt-2", _LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
 
 # Bytes that no UTF-8 has, and a vocabulary need not spell.
-_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+# Bytes of text as people write it. Vocabularies of real models lack some others, which are then left out of a text:
+# control characters, and the first bytes of planes without characters.
+_BYTES_OF_TEXT = {0x09, 0x0A, 0x0D, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ def _recognize_byte_level(reader: _Reader, out: TokenizerJson) -> None:
     if [part.get("type") for part in decoders] != ["ByteLevel"]:
         raise reader.unsupported(f"unknown decoder {_shown(reader.root.get('decoder'))}")
     spelled = set(out.tokens.values())
-    missing = [byte for byte, char in enumerate(byte_alphabet()) if char not in spelled and byte not in _NEVER_IN_UTF8]
+    missing = [byte for byte, char in enumerate(byte_alphabet()) if byte in _BYTES_OF_TEXT and char not in spelled]
     if missing:
         raise reader.bad(f"model.vocab has no token for the byte 0x{missing[0]:02X} ({len(missing)} bytes are missing)")
 

@@ -12,35 +12,74 @@ BlockPool::BlockPool(int num_blocks) {
            "a block pool holds at most ", std::numeric_limits<std::int32_t>::max() / kBlockTokens, " blocks, got ",
            num_blocks);
   ref_counts_.assign(static_cast<std::size_t>(num_blocks), 0);
+  kept_.assign(ref_counts_.size(), 0);
+  links_.assign(ref_counts_.size(), {.older = kNoBlock, .newer = kNoBlock});
+  evicted_.reserve(ref_counts_.size());
   free_.reserve(ref_counts_.size());
   for (BlockId block = num_blocks - 1; block >= 0; --block) free_.push_back(block);
 }
 
 bool BlockPool::allocate(int count, std::vector<BlockId>& out) {
   NB_ASSERT(count >= 0);
-  if (count > num_free()) return false;
-  out.reserve(out.size() + static_cast<std::size_t>(count));  // the only line that may throw, before any change
+  if (count > num_available()) return false;
+  // The only lines that may throw, before any change.
+  out.reserve(out.size() + static_cast<std::size_t>(count));
+  evicted_.reserve(evicted_.size() + static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
-    const BlockId block = free_.back();
-    free_.pop_back();
+    BlockId block = kNoBlock;
+    if (!free_.empty()) {
+      block = free_.back();
+      free_.pop_back();
+    } else {
+      block = oldest_;
+      remove_cached(block);
+      kept_[static_cast<std::size_t>(block)] = 0;
+      evicted_.push_back(block);
+    }
     ref_counts_[static_cast<std::size_t>(block)] = 1;
     out.push_back(block);
   }
-  num_owned_ += count;
   return true;
 }
 
 void BlockPool::add_ref(BlockId block) {
-  NB_CHECK(ref_count(block) > 0, internal, "KV block ", block, " gained an owner while it was free");
+  if (ref_count(block) == 0) {
+    NB_CHECK(is_kept(block), internal, "KV block ", block, " gained an owner while it was free");
+    remove_cached(block);
+  }
   ++ref_counts_[static_cast<std::size_t>(block)];
 }
 
 bool BlockPool::release(BlockId block) {
-  NB_CHECK(ref_count(block) > 0, internal, "KV block ", block, " was released while it was free");
+  NB_CHECK(ref_count(block) > 0, internal, "KV block ", block, " was released without an owner");
   if (--ref_counts_[static_cast<std::size_t>(block)] > 0) return false;
+  if (is_kept(block)) {
+    append_cached(block);
+    return false;
+  }
   free_.push_back(block);
-  --num_owned_;
   return true;
+}
+
+void BlockPool::keep(BlockId block) {
+  NB_CHECK(ref_count(block) > 0, internal, "KV block ", block, " is to be kept without an owner");
+  kept_[static_cast<std::size_t>(block)] = 1;
+}
+
+bool BlockPool::is_kept(BlockId block) const { return kept_[static_cast<std::size_t>(block)] != 0; }
+
+void BlockPool::append_cached(BlockId block) {
+  links(block) = {.older = newest_, .newer = kNoBlock};
+  (newest_ == kNoBlock ? oldest_ : links(newest_).newer) = block;
+  newest_ = block;
+  ++num_cached_;
+}
+
+void BlockPool::remove_cached(BlockId block) {
+  const Links found = links(block);
+  (found.older == kNoBlock ? oldest_ : links(found.older).newer) = found.newer;
+  (found.newer == kNoBlock ? newest_ : links(found.newer).older) = found.older;
+  --num_cached_;
 }
 
 int BlockPool::ref_count(BlockId block) const {
@@ -50,16 +89,27 @@ int BlockPool::ref_count(BlockId block) const {
 }
 
 void BlockPool::check_invariants() const {
-  NB_ASSERT(num_free() + num_owned_ == num_blocks());
   std::vector<bool> listed(ref_counts_.size(), false);
-  for (const BlockId block : free_) {
-    NB_CHECK(ref_count(block) == 0, internal, "KV block ", block, " is free and has ", ref_count(block), " owners");
-    NB_CHECK(!listed[static_cast<std::size_t>(block)], internal, "KV block ", block, " is twice in the free list");
+  const auto list = [&](BlockId block, bool cached) {
+    NB_CHECK(ref_count(block) == 0, internal, "KV block ", block, " is listed as free or cached and has ",
+             ref_count(block), " owners");
+    NB_CHECK(is_kept(block) == cached, internal, "KV block ", block, " is in the wrong list");
+    NB_CHECK(!listed[static_cast<std::size_t>(block)], internal, "KV block ", block, " is listed twice");
     listed[static_cast<std::size_t>(block)] = true;
+  };
+  for (const BlockId block : free_) list(block, false);
+  int cached = 0;
+  BlockId last = kNoBlock;
+  for (BlockId block = oldest_; block != kNoBlock; block = links_[static_cast<std::size_t>(block)].newer) {
+    list(block, true);
+    NB_ASSERT(links_[static_cast<std::size_t>(block)].older == last);
+    last = block;
+    ++cached;
   }
+  NB_ASSERT(cached == num_cached_ && newest_ == last);
   for (std::size_t i = 0; i < listed.size(); ++i) {
     NB_CHECK(listed[i] == (ref_counts_[i] == 0), internal, "KV block ", i, " has ", ref_counts_[i],
-             " owners and is not in the free list");
+             " owners and is in no list");
   }
 }
 

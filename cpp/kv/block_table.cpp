@@ -11,6 +11,39 @@ bool BlockTable::reserve(BlockPool& pool, int num_tokens) {
   return missing <= 0 || pool.allocate(missing, blocks_);
 }
 
+int BlockTable::adopt(PrefixCache& cache, const PrefixRoot& root, std::span<const TokenId> tokens, int max_blocks) {
+  NB_ASSERT(length_ == capacity());
+  const int adopted = cache.extend(root, tokens, max_blocks, blocks_);
+  length_ = capacity();
+  return adopted;
+}
+
+void BlockTable::publish(PrefixCache& cache, BlockPool& pool, const PrefixRoot& root, std::span<const TokenId> tokens,
+                         int index, std::vector<BlockId>& freed) {
+  const std::size_t count = static_cast<std::size_t>(index) + 1;
+  NB_ASSERT(index >= 0 && static_cast<int>(count) * kBlockTokens <= length_);
+  BlockId& own = blocks_[count - 1];
+  const BlockId found = cache.publish(root, tokens.first(count * kBlockTokens), std::span(blocks_).first(count));
+  if (found == own) return;
+  pool.add_ref(found);
+  if (pool.release(own)) freed.push_back(own);
+  own = found;
+}
+
+bool BlockTable::fork(BlockPool& pool, const BlockTable& other, int num_tokens, std::vector<BlockCopy>& copies) {
+  NB_ASSERT(blocks_.empty() && num_tokens >= 0 && num_tokens <= other.length_);
+  const std::size_t shared = static_cast<std::size_t>(num_tokens / kBlockTokens);
+  const bool has_rest = num_tokens % kBlockTokens != 0;
+  blocks_.reserve(shared + 1);
+  copies.reserve(copies.size() + 1);
+  if (has_rest && !pool.allocate(1, blocks_)) return false;
+  for (std::size_t i = 0; i < shared; ++i) pool.add_ref(other.blocks_[i]);
+  if (has_rest) copies.push_back({.from = other.blocks_[shared], .to = blocks_[0]});
+  blocks_.insert(blocks_.begin(), other.blocks_.begin(), other.blocks_.begin() + static_cast<std::ptrdiff_t>(shared));
+  length_ = num_tokens;
+  return true;
+}
+
 std::span<const BlockId> BlockTable::grow_to(int num_tokens) {
   NB_CHECK(num_tokens <= capacity(), internal, "a block table reserved for ", capacity(), " tokens was grown to ",
            num_tokens);

@@ -1,9 +1,10 @@
 // The blocks of one sequence, in position order: position p lives in block p / 16 at index p % 16.
 //
-//   reserved:  [b0][b1][b2][b3]     owned since admission
-//   in use:    [b0][b1]             positions [0, length) may be written and read
+//   reserved:  [b0][b1][b2][b3]     owned
+//   in use:    [b0][b1]             positions [0, length) may be read
 //
-// Not for who else owns a block (block_pool.h). Used by the thread that runs steps.
+// Blocks may be shared with other sequences: then they are full and nobody writes them. Not for who else owns a block
+// (block_pool.h). Used by the thread that runs steps.
 #pragma once
 
 #include <span>
@@ -11,8 +12,15 @@
 
 #include "base/ids.h"
 #include "kv/block_pool.h"
+#include "kv/prefix_cache.h"
 
 namespace nb::kv {
+
+/// A block whose content goes to another one, before either is used again.
+struct BlockCopy {
+  BlockId from;
+  BlockId to;
+};
 
 class BlockTable {
  public:
@@ -21,6 +29,19 @@ class BlockTable {
 
   /// Grows the reservation to `num_tokens` positions, all or nothing; false and no change if the pool has too few.
   bool reserve(BlockPool& pool, int num_tokens);
+
+  /// Shares the cached blocks that continue this table with `tokens`, up to `max_blocks` in all; returns how many came.
+  /// Everything reserved must be in use and full.
+  int adopt(PrefixCache& cache, const PrefixRoot& root, std::span<const TokenId> tokens, int max_blocks);
+
+  /// Publishes block `index`, whose KV is stored, and those before it are published. If equal content was published
+  /// before, the table shares that block from now on; the own one is appended to `freed` if that made it free.
+  void publish(PrefixCache& cache, BlockPool& pool, const PrefixRoot& root, std::span<const TokenId> tokens, int index,
+               std::vector<BlockId>& freed);
+
+  /// An empty table becomes a copy of the first `num_tokens` positions of `other`: shares the full blocks, and gets a
+  /// block of its own for the rest, which is appended to `copies`. False and no change if the pool has no block.
+  bool fork(BlockPool& pool, const BlockTable& other, int num_tokens, std::vector<BlockCopy>& copies);
 
   /// Makes positions [0, num_tokens) usable and returns the blocks that thereby came into use: clear their memory
   /// before the step. Never shrinks. Throws internal beyond the reservation.

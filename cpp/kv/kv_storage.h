@@ -37,6 +37,9 @@ class KvStorage {
   /// Clears a block before its first use: masked positions must add exact zeros, so nothing may be NaN.
   void zero(BlockId block);
 
+  /// Copies all of a block over another one.
+  void copy(BlockId from, BlockId to);
+
   /// Fills a freed block with NaN in Debug builds, so that a read after free is seen.
   void poison(BlockId block);
 

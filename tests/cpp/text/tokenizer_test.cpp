@@ -230,6 +230,21 @@ TEST(Tokenizer, BytesThatTheVocabularyLacksAreLeftOut) {
   EXPECT_EQ(tokenizer.encode("x"), Ids{});
 }
 
+// Spans must stay inside of the text where tokens and text do not have the same bytes.
+TEST(Tokenizer, SpansPassOverBytesThatTheVocabularyLacks) {
+  TinyVocabulary tiny("llama-bpe");
+  const TokenId ab = tiny.merge("a", "b");
+  const TokenId whole = tiny.add("axb", TokenType::normal);  // only as a whole piece
+  tiny.spec.tokens['x'] = "replacement";
+  const Tokenizer tokenizer(tiny.spec);
+  Encoding found = tokenizer.encode_with_spans("axb", false);
+  EXPECT_EQ(found.ids, Ids{whole});
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{0, 3}}));
+  found = tokenizer.encode_with_spans("xaxxbxc axb", false);
+  EXPECT_EQ(found.ids, (Ids{ab, 'c', ' ', ab}));
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{1, 5}, {6, 7}, {7, 8}, {8, 11}}));
+}
+
 TEST(Tokenizer, NormalTokensOfForeignLettersStandForTheirText) {
   TinyVocabulary tiny;
   const TokenId foreign = tiny.add("\xE4\xB8\xAD", TokenType::normal);

@@ -3,15 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <deque>
 #include <limits>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "text/unicode.h"
+#include "tiny_vocabulary.h"
 
 namespace nb::text {
 namespace {
@@ -20,42 +19,17 @@ using Ids = std::vector<TokenId>;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// A SentencePiece vocabulary: ids 0 to 255 are the byte tokens.
-class Pieces {
+class Pieces : public TinyPieces {
  public:
-  Pieces() {
-    static constexpr char kHex[] = "0123456789ABCDEF";
-    for (std::size_t byte = 0; byte < 256; ++byte) {
-      add(std::string("<0x") + kHex[byte >> 4] + kHex[byte & 15] + ">", -1e9f, TokenType::byte);
-    }
-  }
-
-  /// A token with this text as the file would have it, and -1 if there is one already.
-  TokenId add(const std::string& text, float score, TokenType type = TokenType::normal) {
-    if (!seen_.insert(text).second) return -1;
-    tokens.push_back(texts_.emplace_back(text));
-    types.push_back(type);
-    scores.push_back(score);
-    return static_cast<TokenId>(tokens.size() - 1);
-  }
-
-  Vocabulary vocabulary() const { return Vocabulary(tokens, types, Spelling::sentencepiece); }
+  Vocabulary vocabulary() const { return Vocabulary(spec.tokens, spec.types, Spelling::sentencepiece); }
 
   /// The ids of `text`, with spaces.
   Ids encode(std::string_view text) const {
     const Vocabulary built = vocabulary();
     Ids ids;
-    SentencePieceBpe(built, scores).append(text, ids);
+    SentencePieceBpe(built, spec.scores).append(text, ids);
     return ids;
   }
-
-  std::vector<std::string_view> tokens;
-  std::vector<TokenType> types;
-  std::vector<float> scores;
-
- private:
-  std::deque<std::string> texts_;
-  std::set<std::string> seen_;
 };
 
 /// The definition, on strings: of all neighbours whose joined text is a piece the best scored, the leftmost of equals,
@@ -99,13 +73,13 @@ class NaiveSpm {
     std::vector<Node> parts;
   };
 
-  float score(TokenId id) const { return pieces_.scores[static_cast<std::size_t>(id)]; }
+  float score(TokenId id) const { return pieces_.spec.scores[static_cast<std::size_t>(id)]; }
 
   TokenId find(const std::string& text) const {
-    for (std::size_t i = 0; i < pieces_.tokens.size(); ++i) {
-      const TokenType type = pieces_.types[i];
+    for (std::size_t i = 0; i < pieces_.spec.tokens.size(); ++i) {
+      const TokenType type = pieces_.spec.types[i];
       if (type != TokenType::normal && type != TokenType::unused) continue;
-      if (pieces_.tokens[i].find(' ') == std::string_view::npos && with_spaces(pieces_.tokens[i]) == text) {
+      if (pieces_.spec.tokens[i].find(' ') == std::string_view::npos && with_spaces(pieces_.spec.tokens[i]) == text) {
         return static_cast<TokenId>(i);
       }
     }
@@ -114,7 +88,7 @@ class NaiveSpm {
 
   void append(const Node& node, Ids& ids) const {
     const TokenId id = node.is_text ? find(node.text) : -1;
-    if (id >= 0 && pieces_.types[static_cast<std::size_t>(id)] == TokenType::normal) {
+    if (id >= 0 && pieces_.spec.types[static_cast<std::size_t>(id)] == TokenType::normal) {
       ids.push_back(id);
     } else if (!node.parts.empty()) {
       for (const Node& part : node.parts) append(part, ids);
@@ -175,7 +149,7 @@ TEST(Spm, AgreesWithTheDefinitionOnRandomVocabularies) {
     const std::size_t num_letters = 1 + random() % letters().size();
     const Pieces pieces = random_pieces(random, num_letters, round % 2 == 0);
     const Vocabulary vocabulary = pieces.vocabulary();
-    const SentencePieceBpe spm(vocabulary, pieces.scores);
+    const SentencePieceBpe spm(vocabulary, pieces.spec.scores);
     const NaiveSpm naive(pieces);
     for (const std::size_t length : {0u, 1u, 2u, 3u, 5u, 9u, 14u, 30u, 70u}) {
       const std::string text = random_text(random, num_letters, length, random() % 2 == 0);
@@ -197,9 +171,9 @@ TEST(Spm, PiecesAreEncodedAsTheirTextIs) {
   for (int round = 0; round < 60; ++round) {
     const Pieces pieces = random_pieces(random, 4, round % 2 == 0);
     const Vocabulary vocabulary = pieces.vocabulary();
-    const SentencePieceBpe spm(vocabulary, pieces.scores);
+    const SentencePieceBpe spm(vocabulary, pieces.spec.scores);
     const NaiveSpm naive(pieces);
-    for (const std::string_view token : pieces.tokens) {
+    for (const std::string_view token : pieces.spec.tokens) {
       for (const char* behind : {"", "a", " "}) {
         const std::string text = with_spaces(token) + behind;
         Ids ids;
@@ -221,7 +195,7 @@ TEST(Spm, TheBestScoreGoesFirstThenTheLeftmost) {
   EXPECT_EQ(pieces.encode("abc"), (Ids{a, bc}));
   EXPECT_EQ(pieces.encode("aaa"), (Ids{aa, a}));
   EXPECT_EQ(pieces.encode("aab"), (Ids{a, ab}));
-  pieces.scores[static_cast<std::size_t>(ab)] = pieces.scores[static_cast<std::size_t>(bc)];
+  pieces.spec.scores[static_cast<std::size_t>(ab)] = pieces.spec.scores[static_cast<std::size_t>(bc)];
   EXPECT_EQ(pieces.encode("abc"), (Ids{ab, c}));
   EXPECT_EQ(pieces.encode(""), Ids{});
 }
@@ -238,11 +212,11 @@ TEST(Spm, UnusedPiecesAreStepsAndFallApart) {
   EXPECT_EQ(pieces.encode("ab"), (Ids{a, a + 1}));
   EXPECT_EQ(pieces.encode("abcab"), (Ids{abc, a, a + 1}));
   EXPECT_EQ(pieces.encode("cab"), (Ids{c, a, a + 1}));
-  pieces.types[static_cast<std::size_t>(abcab)] = TokenType::normal;
+  pieces.spec.types[static_cast<std::size_t>(abcab)] = TokenType::normal;
   EXPECT_EQ(pieces.encode("abcab"), Ids{abcab});
-  pieces.types[static_cast<std::size_t>(c)] = TokenType::unused;  // a character that is unused becomes its byte
+  pieces.spec.types[static_cast<std::size_t>(c)] = TokenType::unused;  // a character that is unused becomes its byte
   EXPECT_EQ(pieces.encode("c"), Ids{'c'});
-  pieces.types[static_cast<std::size_t>(ab)] = TokenType::normal;
+  pieces.spec.types[static_cast<std::size_t>(ab)] = TokenType::normal;
   EXPECT_EQ(pieces.encode("abc"), Ids{abc});
 }
 
@@ -290,7 +264,7 @@ TEST(Spm, AppendsBehindWhatIsThere) {
   Pieces pieces;
   const TokenId aa = pieces.add("aa", 0);
   const Vocabulary vocabulary = pieces.vocabulary();
-  const SentencePieceBpe spm(vocabulary, pieces.scores);
+  const SentencePieceBpe spm(vocabulary, pieces.spec.scores);
   Ids ids = {'a', 'a', -5};
   spm.append("aa", ids);
   spm.append(std::string(100, 'a'), ids);
@@ -302,7 +276,7 @@ TEST(Spm, AppendsBehindWhatIsThere) {
 void expect_error(const Pieces& pieces, std::initializer_list<std::string> parts) {
   const Vocabulary vocabulary = pieces.vocabulary();
   try {
-    const SentencePieceBpe spm(vocabulary, pieces.scores);
+    const SentencePieceBpe spm(vocabulary, pieces.spec.scores);
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::format);
@@ -316,9 +290,9 @@ TEST(Spm, BrokenScoresAreErrors) {
   Pieces pieces;
   pieces.add("ab", std::nanf(""));
   expect_error(pieces, {"token 256", "\"ab\"", "not a number"});
-  pieces.scores.pop_back();
+  pieces.spec.scores.pop_back();
   expect_error(pieces, {"257 tokens", "256 scores"});
-  pieces.scores.clear();
+  pieces.spec.scores.clear();
   expect_error(pieces, {"0 scores"});
 }
 
@@ -333,7 +307,7 @@ TEST(Spm, InfiniteScoresAreScores) {
 TEST(Spm, AMissingByteTokenIsAnError) {
   for (const std::size_t byte : {std::size_t{0x0A}, std::size_t{0xFF}}) {
     Pieces pieces;
-    pieces.types[byte] = TokenType::normal;
+    pieces.spec.types[byte] = TokenType::normal;
     expect_error(pieces, {byte == 0x0A ? "<0x0A>" : "<0xFF>", "byte fallback"});
   }
 }
@@ -344,7 +318,7 @@ TEST(Spm, LongPiecesAreErrors) {
   EXPECT_EQ(pieces.encode("aa"), (Ids{'a', 'a'}));
   pieces.add(std::string(SentencePieceBpe::kMaxPieceBytes + 1, 'a'), 0);
   expect_error(pieces, {"token 257", "\"aaaa", "1025 bytes"});
-  pieces.types.back() = TokenType::control;  // is no piece
+  pieces.spec.types.back() = TokenType::control;  // is no piece
   EXPECT_EQ(pieces.encode("a"), Ids{'a'});
 }
 
@@ -365,7 +339,7 @@ TEST(Spm, EmptyPiecesAreNeverFound) {
   Pieces pieces;
   pieces.add("", 5);
   EXPECT_EQ(pieces.encode("a b"), (Ids{'a', ' ', 'b'}));
-  pieces.types.back() = TokenType::unused;
+  pieces.spec.types.back() = TokenType::unused;
   EXPECT_EQ(pieces.encode("a b"), (Ids{'a', ' ', 'b'}));
 }
 

@@ -220,6 +220,21 @@ TEST(Spm, UnusedPiecesAreStepsAndFallApart) {
   EXPECT_EQ(pieces.encode("abc"), Ids{abc});
 }
 
+// Longer than what is merged without a heap.
+TEST(Spm, LongUnusedPiecesFallApart) {
+  Pieces pieces;
+  std::string text = "a";
+  pieces.add(text, 0);
+  for (int i = 0; i < 10; ++i) {
+    text += text;
+    pieces.add(text, -static_cast<float>(i), text.size() > 256 ? TokenType::unused : TokenType::normal);
+  }
+  ASSERT_EQ(text.size(), SentencePieceBpe::kMaxPieceBytes);
+  const TokenId part = 256 + 8;
+  EXPECT_EQ(pieces.encode(text), Ids(4, part));
+  EXPECT_EQ(pieces.encode(text + "a" + text.substr(0, 512)), (Ids{part, part, part, part, part, part, 256}));
+}
+
 TEST(Spm, WhatNoPieceSpellsBecomesByteTokens) {
   Pieces pieces;
   const TokenId ab = pieces.add("ab", 0);  // of two characters that are no pieces

@@ -124,7 +124,8 @@ def tokenizer_seeds() -> dict[str, bytes]:
         "nfc": tokenizer(bytes([0, 48, 0, 0, 0]), spelled, "ae\u0301\u0323 \u1100\u1161 ab"),
         "strip": tokenizer(bytes([0, 0, 0, 14, 0]), spelled, "ab \n<m>  ab"),
         "ends": tokenizer(bytes([1, 2, 0x8B, 0, 0]), pieces, "abc</s>a"),
-        "missing": tokenizer(bytes([0, 192, 0, 0, 6]), spelled, "a!b"),
+        "missing": tokenizer(bytes([0, 192, 0, 0, 6]), [*spelled, "1aa!b"], "a!b!a!!b"),
+        "unspelled": tokenizer(bytes([0, 0, 0, 0, 0]), [*spelled, "4aĠb", "5aba", "+Ġ b", "+b a"], "ba b Ġb"),
         "invalid": tokenizer(bytes([1, 0, 0, 0, 0]), pieces, b"a\xff\xc3b\xe4\xb8"),
         "bare": tokenizer(bytes([0, 0, 0, 0, 1]), ["1aa", "1ab", "1aab", "+a b"], "abab c"),
     }

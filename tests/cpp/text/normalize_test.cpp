@@ -27,26 +27,26 @@ Source source_of(const Normalized& normalized, std::size_t begin, std::size_t en
 
 TEST(Normalize, EachPrefixRule) {
   struct Case {
-    std::size_t begin;
+    bool begins_text;
     std::string stretch;
     bool wanted[5];  // in the order of kPrefixes
   };
   const Case cases[] = {
-      {0, "a", {false, true, true, true, true}},
-      {0, " a", {false, true, true, false, false}},
-      {0, kMark + "a", {false, true, true, false, false}},
-      {0, "\n", {false, true, true, true, true}},
-      {0, "\xE2\x96\x80", {false, true, true, true, true}},
-      {0, "", {false, true, false, false, false}},
-      {5, "a", {false, false, true, false, true}},
-      {5, " a", {false, false, true, false, false}},
-      {5, kMark, {false, false, true, false, false}},
-      {5, "", {false, false, false, false, false}},
+      {true, "a", {false, true, true, true, true}},
+      {true, " a", {false, true, true, false, false}},
+      {true, kMark + "a", {false, true, true, false, false}},
+      {true, "\n", {false, true, true, true, true}},
+      {true, "\xE2\x96\x80", {false, true, true, true, true}},
+      {true, "", {false, true, false, false, false}},
+      {false, "a", {false, false, true, false, true}},
+      {false, " a", {false, false, true, false, false}},
+      {false, kMark, {false, false, true, false, false}},
+      {false, "", {false, false, false, false, false}},
   };
   for (const Case& row : cases) {
     for (std::size_t i = 0; i < std::size(kPrefixes); ++i) {
-      EXPECT_EQ(wants_prefix(kPrefixes[i], row.begin, row.stretch), row.wanted[i])
-          << "rule " << i << " at " << row.begin << " \"" << row.stretch << '"';
+      EXPECT_EQ(wants_prefix(kPrefixes[i], row.begins_text, row.stretch), row.wanted[i])
+          << "rule " << i << (row.begins_text ? " at the start \"" : " behind a token \"") << row.stretch << '"';
     }
   }
 }

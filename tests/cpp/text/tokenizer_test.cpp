@@ -415,6 +415,27 @@ TEST(Tokenizer, SentencePieceTextComesBack) {
   EXPECT_TRUE(tokenizer.missing_bytes().empty());
 }
 
+TEST(Tokenizer, PartsOfAPromptGetASpaceByTheirPlace) {
+  TinyPieces tiny;
+  const auto encode = [&](SpacePrefix where, TextPlace place) {
+    tiny.spec.space_prefix = where;
+    return Tokenizer(tiny.spec).encode("a", false, false, place);
+  };
+  const Ids bare{'a'};
+  const Ids spaced{' ', 'a'};
+  for (const SpacePrefix where : {SpacePrefix::text, SpacePrefix::text_if_unspaced}) {
+    EXPECT_EQ(encode(where, TextPlace::start), spaced);
+    EXPECT_EQ(encode(where, TextPlace::after_token), bare);
+    EXPECT_EQ(encode(where, TextPlace::within), bare);
+  }
+  for (const SpacePrefix where : {SpacePrefix::stretches, SpacePrefix::stretches_unspaced}) {
+    EXPECT_EQ(encode(where, TextPlace::start), spaced);
+    EXPECT_EQ(encode(where, TextPlace::after_token), spaced);
+    EXPECT_EQ(encode(where, TextPlace::within), bare);
+  }
+  EXPECT_EQ(encode(SpacePrefix::none, TextPlace::start), bare);
+}
+
 TEST(Tokenizer, EachSpacePrefix) {
   TinyPieces tiny;
   const TokenId mark = tiny.add("<m>", 0, TokenType::user_defined);

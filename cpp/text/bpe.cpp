@@ -16,12 +16,12 @@ using Found = MergeTable::Found;
 constexpr std::size_t kMaxShort = 48;  // symbols; above this the heap is faster (measured on English and CJK)
 
 /// Scans all pairs for the best before every merge; quadratic, but without allocation.
-void merge_short(const MergeTable& merges, std::vector<TokenId>& symbols, std::size_t first) {
+void merge_short(const MergeTable& merges, std::vector<TokenId>& symbols, std::size_t first, std::size_t min_left) {
   TokenId* const symbol = symbols.data() + first;
   std::size_t num_symbols = symbols.size() - first;
   Found pairs[kMaxShort];  // pairs[i] is what symbol[i] and symbol[i + 1] become
   for (std::size_t i = 0; i + 1 < num_symbols; ++i) pairs[i] = merges.find(symbol[i], symbol[i + 1]);
-  while (num_symbols > 1) {
+  while (num_symbols > min_left) {
     std::size_t best = 0;
     for (std::size_t i = 1; i + 1 < num_symbols; ++i) {
       if (pairs[i].rank < pairs[best].rank) best = i;
@@ -56,14 +56,17 @@ class LongMerger {
     std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
   }
 
-  /// Merges everything and returns how many symbols are left at the front of the span.
-  std::size_t run() {
-    while (!heap_.empty()) {
+  /// Merges until nothing can be or `min_left` are left; returns how many symbols are left at the front of the span.
+  std::size_t run(std::size_t min_left) {
+    std::size_t num_left = symbols_.size();
+    while (!heap_.empty() && num_left > min_left) {
       std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
       const std::uint64_t top = heap_.back();
       heap_.pop_back();
       const std::uint32_t left = static_cast<std::uint32_t>(top);
-      if (pairs_[left].rank == static_cast<std::int32_t>(top >> 32)) merge_at(left);
+      if (pairs_[left].rank != static_cast<std::int32_t>(top >> 32)) continue;
+      merge_at(left);
+      --num_left;
     }
     std::size_t count = 0;
     for (std::uint32_t i = 0; i != kNone; i = links_[i].next) symbols_[count++] = symbols_[i];
@@ -129,15 +132,15 @@ MergeTable::MergeTable(std::span<const Merge> merges, std::span<const std::int32
   }
 }
 
-void merge_symbols(const MergeTable& merges, std::vector<TokenId>& symbols, std::size_t first) {
+void merge_symbols(const MergeTable& merges, std::vector<TokenId>& symbols, std::size_t first, std::size_t min_left) {
   const std::size_t num_symbols = symbols.size() - first;
   if (num_symbols < 2) return;
   if (num_symbols <= kMaxShort) {
-    merge_short(merges, symbols, first);
+    merge_short(merges, symbols, first, std::max<std::size_t>(min_left, 1));
     return;
   }
   NB_CHECK(num_symbols < 0xFFFFFFFFu, invalid_argument, "piece of ", num_symbols, " bytes is too long to tokenize");
-  const std::size_t count = LongMerger(merges, std::span(symbols).subspan(first)).run();
+  const std::size_t count = LongMerger(merges, std::span(symbols).subspan(first)).run(min_left);
   symbols.resize(first + count);
 }
 

@@ -74,7 +74,9 @@ class MergeTable {
 };
 
 /// Applies merges to symbols[first..) in place, shortening the vector: as long as any two neighbours can be merged,
-/// the pair of the lowest rank is, the leftmost first. O(n log n) time and O(n) memory for n symbols.
-void merge_symbols(const MergeTable& merges, std::vector<TokenId>& symbols, std::size_t first = 0);
+/// the pair of the lowest rank is, the leftmost first. Stops early when only `min_left` symbols are left. O(n log n)
+/// time and O(n) memory for n symbols.
+void merge_symbols(const MergeTable& merges, std::vector<TokenId>& symbols, std::size_t first = 0,
+                   std::size_t min_left = 1);
 
 }  // namespace nb::text

@@ -41,7 +41,12 @@ std::vector<Merge> ByteBpe::parse_merges(std::span<const std::string_view> merge
     const std::string_view right = merge.substr(space + 1);
     joined.assign(left).append(right);
     const TokenId merged = known(joined);
-    parsed.push_back({known(left), known(right), is_special_type(vocabulary_->type(merged)) ? -1 : merged});
+    const Merge found{known(left), known(right), merged};
+    // The text of an added or unused token is no spelling: what it stands for may differ from what is merged.
+    joined.assign(vocabulary_->bytes(found.left)).append(vocabulary_->bytes(found.right));
+    const bool keeps_text =
+        !is_special_type(vocabulary_->type(found.merged)) && vocabulary_->bytes(found.merged) == joined;
+    parsed.push_back({found.left, found.right, keeps_text ? found.merged : -1});
   }
   return parsed;
 }

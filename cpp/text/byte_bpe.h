@@ -23,7 +23,7 @@ class ByteBpe {
   /// `vocabulary` must outlive this object and keep its address; `merges` are "left right", best first. Tokens of
   /// `protect` become control tokens of the vocabulary unless they are made by merges or are single bytes. Throws
   /// `format` naming index and text of a merge of or into unknown tokens. Merges into control and unknown tokens are
-  /// left out.
+  /// left out, and so are those whose result does not stand for the joined bytes (unused tokens).
   ByteBpe(Vocabulary& vocabulary, const PreTokenizer& pre_tokenizer, std::span<const std::string_view> merges,
           std::span<const TokenId> protect);
 

@@ -136,18 +136,7 @@ void SentencePieceBpe::find_unused_parts() {
     if (vocabulary_->type(id) != TokenType::unused || !takes_part(id)) continue;
     symbols.clear();
     append_symbols(vocabulary_->stored(id), symbols);
-    while (symbols.size() > 2) {
-      std::size_t best = 0;
-      for (std::size_t i = 1; i + 1 < symbols.size(); ++i) {
-        const bool is_better =
-            merges_.find(symbols[i], symbols[i + 1]).rank < merges_.find(symbols[best], symbols[best + 1]).rank;
-        if (is_better) best = i;
-      }
-      const MergeTable::Found found = merges_.find(symbols[best], symbols[best + 1]);
-      if (found.rank == MergeTable::kNoRank) break;
-      symbols[best] = found.merged;
-      symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
-    }
+    merge_symbols(merges_, symbols, 0, 2);
     if (symbols.size() == 2) unused_parts_[id] = {symbols[0], symbols[1]};
   }
 }

@@ -191,15 +191,14 @@ void Tokenizer::append_stretch(std::string_view text, std::size_t begin, const S
   const std::size_t first = ids.size();
   std::visit([&](const auto& kind) { kind.append(source, ids); }, kind_);
   if (spans == nullptr) return;
-  // The bytes of the tokens, joined, are the normalised text without the bytes that no token spells.
+  // The bytes of the tokens, joined, are the normalised text without bytes that no token spells: these are passed over.
   std::size_t position = 0;
   std::size_t cursor = 0;
   for (std::size_t i = first; i < ids.size(); ++i) {
-    while (lacks_byte(static_cast<std::uint8_t>(source[position]))) ++position;
+    const std::string_view bytes = vocabulary_.stored(ids[i]);
+    position = source.find(bytes.front(), position);
     const std::size_t token_begin = position;
-    for (std::size_t left = vocabulary_.stored(ids[i]).size(); left > 0; ++position) {
-      if (!lacks_byte(static_cast<std::uint8_t>(source[position]))) --left;
-    }
+    for (const char c : bytes) position = source.find(c, position) + 1;
     TextSpan span{token_begin, position};
     if (is_changed) {
       const auto [from, to] = normalized.source_of(token_begin, position, cursor);

@@ -77,9 +77,9 @@ class Tokenizer {
   /// tokens of SentencePiece, and special ids outside the vocabulary.
   ///
   /// Unlike other readers it lets no text become a control token by merging: merges into control and unknown tokens
-  /// are left out, and bos, eos, eot and eom are control tokens whatever the file calls them, unless they are made by
-  /// merges or are single bytes (a model whose end token is a newline keeps its newlines). Of repeated merges the
-  /// first counts.
+  /// are left out, as are those into tokens that stand for other bytes than are merged, and bos, eos, eot and eom are
+  /// control tokens whatever the file calls them, unless they are made by merges or are single bytes (a model whose
+  /// end token is a newline keeps its newlines). Of repeated merges the first counts.
   explicit Tokenizer(const TokenizerSpec& spec);
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;

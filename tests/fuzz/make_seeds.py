@@ -108,7 +108,36 @@ def braid_seeds() -> dict[str, bytes]:
     }
 
 
-SEEDS = {"gguf": gguf_seeds, "braid": braid_seeds}
+def tokenizer(settings: bytes, lines: list[str], given: str | bytes) -> bytes:
+    """A tokenizer and a text as tokenizer_fuzz.cpp describes them; settings: kind, flags, special, strip, damage."""
+    data = given if isinstance(given, bytes) else given.encode()
+    return settings + b"\n" + "".join(line + "\n" for line in lines).encode() + b"\n" + data
+
+
+def tokenizer_seeds() -> dict[str, bytes]:
+    spelled = ["1aab", "1aabc", "1aĠa", "4a<m>", "3a<|end|>", "+a b", "+ab c", "+Ġ a"]
+    pieces = ["1aa", "1ab", "1b▁", "1cab", "5dabc", "1eabcab", "1c▁a", "4a<m>", "3a</s>", "1aé"]
+    prose = "ab abc, a  b\n<m> 123 it's<|end|>é中😀"
+    seeds = {f"gpt2_{row}": tokenizer(bytes([2 * row, 0, 0, 0, 0]), spelled, prose) for row in range(12)}
+    seeds |= {f"llama_{flags}": tokenizer(bytes([1, flags, 0, 0, 0]), pieces, "  " + prose) for flags in range(16)}
+    return seeds | {
+        "nfc": tokenizer(bytes([0, 48, 0, 0, 0]), spelled, "ae\u0301\u0323 \u1100\u1161 ab"),
+        "strip": tokenizer(bytes([0, 0, 0, 14, 0]), spelled, "ab \n<m>  ab"),
+        "ends": tokenizer(bytes([1, 2, 0x8B, 0, 0]), pieces, "abc</s>a"),
+        "missing": tokenizer(bytes([0, 192, 0, 0, 6]), [*spelled, "1aa!b"], "a!b!a!!b"),
+        "unspelled": tokenizer(bytes([0, 0, 0, 0, 0]), [*spelled, "4aĠb", "5aba", "+Ġ b", "+b a"], "ba b Ġb"),
+        "invalid": tokenizer(bytes([1, 0, 0, 0, 0]), pieces, b"a\xff\xc3b\xe4\xb8"),
+        "bare": tokenizer(bytes([0, 0, 0, 0, 1]), ["1aa", "1ab", "1aab", "+a b"], "abab c"),
+    }
+
+
+def utf8_stream_seeds() -> dict[str, bytes]:
+    prose = "aé中😀\ufffd".encode()
+    broken = b"a\xc3\xe4\xb8b\xed\xa0\x80\xf0\x9f\x98\xf4\x90\xc0\x80\xff\xe2\x96"
+    return {"whole": b"\0" + prose, "cut": b"\3\1\2\3" + prose + broken, "broken": b"\2\1\5" + broken}
+
+
+SEEDS = {"gguf": gguf_seeds, "braid": braid_seeds, "tokenizer": tokenizer_seeds, "utf8_stream": utf8_stream_seeds}
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ namespace {
 using Symbols = std::vector<TokenId>;
 
 /// The definition: the leftmost pair of the lowest rank is merged until none is left.
-Symbols merge_naively(const std::vector<Merge>& merges, Symbols symbols) {
-  while (true) {
+Symbols merge_naively(const std::vector<Merge>& merges, Symbols symbols, std::size_t min_left = 1) {
+  while (symbols.size() > min_left) {
     std::size_t best_rank = merges.size();
     std::size_t best_position = 0;
     for (std::size_t i = 0; i + 1 < symbols.size(); ++i) {
@@ -29,6 +29,7 @@ Symbols merge_naively(const std::vector<Merge>& merges, Symbols symbols) {
     symbols[best_position] = merges[best_rank].merged;
     symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best_position) + 1);
   }
+  return symbols;
 }
 
 /// Merges over the letters 0..num_letters-1, each of two symbols that exist, in random order of ranks.
@@ -132,6 +133,25 @@ TEST(Bpe, AgreesWithTheDefinitionOnRandomVocabularies) {
     }
   }
   EXPECT_GT(num_merged, 2000);
+}
+
+TEST(Bpe, StopsWhereItIsTold) {
+  std::mt19937 random(8);
+  int num_stopped = 0;
+  for (int round = 0; round < 200; ++round) {
+    const std::vector<Merge> merges = random_merges(random, 2, 40);
+    const MergeTable table(merges);
+    for (const std::size_t length : {0u, 1u, 2u, 5u, 20u, 48u, 49u, 80u}) {
+      for (const std::size_t min_left : {0u, 1u, 2u, 4u, 30u, 60u}) {
+        const Symbols text = random_symbols(random, 2, length);
+        Symbols symbols = text;
+        merge_symbols(table, symbols, 0, min_left);
+        ASSERT_EQ(symbols, merge_naively(merges, text, min_left)) << "length " << length << " stop " << min_left;
+        num_stopped += symbols.size() == min_left && merge_naively(merges, text).size() < min_left;
+      }
+    }
+  }
+  EXPECT_GT(num_stopped, 100);
 }
 
 // Quadratic work on a million symbols would take hours.

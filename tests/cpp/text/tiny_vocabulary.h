@@ -1,9 +1,11 @@
-// A byte-level vocabulary built in a test: the 256 bytes, tokens made by merges, and added tokens.
+// Vocabularies built in a test: the 256 bytes and what a test adds, byte-level with merges or SentencePiece with
+// scores.
 //
-// Only for tests. Owns the texts which the spec views.
+// Only for tests. They own the texts which their specs view.
 #pragma once
 
 #include <deque>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,7 +56,35 @@ class TinyVocabulary {
   std::deque<std::string> texts_;
 };
 
-/// The ids of the bytes of `text` in a TinyVocabulary.
+/// SentencePiece's kind, without normalisation.
+class TinyPieces {
+ public:
+  /// Ids 0 to 255 are the byte tokens.
+  TinyPieces() {
+    static constexpr char kHex[] = "0123456789ABCDEF";
+    spec.model = "llama";
+    for (std::size_t byte = 0; byte < 256; ++byte) {
+      add(std::string("<0x") + kHex[byte >> 4] + kHex[byte & 15] + ">", -1e9f, TokenType::byte);
+    }
+  }
+
+  /// A token with this text as the file would have it, and -1 if there is one already.
+  TokenId add(const std::string& text, float score, TokenType type = TokenType::normal) {
+    if (!seen_.insert(text).second) return -1;
+    spec.tokens.push_back(texts_.emplace_back(text));
+    spec.types.push_back(type);
+    spec.scores.push_back(score);
+    return static_cast<TokenId>(spec.tokens.size() - 1);
+  }
+
+  TokenizerSpec spec;
+
+ private:
+  std::deque<std::string> texts_;
+  std::set<std::string> seen_;
+};
+
+/// The ids of the bytes of `text` in both.
 inline std::vector<TokenId> byte_ids(std::string_view text) {
   std::vector<TokenId> ids;
   for (const char c : text) ids.push_back(static_cast<std::uint8_t>(c));

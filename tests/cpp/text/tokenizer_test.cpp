@@ -230,6 +230,21 @@ TEST(Tokenizer, BytesThatTheVocabularyLacksAreLeftOut) {
   EXPECT_EQ(tokenizer.encode("x"), Ids{});
 }
 
+// Spans must stay inside of the text where tokens and text do not have the same bytes.
+TEST(Tokenizer, SpansPassOverBytesThatTheVocabularyLacks) {
+  TinyVocabulary tiny("llama-bpe");
+  const TokenId ab = tiny.merge("a", "b");
+  const TokenId whole = tiny.add("axb", TokenType::normal);  // only as a whole piece
+  tiny.spec.tokens['x'] = "replacement";
+  const Tokenizer tokenizer(tiny.spec);
+  Encoding found = tokenizer.encode_with_spans("axb", false);
+  EXPECT_EQ(found.ids, Ids{whole});
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{0, 3}}));
+  found = tokenizer.encode_with_spans("xaxxbxc axb", false);
+  EXPECT_EQ(found.ids, (Ids{ab, 'c', ' ', ab}));
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{1, 5}, {6, 7}, {7, 8}, {8, 11}}));
+}
+
 TEST(Tokenizer, NormalTokensOfForeignLettersStandForTheirText) {
   TinyVocabulary tiny;
   const TokenId foreign = tiny.add("\xE4\xB8\xAD", TokenType::normal);
@@ -371,6 +386,246 @@ TEST(Tokenizer, MemoryOfALargeVocabularyIsBounded) {
   EXPECT_GE(tokenizer.vocab_size(), 49'152);
   EXPECT_LE(tokenizer.memory_bytes(), 6'000'000u);
   EXPECT_EQ(tokenizer.encode("abc").size(), 1u);
+}
+
+TEST(Tokenizer, SentencePieceTextComesBack) {
+  TinyPieces tiny;
+  const TokenId space_a = tiny.add(
+      "\xE2\x96\x81"
+      "a",
+      -1);
+  const TokenId unknown = tiny.add("<unk>", 0, TokenType::unknown);
+  const TokenId end = tiny.add("</s>", 0, TokenType::control);
+  tiny.spec.eos = end;
+  tiny.spec.space_prefix = SpacePrefix::text;
+  const Tokenizer tokenizer(tiny.spec);
+  EXPECT_TRUE(tokenizer.drops_first_space());
+  EXPECT_EQ(tokenizer.encode("a a\n"), (Ids{space_a, space_a, '\n'}));
+  EXPECT_EQ(tokenizer.decode(Ids{space_a, space_a, '\n'}), "a a\n");
+  EXPECT_EQ(tokenizer.encode(""), Ids{});
+  EXPECT_EQ(tokenizer.encode("</s>"), joined({{' '}, byte_ids("</s>")}));
+  EXPECT_EQ(tokenizer.encode("a</s>a", true, true), (Ids{space_a, end, 'a'}));
+  EXPECT_EQ(tokenizer.encode("<unk>", true, true), Ids{unknown});
+  EXPECT_EQ(tokenizer.token_text('\n'), "<0x0A>");
+  EXPECT_EQ(tokenizer.token_bytes('\n'), "\n");
+  EXPECT_EQ(tokenizer.find_token("<0x0A>"), '\n');
+  EXPECT_EQ(tokenizer.find_token("\xE2\x96\x81"
+                                 "a"),
+            space_a);
+  EXPECT_TRUE(tokenizer.missing_bytes().empty());
+}
+
+TEST(Tokenizer, PartsOfAPromptGetASpaceByTheirPlace) {
+  TinyPieces tiny;
+  const auto encode = [&](SpacePrefix where, TextPlace place) {
+    tiny.spec.space_prefix = where;
+    return Tokenizer(tiny.spec).encode("a", false, false, place);
+  };
+  const Ids bare{'a'};
+  const Ids spaced{' ', 'a'};
+  for (const SpacePrefix where : {SpacePrefix::text, SpacePrefix::text_if_unspaced}) {
+    EXPECT_EQ(encode(where, TextPlace::start), spaced);
+    EXPECT_EQ(encode(where, TextPlace::after_token), bare);
+    EXPECT_EQ(encode(where, TextPlace::within), bare);
+  }
+  for (const SpacePrefix where : {SpacePrefix::stretches, SpacePrefix::stretches_unspaced}) {
+    EXPECT_EQ(encode(where, TextPlace::start), spaced);
+    EXPECT_EQ(encode(where, TextPlace::after_token), spaced);
+    EXPECT_EQ(encode(where, TextPlace::within), bare);
+  }
+  EXPECT_EQ(encode(SpacePrefix::none, TextPlace::start), bare);
+}
+
+TEST(Tokenizer, EachSpacePrefix) {
+  TinyPieces tiny;
+  const TokenId mark = tiny.add("<m>", 0, TokenType::user_defined);
+  const TokenId end = tiny.add("</s>", 0, TokenType::control);
+  const auto encode = [&](SpacePrefix where, std::string_view text) {
+    tiny.spec.space_prefix = where;
+    return Tokenizer(tiny.spec).encode(text, false, true);
+  };
+  EXPECT_EQ(encode(SpacePrefix::none, "a<m>b"), (Ids{'a', mark, 'b'}));
+  EXPECT_EQ(encode(SpacePrefix::text, "a<m>b"), (Ids{' ', 'a', mark, 'b'}));
+  EXPECT_EQ(encode(SpacePrefix::text, "<m>b"), (Ids{' ', mark, 'b'}));
+  EXPECT_EQ(encode(SpacePrefix::text, "</s>b"), (Ids{end, 'b'}));
+  EXPECT_EQ(encode(SpacePrefix::stretches, "a<m>b</s> c"), (Ids{' ', 'a', mark, ' ', 'b', end, ' ', ' ', 'c'}));
+  EXPECT_EQ(encode(SpacePrefix::stretches, "<m></s>"), (Ids{mark, end}));
+  EXPECT_EQ(encode(SpacePrefix::text_if_unspaced, "a<m>b"), (Ids{' ', 'a', mark, 'b'}));
+  EXPECT_EQ(encode(SpacePrefix::text_if_unspaced, " a"), (Ids{' ', 'a'}));
+  EXPECT_EQ(encode(SpacePrefix::text_if_unspaced, "<m>a"), (Ids{mark, 'a'}));
+  EXPECT_EQ(encode(SpacePrefix::stretches_unspaced, "a<m>b<m> c"), (Ids{' ', 'a', mark, ' ', 'b', mark, ' ', 'c'}));
+}
+
+TEST(Tokenizer, ExtraSpacesAreRemovedWhereTheFileSaysSo) {
+  TinyPieces tiny;
+  const TokenId mark = tiny.add("<m>", 0, TokenType::user_defined);
+  tiny.spec.remove_extra_whitespaces = true;
+  tiny.spec.space_prefix = SpacePrefix::text;
+  const Tokenizer tokenizer(tiny.spec);
+  EXPECT_EQ(tokenizer.encode("  a  b  "), byte_ids(" a b"));
+  EXPECT_EQ(tokenizer.encode("   "), Ids{});
+  EXPECT_EQ(tokenizer.encode("a  <m>  b "), joined({byte_ids(" a "), {mark}, byte_ids(" b")}));
+}
+
+// A space that a byte token spells was in the text; one that a piece begins with was put in front.
+TEST(Tokenizer, TheFirstSpaceIsDroppedOnce) {
+  TinyPieces tiny;
+  const TokenId space_a = tiny.add(
+      "\xE2\x96\x81"
+      "a",
+      -1);
+  const TokenId end = tiny.add("</s>", 0, TokenType::control);
+  const TokenId padding = tiny.add("[pad]", 0, TokenType::unused);
+  tiny.spec.space_prefix = SpacePrefix::stretches;
+  const Tokenizer tokenizer(tiny.spec);
+  EXPECT_EQ(tokenizer.decode(Ids{' ', space_a}), "  a");
+  EXPECT_EQ(tokenizer.decode(Ids{end, padding, space_a, space_a}), "a a");
+  EXPECT_EQ(tokenizer.decode(Ids{end, space_a}, false), "</s>a");
+  bool is_first = tokenizer.drops_first_space();
+  std::string out;
+  tokenizer.append_token(end, is_first, out);
+  tokenizer.append_token(padding, is_first, out);
+  EXPECT_TRUE(is_first);
+  tokenizer.append_token(space_a, is_first, out);
+  EXPECT_FALSE(is_first);
+  tokenizer.append_token(space_a, is_first, out);
+  EXPECT_EQ(out, "</s>a a");
+  tiny.spec.space_prefix = SpacePrefix::none;
+  const Tokenizer plain(tiny.spec);
+  EXPECT_FALSE(plain.drops_first_space());
+  EXPECT_EQ(plain.decode(Ids{space_a}), " a");
+  EXPECT_THROW(plain.append_token(-1, is_first, out), Error);
+}
+
+TEST(Tokenizer, SeveralTokensEndAnswers) {
+  TinyVocabulary tiny;
+  tiny.spec.eos = tiny.add("<|end|>", TokenType::control);
+  tiny.spec.eot = tiny.add("<|eot|>", TokenType::user_defined);
+  const TokenId third = tiny.add("<|third|>", TokenType::normal);
+  tiny.spec.eos_ids = {tiny.spec.eot, third, '\n', third, tiny.spec.eos};
+  const Tokenizer tokenizer(tiny.spec);
+  EXPECT_EQ(tokenizer.eos_ids(), (Ids{tiny.spec.eos, tiny.spec.eot, third, '\n'}));
+  EXPECT_EQ(tokenizer.eos(), tiny.spec.eos);
+  EXPECT_TRUE(tokenizer.is_special(tiny.spec.eot));
+  EXPECT_TRUE(tokenizer.is_special(third));
+  EXPECT_FALSE(tokenizer.is_special('\n'));
+  EXPECT_EQ(tokenizer.encode("<|third|>"), byte_ids("<|third|>"));
+  for (const TokenId bad : {-1, 1000}) {
+    tiny.spec.eos_ids = {third, bad};
+    expect_error(tiny.spec, ErrorCode::format, {"eos", std::to_string(bad).c_str()});
+  }
+}
+
+TEST(Tokenizer, SentencePieceEndTokensAreControlUnlessBytes) {
+  TinyPieces tiny;
+  const TokenId end = tiny.add("ab", 0);
+  tiny.spec.eos_ids = {end, '\n'};
+  const Tokenizer tokenizer(tiny.spec);
+  EXPECT_EQ(tokenizer.encode("ab\n"), byte_ids("ab\n"));
+  EXPECT_TRUE(tokenizer.is_special(end));
+  EXPECT_EQ(tokenizer.token_type('\n'), TokenType::byte);
+  EXPECT_EQ(tokenizer.eos_ids(), (Ids{end, '\n'}));
+}
+
+TEST(Tokenizer, AddedTokensMayTakeTheWhitespaceAroundThem) {
+  TinyVocabulary tiny;
+  const TokenId left = tiny.add("<l>", TokenType::user_defined);
+  const TokenId right = tiny.add("<r>", TokenType::user_defined);
+  const TokenId both = tiny.add("<b>", TokenType::control);
+  tiny.spec.lstrip = {both, left};
+  tiny.spec.rstrip = {right, both};
+  const Tokenizer tokenizer(tiny.spec);
+  EXPECT_EQ(tokenizer.encode("a \n\t<l> b"), (Ids{'a', left, ' ', 'b'}));
+  EXPECT_EQ(tokenizer.encode("a <r> \n b"), (Ids{'a', ' ', right, 'b'}));
+  EXPECT_EQ(tokenizer.encode("a\xC2\xA0\xE3\x80\x80<b>\xE2\x80\xA8 b ", true, true), (Ids{'a', both, 'b', ' '}));
+  EXPECT_EQ(tokenizer.encode("a <b> b"), byte_ids("a <b> b"));
+  EXPECT_EQ(tokenizer.encode(" <l> <r>  <l>  "), (Ids{left, ' ', right, left, ' ', ' '}));
+  EXPECT_EQ(tokenizer.encode("\xA0<l>"), (Ids{0xA0, left}));  // no character and so no whitespace
+  const Encoding found = tokenizer.encode_with_spans("a <l> <r> b");
+  EXPECT_EQ(found.ids, (Ids{'a', left, ' ', right, 'b'}));
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{0, 1}, {2, 5}, {5, 6}, {6, 9}, {10, 11}}));
+  tiny.spec.rstrip = {1000};
+  expect_error(tiny.spec, ErrorCode::format, {"rstrip", "1000"});
+}
+
+TEST(Tokenizer, SpansOfComposedText) {
+  TinyVocabulary tiny;
+  tiny.spec.nfc = true;
+  const TokenId accent = tiny.merge("\xC3", "\xA9");
+  tiny.spec.bos = tiny.spec.eos = tiny.add("<s>", TokenType::control);
+  tiny.spec.add_bos = tiny.spec.add_eos = true;
+  const Tokenizer tokenizer(tiny.spec);
+  const Encoding found = tokenizer.encode_with_spans("ae\xCC\x81 u\xCC\x88");
+  EXPECT_EQ(found.ids, (Ids{tiny.spec.bos, 'a', accent, ' ', 0xC3, 0xBC, tiny.spec.eos}));
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{0, 0}, {0, 1}, {1, 4}, {4, 5}, {5, 8}, {5, 8}, {0, 0}}));
+  EXPECT_EQ(tokenizer.encode("ae\xCC\x81 u\xCC\x88"), found.ids);
+}
+
+TEST(Tokenizer, SpansOfSentencePieceText) {
+  TinyPieces tiny;
+  const TokenId space_a = tiny.add(
+      "\xE2\x96\x81"
+      "a",
+      -1);
+  const TokenId mark = tiny.add("<m>", 0, TokenType::user_defined);
+  tiny.spec.space_prefix = SpacePrefix::stretches;
+  const Tokenizer tokenizer(tiny.spec);
+  const Encoding found = tokenizer.encode_with_spans(
+      "a\xE2\x96\x81"
+      "a<m>a\xC3\xA9");
+  EXPECT_EQ(found.ids, (Ids{space_a, space_a, mark, space_a, 0xC3, 0xA9}));
+  EXPECT_EQ(found.spans, (std::vector<TextSpan>{{0, 1}, {1, 5}, {5, 8}, {8, 9}, {9, 10}, {10, 11}}));
+}
+
+// Random texts of both kinds: spans ascend, those of text that nothing changes are the bytes of their tokens.
+TEST(Tokenizer, SpansAreTheBytesOfTheirTokens) {
+  TinyVocabulary byte_level;
+  byte_level.merge("a", "b");
+  byte_level.merge("\xC3", "\xA9");
+  byte_level.add("<m>", TokenType::user_defined);
+  TinyPieces pieces;
+  pieces.add("ab", -1);
+  pieces.add("\xC3\xA9", -1);
+  pieces.add(
+      "\xE2\x96\x81"
+      "a",
+      -2, TokenType::unused);
+  pieces.add(
+      "\xE2\x96\x81"
+      "ab",
+      -3);
+  pieces.add("<m>", 0, TokenType::user_defined);
+  std::mt19937 random(8);
+  const std::string parts[] = {"a", "b", " ", "\xC3\xA9", "\xC3", "<m>", "\n", "\xFF"};
+  for (const TokenizerSpec* spec : {&byte_level.spec, &pieces.spec}) {
+    const Tokenizer tokenizer(*spec);
+    for (int round = 0; round < 2000; ++round) {
+      std::string text;
+      for (std::size_t length = random() % 20; length > 0; --length) text += parts[random() % std::size(parts)];
+      const Encoding found = tokenizer.encode_with_spans(text);
+      ASSERT_EQ(found.ids, tokenizer.encode(text));
+      ASSERT_EQ(found.spans.size(), found.ids.size());
+      std::size_t end = 0;
+      for (std::size_t i = 0; i < found.ids.size(); ++i) {
+        const TextSpan span = found.spans[i];
+        ASSERT_EQ(span.begin, end);
+        end = span.end;
+        ASSERT_EQ(text.substr(span.begin, span.end - span.begin), tokenizer.token_bytes(found.ids[i]));
+      }
+      ASSERT_EQ(end, text.size());
+    }
+  }
+}
+
+TEST(Tokenizer, BrokenSentencePieceVocabulariesAreFormatErrors) {
+  TinyPieces tiny;
+  tiny.spec.scores.pop_back();
+  expect_error(tiny.spec, ErrorCode::format, {"256 tokens", "255 scores"});
+  tiny.spec.scores.clear();
+  expect_error(tiny.spec, ErrorCode::format, {"0 scores"});
+  TinyPieces lacking;
+  lacking.spec.types[0x41] = TokenType::unused;
+  expect_error(lacking.spec, ErrorCode::format, {"<0x41>"});
 }
 
 }  // namespace

@@ -95,6 +95,94 @@ TEST(Vocabulary, RawAndSpelledTokensOfEqualBytesAreTwoTokens) {
   }
 }
 
+TEST(Vocabulary, SpaceMarksAreSpacesUnderSentencePieceSpelling) {
+  const std::vector<std::string_view> tokens = {
+      "\xE2\x96\x81"
+      "a",
+      "b",
+      "c d",
+      "<s>\xE2\x96\x81",
+      "\xE2\x96\x81\xE2\x96\x81",
+      "\xE2\x96\x81"
+      "u",
+      "\xC4\xA0",
+      "<unk>"};
+  const std::vector<TokenType> types = {TokenType::normal,  TokenType::normal,       TokenType::normal,
+                                        TokenType::control, TokenType::user_defined, TokenType::unused,
+                                        TokenType::normal,  TokenType::unknown};
+  const Vocabulary vocabulary(tokens, types, Spelling::sentencepiece);
+  const std::vector<std::string> bytes = {" a", "b", "c d", "<s>\xE2\x96\x81", "  ", "", "\xC4\xA0", "<unk>"};
+  const std::vector<bool> spelled = {true, true, false, false, true, true, true, false};
+  for (TokenId id = 0; id < vocabulary.size(); ++id) {
+    const std::size_t i = static_cast<std::size_t>(id);
+    EXPECT_EQ(vocabulary.bytes(id), bytes[i]) << id;
+    EXPECT_EQ(vocabulary.text(id), tokens[i]) << id;
+    EXPECT_EQ(vocabulary.find_text(tokens[i]), id);
+    EXPECT_EQ(vocabulary.is_spelled(id), spelled[i]) << id;
+    EXPECT_EQ(vocabulary.find_bytes(vocabulary.stored(id)), spelled[i] ? id : -1) << id;
+  }
+  EXPECT_EQ(vocabulary.stored(5), " u");
+  EXPECT_EQ(vocabulary.find_text(" a"), -1);
+  EXPECT_EQ(vocabulary.find_bytes("\xE2\x96\x81"
+                                  "a"),
+            -1);
+}
+
+TEST(Vocabulary, ByteTokensAreFoundByTheirByteOnly) {
+  const std::vector<std::string_view> tokens = {"\n", "<0x0A>", "<0xFF>", "<0x0B>"};
+  const std::vector<TokenType> types = {TokenType::normal, TokenType::byte, TokenType::byte, TokenType::normal};
+  for (int round = 0; round < 50; ++round) {  // the table is seeded at random
+    const Vocabulary vocabulary(tokens, types, Spelling::sentencepiece);
+    ASSERT_EQ(vocabulary.bytes(1), "\n");
+    ASSERT_EQ(vocabulary.bytes(2), "\xFF");
+    ASSERT_EQ(vocabulary.bytes(3), "<0x0B>");
+    ASSERT_EQ(vocabulary.find_byte_token(0x0A), 1);
+    ASSERT_EQ(vocabulary.find_byte_token(0xFF), 2);
+    ASSERT_EQ(vocabulary.find_byte_token(0x0B), -1);
+    ASSERT_EQ(vocabulary.find_bytes("\n"), 0);
+    ASSERT_EQ(vocabulary.find_bytes("\xFF"), -1);
+    ASSERT_EQ(vocabulary.find_bytes("<0x0A>"), -1);
+    ASSERT_EQ(vocabulary.find_text("<0x0A>"), 1);
+    ASSERT_EQ(vocabulary.find_text("\n"), 0);
+    ASSERT_EQ(vocabulary.find_text("<0x0B>"), 3);
+    ASSERT_EQ(vocabulary.text(1), "<0x0A>");
+    ASSERT_EQ(vocabulary.text(2), "<0xFF>");
+    ASSERT_FALSE(vocabulary.is_spelled(1));
+  }
+  // In GPT-2's alphabet the type means nothing.
+  const Vocabulary byte_level(tokens, {});
+  EXPECT_EQ(byte_level.find_byte_token(0x0A), -1);
+  EXPECT_EQ(byte_level.bytes(1), "<0x0A>");
+}
+
+TEST(Vocabulary, ByteTokensOfAnotherFormAreErrors) {
+  for (const std::string_view text : {"\n", "<0x0a>", "<0x0A", "<0xGG>", "0x0A", "<0x00A>", "", "<0X0A>", "<0x0A> "}) {
+    EXPECT_EQ(named_byte(text), std::nullopt) << text;
+    const std::vector<std::string_view> tokens = {"a", text};
+    const std::vector<TokenType> types = {TokenType::normal, TokenType::byte};
+    try {
+      const Vocabulary vocabulary(tokens, types, Spelling::sentencepiece);
+      FAIL() << "accepted " << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::format);
+      EXPECT_NE(std::string(error.what()).find("token 1 ("), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_EQ(named_byte("<0x00>"), 0);
+  EXPECT_EQ(named_byte("<0xF9>"), 0xF9);
+  EXPECT_EQ(named_byte("<0xAf>"), std::nullopt);
+}
+
+TEST(Vocabulary, SpaceMarksAndSpacesAreExchanged) {
+  EXPECT_EQ(with_spaces("\xE2\x96\x81"
+                        "a\xE2\x96\x81\xE2\x96\x81\xE2\x96"),
+            " a  \xE2\x96");
+  EXPECT_EQ(with_spaces(""), "");
+  EXPECT_EQ(with_space_marks(" a  "),
+            "\xE2\x96\x81"
+            "a\xE2\x96\x81\xE2\x96\x81");
+}
+
 TEST(Vocabulary, RepeatedTokensAreErrorsAcrossTypes) {
   const std::vector<std::string_view> tokens = {"ab", "c", "ab"};
   for (const TokenType type : {TokenType::normal, TokenType::control, TokenType::unused}) {

@@ -41,12 +41,22 @@ kv::KvStorage make_storage(const model::ModelConfig& config, const EngineOptions
                                     .max_model_len = options.max_model_len})};
 }
 
+/// Everything but tokens that the KV of this engine depends on; nothing if it keeps none.
+std::optional<std::string> fingerprint_of(const model::Model& model, const EngineOptions& options) {
+  if (!options.enable_prefix_caching) return std::nullopt;
+  const model::ModelConfig& config = model.config();
+  return concat(model.backend().kernels->name, ' ', static_cast<int>(model.act_type()), ' ',
+                static_cast<int>(*options.kv_format), ' ', config.architecture, ' ', config.num_layers, ' ',
+                config.num_kv_heads, ' ', config.head_dim);
+}
+
 /// What is new about a sequence; remembers what has been given out, so that no token is reported twice.
 StepOutput report(Sequence& sequence, Clock::time_point now) {
   const bool has_token = sequence.num_generated() > 0 || sequence.finish_reason == FinishReason::stop;
   if (has_token && !sequence.times.first_token) sequence.times.first_token = now;
   StepOutput output;
   output.request_id = sequence.id;
+  output.choice = sequence.choice;
   output.token_ids.assign(sequence.tokens.begin() + sequence.num_prompt + sequence.num_reported, sequence.tokens.end());
   output.finish_reason = sequence.finish_reason;
   output.num_prompt_tokens = sequence.num_prompt;
@@ -69,21 +79,30 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
       scheduler_({.max_batch_tokens = options_.max_batch_tokens,
                   .max_num_seqs = options_.max_num_seqs,
                   .max_waiting = options_.max_waiting},
-                 storage_.num_blocks()),
+                 storage_.num_blocks(), fingerprint_of(model, options_)),
       memory_(CachingPool::create()),
       workspace_(memory_),
       head_(model) {
-  batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs, storage_.num_blocks());
+  batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
+                 options_.max_num_seqs * kv::BlockTable::blocks_for(options_.max_model_len));
   sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
 }
 
 RequestId Engine::submit(Request request) {
   const int vocab_size = model_.config().vocab_size;
   validate(request, vocab_size, options_.max_model_len);
-  auto sequence = std::make_unique<Sequence>(next_id_, std::move(request), options_.eos_ids, options_.max_model_len);
-  sequence->times.submitted = Clock::now();
-  reserve_prompt_scores(*sequence, vocab_size);
-  scheduler_.submit(std::move(sequence));
+  const Clock::time_point now = Clock::now();
+  if (!request.sampling.seed) request.sampling.seed = random_seed();  // the same for all choices
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (int choice = 0; choice < request.n; ++choice) {
+    Request one = request;
+    if (choice > 0) one.prompt_logprobs = one.prompt_logits = false;  // the first choice has them
+    sequences.push_back(
+        std::make_unique<Sequence>(next_id_, std::move(one), options_.eos_ids, options_.max_model_len, choice));
+    sequences.back()->times.submitted = now;
+    reserve_prompt_scores(*sequences.back(), vocab_size);
+  }
+  scheduler_.submit(std::move(sequences));
   return next_id_++;
 }
 
@@ -103,12 +122,18 @@ std::vector<StepOutput> Engine::run_step() {
   const StepPlan* plan = nullptr;
   {
     const Stopwatch watch(stats_.plan_seconds);
-    plan = &scheduler_.plan();
+    plan = &scheduler_.plan(times_.prompt_rows());
     update_storage();
     build_batch(*plan, batch_);
   }
   sampled_.assign(plan->entries.size(), 0);
-  if (plan->num_tokens > 0) forward(*plan);
+  if (plan->num_tokens > 0) {
+    const Clock::time_point started = Clock::now();
+    forward(*plan);
+    int decode_rows = 0;
+    for (const PlannedSequence& entry : plan->entries) decode_rows += entry.count == 1 ? 1 : 0;
+    times_.record(decode_rows, plan->num_tokens - decode_rows, milliseconds(Clock::now() - started) / 1e3);
+  }
   {
     const Stopwatch watch(stats_.plan_seconds);
     scheduler_.commit(*plan, sampled_);
@@ -140,9 +165,11 @@ void Engine::forward(const StepPlan& plan) {
 #endif
 }
 
-/// Follows the scheduler's blocks with their memory: freed ones are poisoned before new ones, which may be the same,
-/// are cleared.
+/// Follows the scheduler's blocks with their memory: copies are made while their sources are whole, and freed blocks
+/// poisoned before new ones, which may be the same, are cleared.
 void Engine::update_storage() {
+  for (const kv::BlockCopy& copy : scheduler_.copies()) storage_.copy(copy.from, copy.to);
+  scheduler_.copies().clear();
   for (const BlockId block : scheduler_.freed_blocks()) storage_.poison(block);
   for (const BlockId block : scheduler_.fresh_blocks()) storage_.zero(block);
   scheduler_.freed_blocks().clear();
@@ -183,6 +210,10 @@ EngineStats Engine::stats() const {
   stats.blocks_total = scheduler_.pool().num_blocks();
   stats.blocks_free = scheduler_.pool().num_free();
   stats.blocks_owned = scheduler_.pool().num_owned();
+  stats.blocks_cached = scheduler_.pool().num_cached();
+  stats.prefix_hit_tokens = scheduler_.counters().prefix_hit_tokens;
+  stats.forked_tokens = scheduler_.counters().forked_tokens;
+  stats.preemptions = scheduler_.counters().preemptions;
   stats.kv_bytes = storage_.bytes();
   stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
   stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());

@@ -15,6 +15,7 @@
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/step_shapes.h"
+#include "engine/step_times.h"
 #include "kv/kv_storage.h"
 #include "model/model.h"
 #include "tensor/workspace.h"
@@ -29,17 +30,19 @@ struct EngineOptions {
   int max_waiting = 0;              ///< requests beyond max_num_seqs that may wait; 0 = any number
   std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
   std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
+  bool enable_prefix_caching = true;
 };
 
-/// What one step did for one request.
+/// What one step did for one answer to a request.
 struct StepOutput {
   RequestId request_id = 0;
+  int choice = 0;                  ///< which of its n answers
   std::vector<TokenId> token_ids;  ///< new tokens, in order; empty while the prompt is being computed
   FinishReason finish_reason = FinishReason::none;
   std::vector<float> prompt_logprobs;  ///< with the final output, if asked for: [num_prompt - 1]
   Buffer prompt_logits;                ///< with the final output, if asked for: f32[num_prompt, V]
   int num_prompt_tokens = 0;
-  int num_cached_tokens = 0;
+  int num_cached_tokens = 0;  ///< prompt tokens that were not computed, but taken from the prefix cache or a sibling
   RequestMetrics metrics;
 };
 
@@ -56,7 +59,7 @@ class Engine {
   /// The next step reports the request with `abort` and gives its blocks back. Unknown ids are ignored.
   void cancel(RequestId id);
 
-  /// Plans, computes and commits one step; returns an output for every request that took part or ended. After an
+  /// Plans, computes and commits one step; returns an output for every answer that took part or ended. After an
   /// exception the requests that were running are reported with `abort` by the next step; waiting ones go on.
   std::vector<StepOutput> step();
 
@@ -69,7 +72,7 @@ class Engine {
 
   /// Throws internal if a block is lost or counted wrongly. Called after every step in Debug builds, and in Release
   /// builds by the step that leaves no work.
-  void check_invariants() const { scheduler_.check_invariants(); }
+  void check_invariants() { scheduler_.check_invariants(); }
 
  private:
   std::vector<StepOutput> run_step();
@@ -88,6 +91,7 @@ class Engine {
   StepBatch batch_;
   std::vector<TokenId> sampled_;
   StepShapes shapes_;
+  StepTimes times_;
   std::size_t past_growths_ = 0;  // of workspaces given up after an error
   RequestId next_id_ = 1;
   EngineStats stats_;

@@ -18,6 +18,8 @@ void check_tokens(const char* what, std::span<const TokenId> tokens, int vocab_s
 }  // namespace
 
 void validate(const Request& request, int vocab_size, int max_model_len) {
+  NB_CHECK(request.n >= 1 && request.n <= kMaxChoices, invalid_argument, "n must be in [1, ", kMaxChoices, "], got ",
+           request.n);
   const bool scores = request.prompt_logprobs || request.prompt_logits;
   NB_CHECK(!request.prompt.empty(), invalid_argument, "the prompt is empty");
   NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && scores), invalid_argument,

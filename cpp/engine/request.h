@@ -3,12 +3,16 @@
 // Not for what the engine knows about it while it runs (sequence.h). Plain data.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
 #include "sampling/params.h"
 
 namespace nb::engine {
+
+/// The most answers to one prompt.
+inline constexpr int kMaxChoices = 128;
 
 struct Request {
   std::vector<TokenId> prompt{};
@@ -18,6 +22,8 @@ struct Request {
   bool ignore_eos = false;       ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
   bool prompt_logprobs = false;  ///< log probability of every prompt token but the first
   bool prompt_logits = false;    ///< logits of every prompt position
+  int n = 1;                     ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers
+  std::string cache_salt{};      ///< namespace of the prefix cache; requests of different ones share nothing
 };
 
 /// Throws invalid_argument naming field, value and range. A prompt as long as the context leaves no room for output

@@ -1,17 +1,41 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
 namespace nb::engine {
 
-Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks) : limits_(limits), pool_(num_blocks) {
+namespace {
+
+/// Admission leaves this part of the pool for the growth of what runs, and at least a block.
+constexpr int kSpareShare = 100;
+
+/// Blocks that a prefix cache could give: all full ones but for the last token, which must be computed for its logits.
+int most_cached_blocks(const Sequence& sequence) {
+  return sequence.scores_prompt() ? 0 : (sequence.len() - 1) / kBlockTokens;
+}
+
+/// Tokens at the beginning of both.
+int common_len(std::span<const TokenId> a, std::span<const TokenId> b) {
+  const std::size_t most = std::min(a.size(), b.size());
+  return static_cast<int>(std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(most), b.begin()).first -
+                          a.begin());
+}
+
+bool decodes(const Sequence& sequence) { return sequence.leader == nullptr && sequence.pending_len() == 1; }
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint)
+    : limits_(limits), pool_(num_blocks) {
   NB_CHECK(limits.max_batch_tokens >= 1, invalid_argument, "max_batch_tokens must be >= 1, got ",
            limits.max_batch_tokens);
   NB_CHECK(limits.max_num_seqs >= 1, invalid_argument, "max_num_seqs must be >= 1, got ", limits.max_num_seqs);
   NB_CHECK(limits.max_waiting >= 0, invalid_argument, "max_waiting must be >= 1, or 0 for no limit, got ",
            limits.max_waiting);
+  if (fingerprint) cache_.emplace(pool_, *fingerprint);
   running_.reserve(static_cast<std::size_t>(limits.max_num_seqs));
   plan_.entries.reserve(static_cast<std::size_t>(limits.max_num_seqs));
   fresh_blocks_.reserve(static_cast<std::size_t>(num_blocks));
@@ -19,48 +43,81 @@ Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks) : limits_(li
 }
 
 void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
-  const int needed = kv::BlockTable::blocks_for(sequence->max_len);
-  NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ", kBlockTokens,
-           " tokens (prompt of ", sequence->num_prompt, " tokens, ", sequence->max_len,
-           " with its output), the whole pool has ", pool_.num_blocks(), "; lower max_tokens or raise kv_cache_bytes");
+  Queue one;
+  one.push_back(std::move(sequence));
+  submit(std::move(one));
+}
+
+void Scheduler::submit(Queue sequences) {
+  for (const auto& sequence : sequences) {
+    const int needed = kv::BlockTable::blocks_for(sequence->max_len);
+    NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ",
+             kBlockTokens, " tokens (prompt of ", sequence->num_prompt, " tokens, ", sequence->max_len,
+             " with its output), the whole pool has ", pool_.num_blocks(),
+             "; lower max_tokens or raise kv_cache_bytes");
+  }
   const int places = limits_.max_num_seqs + limits_.max_waiting;
-  NB_CHECK(limits_.max_waiting == 0 || num_running() + num_waiting() < places, overloaded, num_running(),
+  const int arriving = static_cast<int>(sequences.size());
+  NB_CHECK(limits_.max_waiting == 0 || num_running() + num_waiting() + arriving <= places, overloaded, num_running(),
            " requests run and ", num_waiting(), " wait; max_num_seqs is ", limits_.max_num_seqs, ", max_waiting ",
-           limits_.max_waiting);
-  waiting_.push_back(std::move(sequence));
+           limits_.max_waiting, arriving > 1 ? concat(", and ", arriving, " answers are wanted") : "");
+  for (auto& sequence : sequences) {
+    if (cache_) sequence->root = cache_->root(sequence->request.cache_salt);
+    waiting_.push_back(std::move(sequence));
+  }
 }
 
 bool Scheduler::cancel(RequestId id) {
-  const auto mark = [id](auto& queue) {
-    const auto found = std::find_if(queue.begin(), queue.end(), [id](const auto& entry) { return entry->id == id; });
-    if (found == queue.end()) return false;
-    (*found)->cancel_requested = true;
-    return true;
+  bool found = false;
+  const auto mark = [&](auto& queue) {
+    for (auto& sequence : queue) {
+      if (sequence->id != id) continue;
+      sequence->cancel_requested = true;
+      found = true;
+    }
   };
-  return mark(running_) || mark(waiting_);
+  mark(running_);
+  mark(waiting_);
+  return found;
 }
 
 void Scheduler::cancel_running() {
   for (auto& sequence : running_) sequence->cancel_requested = true;
 }
 
-const StepPlan& Scheduler::plan() {
+bool Scheduler::anything_decodes() const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const auto& sequence) { return !sequence->cancel_requested && decodes(*sequence); });
+}
+
+// ---- planning ----
+
+const StepPlan& Scheduler::plan(int prefill_tokens) {
   plan_.entries.clear();
   plan_.num_tokens = 0;
+  preempted_ = false;
+  follow();
   int budget = limits_.max_batch_tokens;
-  for (auto& sequence : running_) {
-    if (sequence->pending_len() == 1) add(*sequence, budget);
+  // Preemption takes from the end, so that an index stays valid.
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.cancel_requested || !decodes(sequence) || budget == 0) continue;
+    if (take_blocks(sequence, sequence.len())) budget -= add(sequence, budget);
   }
-  for (auto& sequence : running_) {
-    if (sequence->pending_len() > 1) add(*sequence, budget);
+  if (!plan_.entries.empty()) budget = std::min(budget, std::max(prefill_tokens, 0));
+  for (const auto& sequence : running_) {
+    const bool computes = !sequence->cancel_requested && sequence->leader == nullptr && sequence->pending_len() > 1;
+    if (computes && budget > 0) budget -= add(*sequence, budget);
   }
-  while (budget > 0 && admit_next()) add(*running_.back(), budget);
+  while (budget > 0 && !preempted_ && admit_next()) {
+    Sequence& admitted = *running_.back();
+    if (admitted.leader == nullptr) budget -= add(admitted, budget);
+  }
   return plan_;
 }
 
-/// Gives the sequence as many rows as it needs and the budget has.
-void Scheduler::add(Sequence& sequence, int& budget) {
-  if (sequence.cancel_requested || budget == 0) return;
+/// Gives the sequence as many rows as it needs and the budget has; returns how many.
+int Scheduler::add(Sequence& sequence, int budget) {
   const int first = sequence.computed_len();
   const int count = std::min(sequence.pending_len(), budget);
   const auto fresh = sequence.table.grow_to(first + count);
@@ -68,26 +125,144 @@ void Scheduler::add(Sequence& sequence, int& budget) {
   const bool samples = count == sequence.pending_len() && sequence.generates();
   plan_.entries.push_back({.sequence = &sequence, .first = first, .count = count, .samples = samples});
   plan_.num_tokens += count;
-  budget -= count;
+  return count;
 }
 
-/// Moves the oldest waiting sequence to the running ones with every block it can ever need, so that nothing running
-/// is ever out of blocks. If the oldest does not fit, nobody younger overtakes it.
+/// Sequences that wait for another one's blocks take what is there, and go on alone when there is nothing to wait for.
+void Scheduler::follow() {
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.cancel_requested || !sequence.follows) continue;
+    if (sequence.leader != nullptr && !sequence.forks_leader) {
+      adopt(sequence);
+      if (sequence.leader->computed_len() >= sequence.shared_len) sequence.leader = nullptr;
+    }
+    if (sequence.leader != nullptr) continue;
+    if (follow_sibling(sequence) || find_leader(sequence)) continue;
+    sequence.follows = !take_blocks(sequence, sequence.len());
+  }
+}
+
+/// Moves the oldest waiting sequence to the running ones, with the cached blocks it begins with and the others that its
+/// tokens need. If the oldest does not fit, nobody younger overtakes it.
 bool Scheduler::admit_next() {
   if (num_running() == limits_.max_num_seqs) return false;
   const auto oldest =
       std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) { return !sequence->cancel_requested; });
   if (oldest == waiting_.end()) return false;
-  if (!(*oldest)->table.reserve(pool_, (*oldest)->max_len)) return false;
-  (*oldest)->computed_len_ = 0;  // a cache hit will start further on
+  Sequence& sequence = **oldest;
+  const SchedulerCounters before = counters_;
+  const int cached_before = sequence.num_cached_tokens;
+  if (!fork(sequence, find_sibling(sequence)) && !follow_sibling(sequence)) {
+    adopt(sequence);
+    find_leader(sequence);
+  }
+  const int shared = std::max(sequence.computed_len(), sequence.shared_len) / kBlockTokens;
+  const int needed = kv::BlockTable::blocks_for(sequence.len()) - shared;
+  // A few blocks stay for those that run, so that admission is not followed by preemption at once.
+  const int spare = running_.empty() ? 0 : std::max(1, pool_.num_blocks() / kSpareShare);
+  if (pool_.num_available() < needed + spare) {
+    counters_ = before;
+    sequence.num_cached_tokens = cached_before;
+    sequence.forget_blocks(pool_, freed_blocks_);
+    return false;
+  }
+  sequence.follows = sequence.leader != nullptr;
+  const bool has_blocks = sequence.follows || sequence.table.reserve(pool_, sequence.len());
+  NB_ASSERT(has_blocks);
   running_.push_back(std::move(*oldest));
   waiting_.erase(oldest);
   return true;
 }
 
+/// Takes the cached blocks that continue what the sequence has.
+void Scheduler::adopt(Sequence& sequence) {
+  if (!cache_ || sequence.table.length() % kBlockTokens != 0) return;
+  const int adopted =
+      kBlockTokens * sequence.table.adopt(*cache_, sequence.root, sequence.tokens, most_cached_blocks(sequence));
+  sequence.computed_len_ += adopted;
+  sequence.num_published += adopted / kBlockTokens;
+  if (!sequence.was_computed) sequence.num_cached_tokens += adopted;
+  counters_.prefix_hit_tokens += adopted;
+}
+
+/// An answer of which nothing is computed waits for an older one to the same prompt that is computing it.
+bool Scheduler::follow_sibling(Sequence& sequence) {
+  if (sequence.computed_len() > 0 || sequence.num_generated() > 0 || sequence.scores_prompt()) return false;
+  for (const auto& other : running_) {
+    if (other->id != sequence.id || !other->is_older_than(sequence) || other->cancel_requested) continue;
+    if (other->computed_len() >= other->num_prompt) continue;
+    sequence.leader = other.get();
+    sequence.forks_leader = true;
+    sequence.shared_len = sequence.num_prompt - 1;
+    return true;
+  }
+  return false;
+}
+
+/// Finds the older running sequence of the same namespace that is computing most of what this one's tokens begin with
+/// and the cache does not have. Only older ones are waited for, so the oldest waits for nobody.
+bool Scheduler::find_leader(Sequence& sequence) {
+  sequence.leader = nullptr;
+  sequence.forks_leader = false;
+  sequence.shared_len = 0;
+  for (const auto& other : running_) {
+    if (!other->is_older_than(sequence) || other->cancel_requested) continue;
+    if (!cache_ || other->root != sequence.root || other->computed_len() >= other->num_prompt) continue;
+    const int most = most_cached_blocks(sequence) * kBlockTokens;
+    const auto their_prompt = std::span(other->tokens).first(static_cast<std::size_t>(other->num_prompt));
+    const int common = std::min(most, common_len(sequence.tokens, their_prompt) / kBlockTokens * kBlockTokens);
+    if (common > std::max(sequence.computed_len(), sequence.shared_len)) {
+      sequence.leader = other.get();
+      sequence.shared_len = common;
+    }
+  }
+  return sequence.leader != nullptr;
+}
+
+/// Reserves blocks for `num_tokens` tokens, from younger sequences if the pool has none. False if the sequence itself
+/// was the youngest and was preempted.
+bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
+  while (!sequence.table.reserve(pool_, num_tokens)) {
+    const bool is_youngest = running_.back().get() == &sequence;
+    preempt(*running_.back());
+    if (is_youngest) return false;
+  }
+  return true;
+}
+
+/// Sends the youngest running sequence back to the queue, with its tokens and without its blocks.
+void Scheduler::preempt(Sequence& sequence) {
+  NB_ASSERT(running_.back().get() == &sequence);
+  leave(sequence);
+  sequence.forget_blocks(pool_, freed_blocks_);
+  waiting_.push_front(std::move(running_.back()));
+  running_.pop_back();
+  preempted_ = true;
+  ++counters_.preemptions;
+}
+
+/// Nobody waits for a sequence that does not run any more.
+void Scheduler::leave(const Sequence& leader) {
+  for (const auto& sequence : running_) {
+    if (sequence != nullptr && sequence->leader == &leader) sequence->leader = nullptr;
+  }
+}
+
+// ---- committing ----
+
 void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   NB_ASSERT(sampled.size() == plan.entries.size());
-  for (std::size_t i = 0; i < sampled.size(); ++i) advance(plan.entries[i], sampled[i]);
+  for (std::size_t i = 0; i < sampled.size(); ++i) {
+    advance(plan.entries[i], sampled[i]);
+    publish(*plan.entries[i].sequence);
+  }
+  for (const auto& sequence : running_) {
+    if (sequence->leader == nullptr || !sequence->forks_leader) continue;
+    if (sequence->leader->computed_len() < sequence->num_prompt) continue;
+    const Sequence* first = std::exchange(sequence->leader, nullptr);
+    sequence->follows = !fork(*sequence, first);
+  }
   retire(running_);
   retire(waiting_);
 }
@@ -97,6 +272,7 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
   Sequence& sequence = *entry.sequence;
   NB_ASSERT(!sequence.finished() && sequence.computed_len_ == entry.first);
   sequence.computed_len_ += entry.count;
+  sequence.was_computed = true;
   if (entry.samples && sequence.stops_at(sampled)) {
     sequence.finish_reason = FinishReason::stop;
     return;
@@ -107,34 +283,77 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
   if (prompt_done && sequence.len() == sequence.max_len) sequence.finish_reason = FinishReason::length;
 }
 
+/// Puts the blocks that have become full into the prefix cache.
+void Scheduler::publish(Sequence& sequence) {
+  if (!cache_) return;
+  for (; sequence.num_published < sequence.computed_len() / kBlockTokens; ++sequence.num_published) {
+    sequence.table.publish(*cache_, pool_, sequence.root, sequence.tokens, sequence.num_published, freed_blocks_);
+  }
+}
+
+/// A running answer to the same prompt that has all of it stored.
+const Sequence* Scheduler::find_sibling(const Sequence& sequence) const {
+  const auto found = std::find_if(running_.begin(), running_.end(), [&](const auto& other) {
+    return other->id == sequence.id && other->computed_len() >= other->num_prompt;
+  });
+  return found != running_.end() && sequence.num_generated() == 0 ? found->get() : nullptr;
+}
+
+/// An answer of which nothing is computed shares the prompt of another one: full blocks as they are, the rest as a
+/// copy. The last prompt token is computed once more, for logits to draw from. False, and it must compute the prompt
+/// itself, without a sibling or a block for the copy.
+bool Scheduler::fork(Sequence& sequence, const Sequence* sibling) {
+  if (sibling == nullptr || sequence.scores_prompt()) return false;
+  NB_ASSERT(sequence.computed_len() == 0);
+  const int shared = sequence.num_prompt - 1;
+  if (!sequence.table.fork(pool_, sibling->table, shared, copies_)) return false;
+  // A block that was freed a moment ago must not be poisoned once it is the copy.
+  if (shared % kBlockTokens != 0) std::erase(freed_blocks_, copies_.back().to);
+  sequence.computed_len_ = shared;
+  sequence.num_published = std::min(sibling->num_published, shared / kBlockTokens);
+  sequence.num_cached_tokens = shared;
+  counters_.forked_tokens += shared;
+  return true;
+}
+
 /// Moves the sequences that ended, or were asked to, from a queue to finished_, and frees their blocks.
-template <class Queue>
-void Scheduler::retire(Queue& queue) {
+template <class Sequences>
+void Scheduler::retire(Sequences& queue) {
   finished_.reserve(finished_.size() + queue.size());
   for (auto& sequence : queue) {
     if (sequence->cancel_requested && !sequence->finished()) sequence->finish_reason = FinishReason::abort;
     if (!sequence->finished()) continue;
-    sequence->table.release(pool_, freed_blocks_);
+    leave(*sequence);
+    sequence->forget_blocks(pool_, freed_blocks_);
     finished_.push_back(std::move(sequence));
   }
   std::erase(queue, nullptr);
 }
 
-void Scheduler::check_invariants() const {
+void Scheduler::check_invariants() {
   std::vector<BlockId> owners;
   for (const auto& sequence : running_) {
     const auto blocks = sequence->table.reserved();
     owners.insert(owners.end(), blocks.begin(), blocks.end());
-    NB_ASSERT(sequence->table.capacity() >= sequence->max_len);
     NB_ASSERT(sequence->computed_len() <= sequence->table.length());
     NB_ASSERT(sequence->pending_len() >= 1 && sequence->len() <= sequence->max_len);
     NB_ASSERT(!sequence->finished());
+    NB_ASSERT(sequence->follows || sequence->leader == nullptr);
+    NB_ASSERT(sequence->num_published <= sequence->computed_len() / kBlockTokens);
+    for (int i = 0; i < sequence->num_published; ++i) {
+      NB_ASSERT(cache_ && cache_->is_published(blocks[static_cast<std::size_t>(i)]));
+    }
+    const auto is_leader = [&](const auto& other) { return other.get() == sequence->leader; };
+    NB_ASSERT(sequence->leader == nullptr || std::any_of(running_.begin(), running_.end(), is_leader));
   }
-  for (const auto& sequence : waiting_) NB_ASSERT(sequence->table.capacity() == 0 && !sequence->finished());
+  for (const auto& sequence : waiting_) {
+    NB_ASSERT(sequence->table.capacity() == 0 && sequence->computed_len() == 0 && !sequence->finished());
+  }
   pool_.check_invariants(owners);
+  if (cache_) cache_->check_invariants();
   NB_ASSERT(num_running() <= limits_.max_num_seqs);
   NB_ASSERT(has_work() || pool_.num_owned() == 0);
-  const auto older = [](const auto& a, const auto& b) { return a->id < b->id; };
+  const auto older = [](const auto& a, const auto& b) { return a->is_older_than(*b); };
   NB_ASSERT(std::is_sorted(running_.begin(), running_.end(), older));
   NB_ASSERT(std::is_sorted(waiting_.begin(), waiting_.end(), older));
 }

@@ -1,24 +1,44 @@
 // Decides who computes what in a step, with integers only: no clock, no tensors, no model.
 //
-// plan() admits and divides the token budget; commit() is the only place that appends tokens, ends sequences and gives
-// blocks back. Between the two nothing changes, so a step that fails leaves the state of before. Used by the thread
-// that runs steps.
+// First come, first served. plan() admits, preempts and divides the token budget; commit() appends tokens, publishes
+// blocks in the prefix cache and ends sequences. Between the two nothing changes, so a step that fails leaves nothing
+// half done. Used by the thread that runs steps.
+//
+// Blocks: a sequence is admitted with those of its prompt, takes the others as it grows, and when the pool is empty the
+// youngest sequence is preempted: it gives its blocks back and waits, in its old place, to be computed again from its
+// tokens. The oldest always goes on, and the pool holds any one sequence, so everything ends.
+//
+// Sharing: an admitted sequence takes the cached blocks that its prompt begins with. If an older one is computing what
+// comes next, it waits and takes those blocks too when they are there. Further answers to one prompt wait for the
+// first, then fork it.
 #pragma once
 
+#include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/sequence.h"
 #include "kv/block_pool.h"
+#include "kv/prefix_cache.h"
 
 namespace nb::engine {
 
 struct SchedulerLimits {
   int max_batch_tokens = 512;  ///< rows of one step
   int max_num_seqs = 16;       ///< sequences that run at a time
-  int max_waiting = 0;         ///< requests beyond max_num_seqs that may wait; 0 = any number
+  int max_waiting = 0;         ///< sequences beyond max_num_seqs that may wait; 0 = any number
+};
+
+/// What the scheduler has done so far.
+struct SchedulerCounters {
+  std::int64_t preemptions = 0;
+  std::int64_t prefix_hit_tokens = 0;  ///< tokens taken from the prefix cache instead of being computed
+  std::int64_t forked_tokens = 0;      ///< tokens shared with another answer to the same prompt
 };
 
 /// One sequence's share of a step: rows [first, first + count) of its tokens.
@@ -36,21 +56,26 @@ struct StepPlan {
 
 class Scheduler {
  public:
-  Scheduler(const SchedulerLimits& limits, int num_blocks);
+  /// `fingerprint`: see PrefixCache; none: nothing is cached.
+  Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint = {});
 
   /// Queues a sequence behind all others. Throws, without any change, invalid_argument if the whole pool is too small
   /// for it, and overloaded if too many wait.
   void submit(std::unique_ptr<Sequence> sequence);
 
-  /// The next commit() ends the sequence with `abort`; false if there is none of this id.
+  /// The same for all answers to one prompt, in the order of `choice`.
+  void submit(std::vector<std::unique_ptr<Sequence>> sequences);
+
+  /// The next commit() ends the sequences of this id with `abort`; false if there is none.
   bool cancel(RequestId id);
 
   /// As cancel() for every running sequence: after a step that failed.
   void cancel_running();
 
   /// Divides the step: sequences with one pending token first, then slices of the oldest prompts, then admission in
-  /// strict order of arrival. Valid until the next plan(). Empty if there is nothing to compute.
-  const StepPlan& plan();
+  /// strict order of arrival. While anything decodes, prompts get at most `prefill_tokens` rows. Valid until the next
+  /// plan(). Empty if there is nothing to compute.
+  const StepPlan& plan(int prefill_tokens = std::numeric_limits<int>::max());
 
   /// Takes the outcome of a plan: `sampled[i]` is the token of entry i (ignored where it does not sample).
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
@@ -59,33 +84,53 @@ class Scheduler {
   std::span<const std::unique_ptr<Sequence>> finished() const { return finished_; }
   void forget_finished() { finished_.clear(); }
 
-  /// Blocks that came into use in plan() and must be cleared before the step; blocks freed by commit(). The caller
-  /// handles freed blocks first and empties both lists.
-  std::vector<BlockId>& fresh_blocks() { return fresh_blocks_; }
+  /// What plan() and commit() ask to be done with the memory, in this order: copies, then freed blocks may be
+  /// poisoned, then fresh ones must be cleared. The caller empties the lists.
+  std::vector<kv::BlockCopy>& copies() { return copies_; }
   std::vector<BlockId>& freed_blocks() { return freed_blocks_; }
+  std::vector<BlockId>& fresh_blocks() { return fresh_blocks_; }
 
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
   const kv::BlockPool& pool() const { return pool_; }
   const SchedulerLimits& limits() const { return limits_; }
+  const SchedulerCounters& counters() const { return counters_; }
+  /// Whether a running sequence waits for nothing but its next token.
+  bool anything_decodes() const;
 
   /// Throws internal unless blocks, counts and sequences agree. O(blocks + tokens of the running sequences).
-  void check_invariants() const;
+  void check_invariants();
 
  private:
-  void add(Sequence& sequence, int& budget);
+  using Queue = std::vector<std::unique_ptr<Sequence>>;
+
+  int add(Sequence& sequence, int budget);
+  void follow();
   bool admit_next();
+  void adopt(Sequence& sequence);
+  bool follow_sibling(Sequence& sequence);
+  bool find_leader(Sequence& sequence);
+  bool take_blocks(Sequence& sequence, int num_tokens);
+  void preempt(Sequence& sequence);
+  void leave(const Sequence& leader);
   static void advance(const PlannedSequence& entry, TokenId sampled);
-  template <class Queue>
-  void retire(Queue& queue);
+  void publish(Sequence& sequence);
+  const Sequence* find_sibling(const Sequence& sequence) const;
+  bool fork(Sequence& sequence, const Sequence* sibling);
+  template <class Sequences>
+  void retire(Sequences& queue);
 
   SchedulerLimits limits_;
   kv::BlockPool pool_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;   // in order of arrival
-  std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
-  std::vector<std::unique_ptr<Sequence>> finished_;
+  std::optional<kv::PrefixCache> cache_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;  // in order of arrival
+  Queue running_;                                  // in order of arrival
+  Queue finished_;
   StepPlan plan_;
+  bool preempted_ = false;  // in this plan
+  SchedulerCounters counters_;
+  std::vector<kv::BlockCopy> copies_;
   std::vector<BlockId> fresh_blocks_;
   std::vector<BlockId> freed_blocks_;
 };

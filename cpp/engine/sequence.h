@@ -1,4 +1,4 @@
-// The engine's state of one request: its tokens, how many of them are computed, its blocks, its end.
+// The engine's state of one answer to a request: its tokens, how many of them are computed, its blocks, its end.
 //
 // Not for deciding anything (scheduler.h). Owned by the scheduler, used by the thread that runs steps.
 #pragma once
@@ -19,9 +19,11 @@ namespace nb::engine {
 
 class Sequence {
  public:
-  /// `request` has been validated; `eos_ids` stop it unless it ignores them.
-  Sequence(RequestId sequence_id, Request wanted, std::span<const TokenId> eos_ids, int max_model_len)
-      : id(sequence_id), request(std::move(wanted)), tokens(std::move(request.prompt)) {
+  /// `request` has been validated; `eos_ids` stop it unless it ignores them. `choice_index`: which of its answers.
+  Sequence(RequestId sequence_id, Request wanted, std::span<const TokenId> eos_ids, int max_model_len,
+           int choice_index = 0)
+      : id(sequence_id), choice(choice_index), request(std::move(wanted)), tokens(std::move(request.prompt)) {
+    request.sampling.choice_index += static_cast<std::uint32_t>(choice_index);
     num_prompt = static_cast<int>(tokens.size());
     max_len = num_prompt + std::min(request.max_tokens, max_model_len - num_prompt);
     seed = request.sampling.seed ? *request.sampling.seed : random_seed();
@@ -30,7 +32,7 @@ class Sequence {
     tokens.reserve(static_cast<std::size_t>(max_len));  // so that commit() never allocates
   }
 
-  /// Tokens whose KV is stored. Admission sets it, commit() advances it, nobody else writes it.
+  /// Tokens whose KV is stored. The scheduler alone writes it.
   int computed_len() const { return computed_len_; }
   int len() const { return static_cast<int>(tokens.size()); }
   /// Tokens still to be computed: 1 while decoding, the rest of the prompt before that.
@@ -41,7 +43,24 @@ class Sequence {
   /// Whether the token after the last one is wanted (not so for a request that only scores its prompt).
   bool generates() const { return max_len > num_prompt; }
 
+  /// Whether the logits of prompt positions are wanted, so that all of the prompt must be computed.
+  bool scores_prompt() const { return request.prompt_logprobs || request.prompt_logits; }
+  /// Order of arrival.
+  bool is_older_than(const Sequence& other) const { return id != other.id ? id < other.id : choice < other.choice; }
+
+  /// Back to a sequence of which nothing is computed. Appends the blocks that became free to `freed`.
+  void forget_blocks(kv::BlockPool& pool, std::vector<BlockId>& freed) {
+    table.release(pool, freed);
+    computed_len_ = 0;
+    num_published = 0;
+    leader = nullptr;
+    forks_leader = false;
+    shared_len = 0;
+    follows = false;
+  }
+
   RequestId id;
+  int choice;                   ///< which answer to the request
   Request request;              ///< its prompt has moved to `tokens`
   std::vector<TokenId> tokens;  ///< prompt, then output
   int num_prompt = 0;
@@ -49,6 +68,13 @@ class Sequence {
   std::uint64_t seed = 0;  ///< the request's, or a random one
   std::vector<TokenId> stop_ids;
   kv::BlockTable table;
+  kv::PrefixRoot root{};       ///< of its namespace in the prefix cache
+  int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
+  Sequence* leader = nullptr;  ///< a running sequence that computes tokens this one needs too, which it waits for
+  bool forks_leader = false;   ///< it is an answer to the same prompt, to be forked when that is stored
+  int shared_len = 0;          ///< tokens it shares with the leader
+  bool follows = false;        ///< runs, but without blocks for all its tokens, since it waits or waited for a leader
+  bool was_computed = false;   ///< has taken part in a step
   bool cancel_requested = false;
   FinishReason finish_reason = FinishReason::none;
 

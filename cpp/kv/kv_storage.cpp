@@ -34,6 +34,10 @@ ops::KvLayer KvStorage::layer(int index) const {
 
 void KvStorage::zero(BlockId id) { std::memset(block(id), 0, static_cast<std::size_t>(shape_.block_bytes())); }
 
+void KvStorage::copy(BlockId from, BlockId to) {
+  std::memcpy(block(to), block(from), static_cast<std::size_t>(shape_.block_bytes()));
+}
+
 void KvStorage::poison([[maybe_unused]] BlockId id) {
 #ifndef NDEBUG
   std::memset(block(id), 0xff, static_cast<std::size_t>(shape_.block_bytes()));

@@ -86,12 +86,8 @@ BlockId PrefixCache::publish(const PrefixRoot& root, std::span<const TokenId> to
   if (const BlockId found = find(key, parent_key, parent, own); found != kNoBlock) return found;
   pool_.keep(block);
   BlockId& head = buckets_[bucket_of(key)];
-  entry(block) = {.key = key,
-                  .parent_key = parent_key,
-                  .parent = parent,
-                  .next = head,
-                  .num_children = 0,
-                  .published = true};
+  entry(block) = {
+      .key = key, .parent_key = parent_key, .parent = parent, .next = head, .num_children = 0, .published = true};
   head = block;
   std::copy(own.begin(), own.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(block) * kBlockTokens);
   if (parent != kNoBlock) ++entry(parent).num_children;

@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <random>
+#include <span>
 #include <string>
 
 #include "base/error.h"
@@ -73,7 +76,7 @@ TEST(Scheduler, DecodesComeBeforeSlicesOfTheOldestPrompt) {
 }
 
 TEST(Scheduler, NobodyOvertakesTheOldest) {
-  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 4}, 4);
+  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 4}, 5);
   scheduler.submit(make_sequence(1, 20, 12));  // 2 blocks
   scheduler.submit(make_sequence(2, 40, 8));   // 3 blocks: must wait
   scheduler.submit(make_sequence(3, 4, 4));    // 1 block: would fit, but came later
@@ -149,7 +152,7 @@ TEST(Scheduler, CancellationGivesBlocksBackWithinOneStep) {
   EXPECT_EQ(run_step(scheduler), (Shares{{2, 1}}));
   ASSERT_EQ(scheduler.finished().size(), 2u);
   for (const auto& sequence : scheduler.finished()) EXPECT_EQ(sequence->finish_reason, FinishReason::abort);
-  EXPECT_EQ(scheduler.pool().num_owned(), 3);
+  EXPECT_EQ(scheduler.pool().num_owned(), 2);
   EXPECT_EQ(run_step(scheduler), (Shares{{2, 1}, {4, 20}}));
 }
 
@@ -194,21 +197,37 @@ TEST(Scheduler, RefusesImpossibleLimits) {
   EXPECT_THROW(Scheduler({.max_waiting = -1}, 1), Error);
 }
 
-/// What must have become of a request in the random runs below.
+/// A value for the KV of the last of `tokens`, which depends on all of them, as KV does.
+std::uint64_t kv_of(std::span<const TokenId> tokens) {
+  std::uint64_t value = 1469598103934665603u;
+  for (const TokenId token : tokens) value = (value ^ static_cast<std::uint64_t>(token)) * 1099511628211u;
+  return value;
+}
+
+/// The token that answer `choice` of the random runs continues `tokens` with; 0 stops it.
+TokenId next_token(std::span<const TokenId> tokens, int choice) {
+  return static_cast<TokenId>((kv_of(tokens) >> 20) + 7 * static_cast<std::uint64_t>(choice)) % 16;
+}
+
+using AnswerKey = std::pair<RequestId, int>;
+
+/// What must become of an answer in the random runs below.
 struct Expected {
+  std::vector<TokenId> tokens;  // prompt and output
   int num_prompt;
-  int max_len;
   bool cancelled = false;
   bool ended = false;
 };
 
-/// Random arrivals, lengths, stops and cancellations on one random configuration.
+/// Random arrivals, lengths, stops, cancellations, namespaces and numbers of answers on one random configuration, over
+/// a memory that holds for each slot the value of its KV. Many prompts begin alike.
 class RandomRun {
  public:
   explicit RandomRun(unsigned seed)
       : random_(seed),
         limits_{.max_batch_tokens = pick(1, 40), .max_num_seqs = pick(1, 8), .max_waiting = pick(0, 1) * pick(1, 6)},
-        scheduler_(limits_, pick(2, 40)) {}
+        scheduler_(limits_, pick(2, 40), pick(0, 3) > 0 ? std::optional<std::string>("test") : std::nullopt),
+        memory_(static_cast<std::size_t>(scheduler_.pool().num_blocks()) * kBlockTokens, kGarbage) {}
 
   void run() {
     for (int step = 0; step < 150; ++step) {
@@ -218,103 +237,194 @@ class RandomRun {
     }
     for (int step = 0; scheduler_.has_work() && step < 20'000; ++step) one_step();
     EXPECT_FALSE(scheduler_.has_work());
-    EXPECT_EQ(scheduler_.pool().num_free(), scheduler_.pool().num_blocks());
-    for (const auto& [id, expected] : requests_) EXPECT_TRUE(expected.ended) << "request " << id;
-    EXPECT_FALSE(requests_.empty());
+    EXPECT_EQ(scheduler_.pool().num_available(), scheduler_.pool().num_blocks());
+    for (const auto& [key, expected] : answers_) EXPECT_TRUE(expected.ended) << "request " << key.first;
+    EXPECT_FALSE(answers_.empty());
   }
 
+  const SchedulerCounters& counters() const { return scheduler_.counters(); }
+
  private:
+  static constexpr std::uint64_t kGarbage = 0xDEAD;
+
   int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+
+  /// Beginnings from a small set, so that prompts share blocks, and sometimes all of a prompt.
+  std::vector<TokenId> prompt() {
+    std::vector<TokenId> tokens;
+    const int shared = pick(0, 6) * pick(0, 16);
+    const int family = pick(1, 3);
+    for (int i = 0; i < shared; ++i) tokens.push_back(family * 1000 + i);
+    const int own = tokens.empty() ? pick(1, 100) : pick(0, 1) * pick(0, 40);
+    for (int i = 0; i < own; ++i) tokens.push_back(pick(1, 5));
+    if (tokens.empty()) tokens.push_back(1);
+    return tokens;
+  }
 
   void arrive() {
     if (pick(0, 2) == 0) return;
-    const int num_prompt = pick(1, 120);
-    auto sequence = make_sequence(next_id_, make_request(num_prompt, pick(0, 40)), {0}, 150);
-    const Expected expected{.num_prompt = num_prompt, .max_len = sequence->max_len};
-    const bool fits = kv::BlockTable::blocks_for(sequence->max_len) <= scheduler_.pool().num_blocks();
+    Request request;
+    request.prompt = prompt();
+    request.max_tokens = pick(0, 40);
+    request.n = pick(0, 3) > 0 ? 1 : pick(2, 4);
+    request.cache_salt = pick(0, 4) > 0 ? "" : "other";
+    request.prompt_logprobs = request.max_tokens == 0 || pick(0, 9) == 0;
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    std::vector<Expected> expected;
+    for (int choice = 0; choice < request.n; ++choice) {
+      Request one = request;
+      if (choice > 0) one.prompt_logprobs = false;
+      if (choice > 0 && one.max_tokens == 0) one.max_tokens = 1;
+      sequences.push_back(std::make_unique<Sequence>(next_id_, one, std::vector<TokenId>{0}, 150, choice));
+      expected.push_back(finished(*sequences.back()));
+    }
+    const auto longest = [](const auto& a, const auto& b) { return a->max_len < b->max_len; };
+    const int max_len = (*std::max_element(sequences.begin(), sequences.end(), longest))->max_len;
+    const bool fits = kv::BlockTable::blocks_for(max_len) <= scheduler_.pool().num_blocks();
     try {
-      scheduler_.submit(std::move(sequence));
+      scheduler_.submit(std::move(sequences));
       EXPECT_TRUE(fits);
-      requests_[next_id_++] = expected;
+      for (int choice = 0; choice < request.n; ++choice) {
+        answers_[{next_id_, choice}] = expected[static_cast<std::size_t>(choice)];
+      }
+      ++next_id_;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), fits ? ErrorCode::overloaded : ErrorCode::invalid_argument);
     }
   }
 
+  static Expected finished(const Sequence& sequence) {
+    Expected expected{.tokens = sequence.tokens, .num_prompt = sequence.num_prompt};
+    while (static_cast<int>(expected.tokens.size()) < sequence.max_len) {
+      const TokenId token = next_token(expected.tokens, sequence.choice);
+      if (token == 0) break;
+      expected.tokens.push_back(token);
+    }
+    return expected;
+  }
+
   void cancel_some() {
-    if (requests_.empty() || pick(0, 9) > 0) return;
-    const RequestId id = static_cast<RequestId>(pick(1, static_cast<int>(requests_.size())));
-    EXPECT_EQ(scheduler_.cancel(id), !requests_[id].ended);
-    requests_[id].cancelled = true;
+    if (next_id_ == 1 || pick(0, 9) > 0) return;
+    const RequestId id = static_cast<RequestId>(pick(1, static_cast<int>(next_id_) - 1));
+    bool lives = false;
+    for (auto& [key, expected] : answers_) {
+      if (key.first != id || expected.ended) continue;
+      lives = true;
+      expected.cancelled = true;
+    }
+    EXPECT_EQ(scheduler_.cancel(id), lives);
   }
 
   void one_step() {
-    const StepPlan& plan = scheduler_.plan();
+    const StepPlan& plan = scheduler_.plan(pick(0, 3) == 0 ? pick(1, 8) : 1000);
+    update_memory();
     check_plan(plan);
+    compute(plan);
     std::vector<TokenId> sampled;
-    for (std::size_t i = 0; i < plan.entries.size(); ++i) sampled.push_back(pick(0, 15));  // 0 stops
+    for (const auto& entry : plan.entries)
+      sampled.push_back(next_token(entry.sequence->tokens, entry.sequence->choice));
     scheduler_.commit(plan, sampled);
     scheduler_.check_invariants();
+    update_memory();
     for (const auto& sequence : scheduler_.finished()) check_end(*sequence);
     scheduler_.forget_finished();
-    scheduler_.fresh_blocks().clear();
+  }
+
+  void update_memory() {
+    const auto block = [&](BlockId id) { return memory_.begin() + static_cast<std::ptrdiff_t>(id) * kBlockTokens; };
+    for (const auto& copy : scheduler_.copies()) std::copy_n(block(copy.from), kBlockTokens, block(copy.to));
+    for (const BlockId id : scheduler_.freed_blocks()) std::fill_n(block(id), kBlockTokens, kGarbage);
+    for (const BlockId id : scheduler_.fresh_blocks()) std::fill_n(block(id), kBlockTokens, 0);
+    scheduler_.copies().clear();
     scheduler_.freed_blocks().clear();
+    scheduler_.fresh_blocks().clear();
+  }
+
+  /// Writes the KV of every planned row, then looks at all that the rows attend to.
+  void compute(const StepPlan& plan) {
+    const auto slot = [](const Sequence& sequence, int position) {
+      return static_cast<std::size_t>(sequence.table.slot_of(position));
+    };
+    for (const auto& entry : plan.entries) {
+      const std::span<const TokenId> tokens = entry.sequence->tokens;
+      for (int position = entry.first; position < entry.first + entry.count; ++position) {
+        const std::size_t where = slot(*entry.sequence, position);
+        const BlockId block = static_cast<BlockId>(where) / kBlockTokens;
+        ASSERT_EQ(scheduler_.pool().ref_count(block), 1) << "a shared block is written";
+        ASSERT_FALSE(scheduler_.pool().is_kept(block)) << "a cached block is written";
+        memory_[where] = kv_of(tokens.first(static_cast<std::size_t>(position) + 1));
+      }
+    }
+    for (const auto& entry : plan.entries) {
+      const std::span<const TokenId> tokens = entry.sequence->tokens;
+      for (int position = 0; position < entry.first + entry.count; ++position) {
+        ASSERT_EQ(memory_[slot(*entry.sequence, position)], kv_of(tokens.first(static_cast<std::size_t>(position) + 1)))
+            << "request " << entry.sequence->id << " position " << position;
+      }
+    }
   }
 
   void check_plan(const StepPlan& plan) {
     int total = 0;
-    std::map<RequestId, int> seen;
+    std::map<AnswerKey, int> seen;
     bool sliced = false;
     for (const auto& entry : plan.entries) {
       const Sequence& sequence = *entry.sequence;
-      EXPECT_EQ(++seen[sequence.id], 1);
+      EXPECT_EQ(++seen[AnswerKey(sequence.id, sequence.choice)], 1);
       EXPECT_GE(entry.count, 1);
       EXPECT_EQ(entry.first, sequence.computed_len());
       EXPECT_LE(entry.first + entry.count, sequence.len());
       EXPECT_GE(sequence.table.length(), entry.first + entry.count);
       EXPECT_EQ(entry.samples, entry.first + entry.count == sequence.len() && sequence.generates());
-      EXPECT_FALSE(requests_[sequence.id].cancelled);
+      EXPECT_FALSE(sequence.cancel_requested);
       EXPECT_FALSE(sliced) << "a younger sequence computes while an older prompt was cut short";
       sliced = entry.first + entry.count < sequence.len();
       total += entry.count;
     }
     EXPECT_EQ(total, plan.num_tokens);
     EXPECT_LE(total, limits_.max_batch_tokens);
-    // Something always moves (a step with nothing but cancelled sequences ends those).
-    bool live = false;
-    for (const auto& [id, expected] : requests_) live = live || (!expected.ended && !expected.cancelled);
-    if (live && total == 0) {
-      EXPECT_GT(scheduler_.pool().num_owned(), 0);
-    }
+    // Something always moves: a step without rows only ends cancelled sequences.
+    const bool live = std::any_of(answers_.begin(), answers_.end(),
+                                  [](const auto& entry) { return !entry.second.ended && !entry.second.cancelled; });
+    idle_steps_ = live && total == 0 ? idle_steps_ + 1 : 0;
+    EXPECT_LE(idle_steps_, 1);
   }
 
   void check_end(const Sequence& sequence) {
-    Expected& expected = requests_[sequence.id];
+    Expected& expected = answers_.at({sequence.id, sequence.choice});
     EXPECT_FALSE(expected.ended) << "request " << sequence.id << " ended twice";
     expected.ended = true;
     EXPECT_EQ(sequence.table.capacity(), 0);
-    EXPECT_EQ(sequence.finish_reason == FinishReason::abort, expected.cancelled);
-    EXPECT_LE(sequence.len(), expected.max_len);
-    if (sequence.finish_reason == FinishReason::length) {
-      EXPECT_EQ(sequence.len(), expected.max_len);
+    if (sequence.finish_reason == FinishReason::abort) {
+      EXPECT_TRUE(expected.cancelled);
+    } else {
+      EXPECT_EQ(sequence.tokens, expected.tokens);
     }
-    for (int i = expected.num_prompt; i < sequence.len(); ++i)
-      EXPECT_NE(sequence.tokens[static_cast<std::size_t>(i)], 0);
   }
 
   std::mt19937 random_;
   SchedulerLimits limits_;
   Scheduler scheduler_;
-  std::map<RequestId, Expected> requests_;
+  std::vector<std::uint64_t> memory_;
+  std::map<AnswerKey, Expected> answers_;
   RequestId next_id_ = 1;
+  int idle_steps_ = 0;
 };
 
 TEST(Scheduler, RandomRunsKeepTheInvariants) {
   const unsigned num_seeds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 3000 : 300;
+  SchedulerCounters total;
   for (unsigned seed = 0; seed < num_seeds && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE(concat("seed ", seed));
-    RandomRun(seed).run();
+    RandomRun run(seed);
+    run.run();
+    total.preemptions += run.counters().preemptions;
+    total.prefix_hit_tokens += run.counters().prefix_hit_tokens;
+    total.forked_tokens += run.counters().forked_tokens;
   }
+  EXPECT_GT(total.preemptions, num_seeds);
+  EXPECT_GT(total.prefix_hit_tokens, 100 * num_seeds);
+  EXPECT_GT(total.forked_tokens, 20 * num_seeds);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ TEST_P(EveryBackend, TokensAreTheSameAloneInABatchAndSliced) {
     for (const Answer& answer : expected) ASSERT_EQ(answer.tokens.size(), 12u);
     EXPECT_NE(expected[0].tokens, expected[2].tokens);
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      Engine alone(*model, {});
+      Engine alone(*model, {.enable_prefix_caching = false});
       EXPECT_EQ(answer_one(alone, requests[i]).tokens, expected[i].tokens) << "request " << i;
     }
     for (const int slice : slices) {
@@ -39,6 +39,138 @@ TEST_P(EveryBackend, TokensAreTheSameAloneInABatchAndSliced) {
         EXPECT_EQ(answers[i].tokens, expected[i].tokens) << "request " << i << ", slice " << slice;
       }
     }
+  }
+}
+
+TEST_P(EveryBackend, TokensAreTheSameWithAHitAMissAndPreemption) {
+  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+  std::vector<Request> requests = mixed_requests();
+  if (GetParam() == "reference") requests.resize(5);  // slow on purpose
+  const std::vector<TokenId> shared = random_request(5, 50, 1).prompt;
+  for (std::size_t i = 0; i < requests.size(); i += 2) {
+    requests[i].prompt.insert(requests[i].prompt.begin(), shared.begin(), shared.end());
+  }
+  Engine plain(*model, {.max_num_seqs = 8, .enable_prefix_caching = false});
+  const std::vector<Answer> expected = answer_all(plain, requests);
+  EXPECT_EQ(plain.stats().prefix_hit_tokens, 0);
+  EXPECT_EQ(plain.stats().blocks_cached, 0);
+
+  Engine caching(*model, {.max_num_seqs = 8, .max_batch_tokens = 64});
+  for (const char* round : {"miss", "hit"}) {
+    const std::vector<Answer> answers = answer_all(caching, requests);
+    for (std::size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(answers[i].tokens, expected[i].tokens) << round << i;
+  }
+  EXPECT_GT(caching.stats().prefix_hit_tokens, 48 * 2);
+
+  int needed = 0;
+  for (const Request& request : requests) {
+    needed += kv::BlockTable::blocks_for(static_cast<int>(request.prompt.size()) + request.max_tokens);
+  }
+  const std::int64_t block_bytes = plain.stats().kv_bytes / plain.stats().blocks_total;
+  for (const bool cached : {false, true}) {
+    std::vector<Request> longer = requests;
+    for (Request& request : longer) request.max_tokens = 40;
+    Engine ample(*model, {.max_num_seqs = 8, .enable_prefix_caching = false});
+    Engine tight(
+        *model,
+        {.max_num_seqs = 8, .kv_cache_bytes = block_bytes * (needed * 2 / 5 + 8), .enable_prefix_caching = cached});
+    const std::vector<Answer> wanted = answer_all(ample, longer);
+    const std::vector<Answer> answers = answer_all(tight, longer);
+    for (std::size_t i = 0; i < longer.size(); ++i) EXPECT_EQ(answers[i].tokens, wanted[i].tokens) << i;
+    EXPECT_GT(tight.stats().preemptions, 0) << cached;
+  }
+}
+
+TEST_P(EveryBackend, SeveralAnswersAreThoseOfSeveralRequests) {
+  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+  for (const int num_prompt : {1, 16, 17, 40}) {
+    Request request = random_request(static_cast<unsigned>(num_prompt), num_prompt, 10);
+    request.sampling = {.temperature = 1.0, .seed = 3};
+    Engine plain(*model, {.enable_prefix_caching = false});
+    std::vector<std::vector<TokenId>> expected;
+    for (std::uint32_t choice = 0; choice < 4; ++choice) {
+      request.sampling.choice_index = choice;
+      expected.push_back(answer_one(plain, request).tokens);
+    }
+    EXPECT_NE(expected[0], expected[1]);
+    request.sampling.choice_index = 0;
+    request.n = 4;
+    for (const int max_num_seqs : {1, 2, 8}) {
+      for (const bool cached : {false, true}) {
+        SCOPED_TRACE(concat("prompt of ", num_prompt, ", ", max_num_seqs, " at a time, cached ", cached));
+        Engine engine(*model, {.max_num_seqs = max_num_seqs, .max_batch_tokens = 12, .enable_prefix_caching = cached});
+        engine.submit(request);
+        std::vector<std::vector<TokenId>> answers(4);
+        while (engine.has_work()) {
+          for (const StepOutput& output : engine.step()) {
+            auto& tokens = answers[static_cast<std::size_t>(output.choice)];
+            tokens.insert(tokens.end(), output.token_ids.begin(), output.token_ids.end());
+          }
+        }
+        EXPECT_EQ(answers, expected);
+        if (max_num_seqs == 8) {
+          EXPECT_EQ(engine.stats().forked_tokens, 3 * (num_prompt - 1));
+          EXPECT_EQ(engine.stats().prompt_tokens, num_prompt + 3);
+        }
+      }
+    }
+  }
+}
+
+TEST(Engine, APrefixThatManyWaitForIsComputedOnce) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {.max_num_seqs = 8, .max_batch_tokens = 32});
+  const std::vector<TokenId> shared = random_request(1, 96, 1).prompt;
+  std::vector<Request> requests;
+  for (unsigned i = 0; i < 6; ++i) {
+    Request request = random_request(10 + i, 10, 5);
+    request.prompt.insert(request.prompt.begin(), shared.begin(), shared.end());
+    requests.push_back(request);
+  }
+  const std::vector<Answer> answers = answer_all(engine, requests);
+  EXPECT_EQ(engine.stats().prompt_tokens, 96 + 6 * 10);
+  EXPECT_EQ(engine.stats().prefix_hit_tokens, 5 * 96);
+  Engine plain(*model, {.enable_prefix_caching = false});
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(answers[i].tokens, answer_one(plain, requests[i]).tokens) << i;
+  }
+}
+
+TEST(Engine, AWhollyCachedPromptIsComputedButForItsLastToken) {
+  const auto model = make_tiny_model();
+  for (const int length : {15, 16, 17, 32, 64}) {
+    Engine engine(*model, {});
+    const Request request = random_request(9, length, 4);
+    const Answer first = answer_one(engine, request);
+    const std::int64_t computed = engine.stats().prompt_tokens;
+    EXPECT_EQ(answer_one(engine, request).tokens, first.tokens);
+    EXPECT_EQ(engine.stats().prompt_tokens - computed, length - (length - 1) / 16 * 16) << length;
+    Request salted = request;
+    salted.cache_salt = "mine";
+    EXPECT_EQ(answer_one(engine, salted).tokens, first.tokens);
+    EXPECT_EQ(engine.stats().prefix_hit_tokens, (length - 1) / 16 * 16) << "another namespace must not hit";
+    Request scored = request;
+    scored.prompt_logprobs = true;
+    EXPECT_EQ(answer_one(engine, scored).prompt_logprobs.size(), static_cast<std::size_t>(length) - 1);
+    EXPECT_EQ(engine.stats().prefix_hit_tokens, (length - 1) / 16 * 16) << "scores need every position";
+  }
+}
+
+TEST(Engine, AConversationReusesItsAnswers) {
+  const auto model = make_tiny_model();
+  Engine engine(*model, {});
+  Engine plain(*model, {.enable_prefix_caching = false});
+  Request request = random_request(3, 40, 30);
+  for (int turn = 0; turn < 4; ++turn) {
+    const std::int64_t computed = engine.stats().prompt_tokens;
+    const Answer answer = answer_one(engine, request);
+    EXPECT_EQ(answer.tokens, answer_one(plain, request).tokens);
+    if (turn > 0) {
+      EXPECT_LE(engine.stats().prompt_tokens - computed, 20 + 16);
+    }
+    request.prompt.insert(request.prompt.end(), answer.tokens.begin(), answer.tokens.end());
+    const auto more = random_request(50 + static_cast<unsigned>(turn), 20, 1).prompt;
+    request.prompt.insert(request.prompt.end(), more.begin(), more.end());
   }
 }
 
@@ -93,7 +225,7 @@ INSTANTIATE_TEST_SUITE_P(Engine, EveryBackend, testing::ValuesIn(ops::available_
 TEST(Engine, SharesOneModelOverRandomArrivalsAndCancellations) {
   const unsigned num_seeds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 300 : 10;
   const auto model = make_tiny_model({.backend = "scalar", .format = quant::Format::q4_0});
-  Engine alone(*model, {});
+  Engine alone(*model, {.enable_prefix_caching = false});
   const std::int64_t block_bytes = alone.stats().kv_bytes / alone.stats().blocks_total;
   for (unsigned seed = 0; seed < num_seeds; ++seed) {
     SCOPED_TRACE(concat("seed ", seed));

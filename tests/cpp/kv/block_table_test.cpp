@@ -78,5 +78,67 @@ TEST(BlockTable, ReleaseReportsOnlyBlocksThatBecameFree) {
   EXPECT_EQ(next[0], 0);  // the sequence's first block goes out first
 }
 
+TEST(BlockTable, AdoptsCachedBlocksAndSwapsItsOwnForThem) {
+  BlockPool pool(10);
+  PrefixCache cache(pool, "f");
+  const PrefixRoot root = cache.root("");
+  const std::vector<TokenId> tokens(40, 3);
+  std::vector<BlockId> freed;
+  BlockTable first;
+  BlockTable second;
+  ASSERT_TRUE(first.reserve(pool, 40));
+  ASSERT_TRUE(second.reserve(pool, 40));  // computes the same at the same time
+  first.grow_to(40);
+  second.grow_to(40);
+  for (const int index : {0, 1}) first.publish(cache, pool, root, tokens, index, freed);
+  const std::vector<BlockId> own(second.reserved().begin(), second.reserved().end());
+  for (const int index : {0, 1}) second.publish(cache, pool, root, tokens, index, freed);
+  EXPECT_EQ(freed, (std::vector<BlockId>{own[0], own[1]}));
+  EXPECT_EQ(second.reserved()[0], first.reserved()[0]);
+  EXPECT_EQ(second.reserved()[1], first.reserved()[1]);
+  EXPECT_EQ(second.reserved()[2], own[2]);
+  BlockTable third;
+  EXPECT_EQ(third.adopt(cache, root, tokens, 2), 2);
+  EXPECT_EQ(third.length(), 32);
+  EXPECT_EQ(third.slot_of(20), first.slot_of(20));
+  ASSERT_TRUE(third.reserve(pool, 40));
+  EXPECT_EQ(third.grow_to(40).size(), 1u);  // adopted blocks are not fresh
+  std::vector<BlockId> owners;
+  for (const BlockTable* table : {&first, &second, &third}) {
+    owners.insert(owners.end(), table->reserved().begin(), table->reserved().end());
+  }
+  pool.check_invariants(owners);
+}
+
+TEST(BlockTable, AForkSharesFullBlocksAndCopiesTheRest) {
+  BlockPool pool(4);
+  BlockTable first;
+  ASSERT_TRUE(first.reserve(pool, 40));
+  first.grow_to(40);
+  std::vector<BlockCopy> copies;
+  BlockTable fork;
+  ASSERT_TRUE(fork.fork(pool, first, 37, copies));
+  ASSERT_EQ(copies.size(), 1u);
+  EXPECT_EQ(copies[0].from, first.reserved()[2]);
+  EXPECT_EQ(copies[0].to, fork.reserved()[2]);
+  EXPECT_EQ(fork.length(), 37);
+  EXPECT_EQ(fork.reserved()[0], first.reserved()[0]);
+  EXPECT_EQ(pool.ref_count(first.reserved()[1]), 2);
+  EXPECT_TRUE(fork.grow_to(38).empty());  // its own block is in use already
+  BlockTable none;
+  EXPECT_FALSE(none.fork(pool, first, 37, copies));  // the pool is empty
+  EXPECT_EQ(none.capacity(), 0);
+  EXPECT_EQ(copies.size(), 1u);
+  BlockTable whole;
+  ASSERT_TRUE(whole.fork(pool, first, 32, copies));  // nothing to copy
+  EXPECT_EQ(copies.size(), 1u);
+  EXPECT_EQ(whole.capacity(), 32);
+  std::vector<BlockId> owners;
+  for (const BlockTable* table : {&first, &fork, &whole}) {
+    owners.insert(owners.end(), table->reserved().begin(), table->reserved().end());
+  }
+  pool.check_invariants(owners);
+}
+
 }  // namespace
 }  // namespace nb::kv

@@ -178,6 +178,40 @@ TEST(Scheduler, RefusesMoreThanMayWait) {
   EXPECT_EQ(scheduler.num_waiting(), 2);
 }
 
+TEST(Scheduler, TheYoungestIsPreemptedAndGoesOnWithItsTokens) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 4}, 5);
+  scheduler.submit(make_sequence(1, 31, 30));  // 2 blocks, 4 in the end
+  scheduler.submit(make_sequence(2, 30, 20));  // 2 blocks, 4 in the end
+  EXPECT_EQ(run_step(scheduler), (Shares{{1, 31}, {2, 30}}));
+  run_step(scheduler);
+  EXPECT_EQ(run_step(scheduler), (Shares{{1, 1}, {2, 1}}));  // the first takes the last free block
+  EXPECT_EQ(run_step(scheduler), (Shares{{1, 1}}));          // the second would need another
+  EXPECT_EQ(scheduler.counters().preemptions, 1);
+  EXPECT_EQ(scheduler.num_waiting(), 1);
+  EXPECT_EQ(scheduler.pool().num_owned(), 3);
+  while (scheduler.num_waiting() > 0) run_step(scheduler);
+  ASSERT_EQ(scheduler.finished().size(), 1u);
+  EXPECT_EQ(scheduler.finished()[0]->id, 1u);
+  scheduler.forget_finished();
+  while (scheduler.has_work()) run_step(scheduler);
+  EXPECT_EQ(scheduler.finished()[0]->num_generated(), 20);
+}
+
+TEST(Scheduler, PromptsGetFewRowsWhileOthersDecode) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 4}, 20);
+  scheduler.submit(make_sequence(1, 4, 10));
+  run_step(scheduler);
+  EXPECT_TRUE(scheduler.anything_decodes());
+  scheduler.submit(make_sequence(2, 100, 1));
+  const StepPlan& plan = scheduler.plan(8);
+  EXPECT_EQ(shares(plan), (Shares{{1, 1}, {2, 8}}));
+  scheduler.commit(plan, std::vector<TokenId>(2, 100));
+  scheduler.cancel(1);
+  run_step(scheduler);
+  const StepPlan& alone = scheduler.plan(8);
+  EXPECT_EQ(shares(alone), (Shares{{2, 28}})) << "nothing decodes, so that nobody is delayed";
+}
+
 TEST(Scheduler, ReportsFreshAndFreedBlocks) {
   Scheduler scheduler({}, 4);
   scheduler.submit(make_sequence(1, 16, 2));

@@ -74,7 +74,7 @@ struct ModelEngine {
 
 std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype,
                                          int max_model_len, int max_num_seqs, int max_batch_tokens, int max_waiting,
-                                         std::int64_t kv_cache_bytes) {
+                                         std::int64_t kv_cache_bytes, bool enable_prefix_caching) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -84,13 +84,14 @@ std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, con
   options.max_waiting = max_waiting;
   options.kv_cache_bytes = kv_cache_bytes;
   options.eos_ids = model->eos_ids;
+  options.enable_prefix_caching = enable_prefix_caching;
   return std::make_unique<ModelEngine>(std::move(model), options);
 }
 
 RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens, double temperature, int top_k,
                  double top_p, double min_p, double repetition_penalty, std::optional<std::uint64_t> seed,
                  bool ignore_eos, std::vector<TokenId> stop_token_ids, const std::map<TokenId, double>& logit_bias,
-                 bool prompt_logprobs, bool prompt_logits) {
+                 bool prompt_logprobs, bool prompt_logits, std::string cache_salt) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -105,6 +106,7 @@ RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens,
   request.stop_token_ids = std::move(stop_token_ids);
   request.prompt_logprobs = prompt_logprobs;
   request.prompt_logits = prompt_logits;
+  request.cache_salt = std::move(cache_salt);
   const py::gil_scoped_release release;
   return self.engine.submit(std::move(request));
 }
@@ -122,6 +124,10 @@ py::dict stats_of(const ModelEngine& self) {
   out["blocks_total"] = stats.blocks_total;
   out["blocks_free"] = stats.blocks_free;
   out["blocks_owned"] = stats.blocks_owned;
+  out["blocks_cached"] = stats.blocks_cached;
+  out["prefix_hit_tokens"] = stats.prefix_hit_tokens;
+  out["forked_tokens"] = stats.forked_tokens;
+  out["preemptions"] = stats.preemptions;
   out["kv_bytes"] = stats.kv_bytes;
   out["workspace_bytes"] = stats.workspace_bytes;
   out["steps"] = stats.steps;
@@ -187,11 +193,11 @@ void bind_engine(py::module_& module) {
   py::class_<ModelEngine>(module, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
-           py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0)
+           py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true)
       .def("submit", &submit, py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
-           py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false)
+           py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false, py::arg("cache_salt") = "")
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())

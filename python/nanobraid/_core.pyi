@@ -238,6 +238,7 @@ class Engine:
         max_batch_tokens: int = 512,
         max_waiting: int = 0,
         kv_cache_bytes: int = 0,
+        enable_prefix_caching: bool = True,
     ) -> None:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share."""
     def submit(
@@ -256,6 +257,7 @@ class Engine:
         logit_bias: dict[int, float],
         prompt_logprobs: bool = False,
         prompt_logits: bool = False,
+        cache_salt: str = "",
     ) -> int:
         """Queues a request and returns its id. max_tokens == 0 is allowed only with prompt_logprobs or prompt_logits.
 

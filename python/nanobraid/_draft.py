@@ -40,6 +40,7 @@ class Draft:
             ttft_ms=ttft_ms,
             total_ms=total_ms,
             tokens_per_s=1e3 * later / (total_ms - ttft_ms) if later > 0 and total_ms > ttft_ms else 0.0,
+            kv_reuse_ratio=output.num_cached_tokens / len(prompt_ids),
         )
         return RequestOutput(
             text="".join(self._texts),

@@ -56,7 +56,8 @@ class LLM:
         max_waiting: Most requests that may wait; one more raises `OverloadedError`. None: no limit.
         kv_cache_bytes: Memory for keys and values in bytes; None for what `max_num_seqs` full contexts need, but at
             most a quarter of the memory available.
-        enable_prefix_caching: Not available yet: True is refused, None and False are off.
+        enable_prefix_caching: Keep keys and values of finished requests while memory lasts, and reuse them for prompts
+            that begin with the same tokens. Changes no token. None is True.
         deterministic: Equal requests give equal tokens however they are batched. On CPU this always holds, so both
             values are accepted and give the same result.
         seed: Default for requests whose `SamplingParams` have none. Equal prompts with an equal seed give equal text.
@@ -101,8 +102,10 @@ class LLM:
             "kv_cache_bytes": _optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
         }
         threads = _optional_size("num_threads", num_threads, _MAX_THREADS)
-        if enable_prefix_caching not in (None, False):
-            raise UnsupportedError("enable_prefix_caching=True is not supported yet; leave it out")
+        if enable_prefix_caching not in (None, False, True):
+            raise InvalidArgumentError(
+                f"enable_prefix_caching must be True, False or None, got {enable_prefix_caching!r}"
+            )
         if deterministic not in (None, False, True):
             raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
         self._seed = SamplingParams(seed=seed).seed
@@ -112,7 +115,9 @@ class LLM:
         self._tokenizer = Tokenizer(path)
         with core_errors():
             self._model = _core.Model(str(path), backend, dtype, threads)
-            engine = _core.Engine(self._model, kv_dtype=kv_dtype, **limits)
+            engine = _core.Engine(
+                self._model, kv_dtype=kv_dtype, enable_prefix_caching=enable_prefix_caching is not False, **limits
+            )
         self._path = path
         self._kv_dtype = engine.kv_dtype
         self._max_model_len = engine.max_model_len
@@ -176,6 +181,7 @@ class LLM:
         prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        cache_salt: str = "",
         progress: bool | None = None,
     ) -> list[RequestOutput]:
         """Continues prompts, all of them as one continuous batch.
@@ -184,6 +190,8 @@ class LLM:
             prompts: A text, a list of texts, or a list of token id lists. In texts, the spelling of control tokens is
                 text.
             sampling_params: For all prompts, or one for each. None is ``SamplingParams()``.
+            cache_salt: Namespace of the prefix cache: requests of different ones never share keys and values, nor can
+                tell by their times what others have asked.
             progress: Show a progress bar on stderr. None: with more than one prompt, if stderr is a terminal.
 
         Returns:
@@ -196,7 +204,11 @@ class LLM:
         """
         texts, prompt_ids = self._encode_prompts(prompts)
         params = self._params_for(sampling_params, len(prompt_ids))
-        options = [self._options(ids, p, i) for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))]
+        salt = _checked_salt(cache_salt)
+        options = [
+            self._options(ids, p, i) | {"cache_salt": salt}
+            for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))
+        ]
         drafts = [Draft(self._tokenizer) for _ in prompt_ids]
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
@@ -221,7 +233,11 @@ class LLM:
         return [result for result in results if result is not None]
 
     def stream(
-        self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
     ) -> Generator[StreamPiece, None, None]:
         """Continues one prompt, piece by piece, as soon as there is a new whole character.
 
@@ -230,6 +246,7 @@ class LLM:
         Args:
             prompt: A text or a list of token ids.
             sampling_params: None is ``SamplingParams()``.
+            cache_salt: As for `generate`.
 
         Returns:
             An iterator of pieces; the last one has the finish reason. The request starts with the first ``next()``.
@@ -240,7 +257,7 @@ class LLM:
         text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
         _, (ids,) = self._encode_prompts(text_or_ids)
         (params,) = self._params_for(sampling_params, 1)
-        return self._stream(ids, self._options(ids, params, None))
+        return self._stream(ids, self._options(ids, params, None) | {"cache_salt": _checked_salt(cache_salt)})
 
     def _stream(self, ids: list[int], options: dict[str, Any]) -> Generator[StreamPiece, None, None]:
         draft = Draft(self._tokenizer)
@@ -267,6 +284,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         add_generation_prompt: bool = True,
+        cache_salt: str = "",
         stream: Literal[False] = False,
     ) -> RequestOutput: ...
     @overload
@@ -276,6 +294,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         add_generation_prompt: bool = True,
+        cache_salt: str = "",
         stream: Literal[True],
     ) -> Generator[StreamPiece, None, None]: ...
     def chat(
@@ -284,6 +303,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         add_generation_prompt: bool = True,
+        cache_salt: str = "",
         stream: bool = False,
     ) -> RequestOutput | Generator[StreamPiece, None, None]:
         """Answers a conversation, using the model's own chat template.
@@ -294,6 +314,7 @@ class LLM:
             messages: ``[{"role": "user", "content": "Hello"}, ...]``.
             sampling_params: None is ``SamplingParams()``.
             add_generation_prompt: End the prompt with the beginning of the assistant's answer.
+            cache_salt: As for `generate`.
             stream: Return an iterator of pieces instead, as `stream` does.
 
         Returns:
@@ -305,8 +326,8 @@ class LLM:
         """
         ids = self.encode_chat(messages, add_generation_prompt=add_generation_prompt)
         if stream:
-            return self.stream(ids, sampling_params)
-        (output,) = self.generate([ids], sampling_params)
+            return self.stream(ids, sampling_params, cache_salt=cache_salt)
+        (output,) = self.generate([ids], sampling_params, cache_salt=cache_salt)
         prompt = self._tokenizer.decode(ids, skip_special_tokens=False)
         return RequestOutput(**{**vars(output), "prompt": prompt})
 
@@ -455,6 +476,12 @@ def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:
     """The core's convention: 0 stands for its own default."""
     allowed = "an integer >= 1, or None" if high >= _MAX_INT else f"an integer in [1, {high}], or None"
     return 0 if value is None else require_int(field, value, 1, high, allowed)
+
+
+def _checked_salt(salt: str) -> str:
+    if not isinstance(salt, str):
+        raise InvalidArgumentError(f"cache_salt must be a string, got {salt!r}")
+    return salt
 
 
 def _backend_of(device: str) -> str:

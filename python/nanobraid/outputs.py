@@ -14,12 +14,14 @@ class RequestMetrics:
         ttft_ms: Milliseconds from submission until its first token; 0 if it produced none.
         total_ms: Milliseconds from submission until it ended.
         tokens_per_s: Speed of generation after the first token; 0 with fewer than two tokens.
+        kv_reuse_ratio: Share of the prompt's tokens whose keys and values were reused instead of computed.
     """
 
     queue_ms: float = 0.0
     ttft_ms: float = 0.0
     total_ms: float = 0.0
     tokens_per_s: float = 0.0
+    kv_reuse_ratio: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,7 @@ def test_errors_of_stream_and_chat_come_at_the_call(llm: nb.LLM) -> None:
         ({"max_batch_tokens": -1}, nb.InvalidArgumentError, "max_batch_tokens"),
         ({"max_waiting": 0}, nb.InvalidArgumentError, "max_waiting"),
         ({"kv_cache_bytes": "1G"}, nb.InvalidArgumentError, "kv_cache_bytes"),
-        ({"enable_prefix_caching": True}, nb.UnsupportedError, "enable_prefix_caching"),
+        ({"enable_prefix_caching": 2}, nb.InvalidArgumentError, "enable_prefix_caching"),
         ({"deterministic": "yes"}, nb.InvalidArgumentError, "deterministic"),
         ({"seed": -5}, nb.InvalidArgumentError, "seed"),
     ],
@@ -428,3 +428,28 @@ def test_the_library_is_silent_by_default(model_path: Path) -> None:
     program = f"import nanobraid as nb; nb.LLM({str(model_path)!r}, max_model_len=32).generate(['a', 'b'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_prefixes_are_reused_and_change_nothing(model_path: Path) -> None:
+    params = nb.SamplingParams(temperature=0, max_tokens=12)
+    system = "You are a careful assistant who answers every question in one short sentence. " * 4
+    prompts = [system + question for question in ("What is the sea?", "What is a hill?", "Who was Ada Lovelace?")]
+    with nb.LLM(model_path, max_model_len=256, enable_prefix_caching=False) as plain:
+        expected = [plain.generate(prompt, params)[0] for prompt in prompts * 2]
+        assert [out.num_cached_tokens for out in expected] == [0] * 6
+    with nb.LLM(model_path, max_model_len=256) as llm:
+        outputs = [llm.generate(prompt, params)[0] for prompt in prompts * 2]
+        assert [out.token_ids for out in outputs] == [out.token_ids for out in expected]
+        assert outputs[0].num_cached_tokens == 0
+        for out in outputs[1:3]:
+            assert out.num_cached_tokens >= 48 and out.num_cached_tokens % 16 == 0
+        for out in outputs[3:]:
+            assert out.num_cached_tokens >= len(out.prompt_token_ids) - 16
+            assert out.metrics.kv_reuse_ratio == out.num_cached_tokens / len(out.prompt_token_ids)
+        mine = llm.generate(prompts[0], params, cache_salt="mine")[0]
+        assert (mine.num_cached_tokens, mine.token_ids) == (0, expected[0].token_ids)
+        assert llm.generate(prompts[0], params, cache_salt="mine")[0].num_cached_tokens > 0
+        stats = llm.stats()
+        assert stats["prefix_hit_tokens"] > 0 and stats["blocks_cached"] > 0 and stats["blocks_owned"] == 0
+        with pytest.raises(nb.InvalidArgumentError, match="cache_salt"):
+            llm.generate("a", cache_salt=3)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if not num_prefill and not num_decode:
         raise InvalidArgumentError("--pp and --tg are both 0: there is nothing to measure")
     needed = max(num_prefill, num_decode) + 1
-    with _options.make_llm(options, max_model_len=options.max_model_len or needed) as llm:
+    with _options.make_llm(options, max_model_len=options.max_model_len or needed, enable_prefix_caching=False) as llm:
         prefill = _measure(llm, num_prefill, 1, repeat)
         decode = _measure(llm, 1, num_decode, repeat)
         config = llm.config

@@ -48,7 +48,13 @@ StepOutput report(Sequence& sequence, Clock::time_point now) {
   StepOutput output;
   output.request_id = sequence.id;
   output.token_ids.assign(sequence.tokens.begin() + sequence.num_prompt + sequence.num_reported, sequence.tokens.end());
+  if (sequence.request.sampling.logprobs) {
+    const std::ptrdiff_t stride = 1 + *sequence.request.sampling.logprobs;
+    const auto rows = sequence.logprobs.begin();
+    output.logprobs.assign(rows + stride * sequence.num_reported, rows + stride * sequence.num_generated());
+  }
   output.finish_reason = sequence.finish_reason;
+  output.error = sequence.error;
   output.num_prompt_tokens = sequence.num_prompt;
   output.num_cached_tokens = sequence.num_cached_tokens;
   output.metrics = metrics_at(sequence.times, now);

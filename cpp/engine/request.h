@@ -3,6 +3,7 @@
 // Not for what the engine knows about it while it runs (sequence.h). Plain data.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "base/ids.h"
@@ -15,9 +16,10 @@ struct Request {
   sampling::SamplingParams sampling{};
   int max_tokens = 16;  ///< 0 only together with prompt_logprobs or prompt_logits
   std::vector<TokenId> stop_token_ids{};
-  bool ignore_eos = false;       ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
-  bool prompt_logprobs = false;  ///< log probability of every prompt token but the first
-  bool prompt_logits = false;    ///< logits of every prompt position
+  bool ignore_eos = false;  ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
+  /// Log probability of every prompt token but the first, each with so many alternatives, 0..20.
+  std::optional<int> prompt_logprobs{};
+  bool prompt_logits = false;  ///< logits of every prompt position
 };
 
 /// Throws invalid_argument naming field, value and range. A prompt as long as the context leaves no room for output
@@ -30,9 +32,10 @@ enum class FinishReason {
   stop,    ///< an end-of-sequence or stop token, not part of the output
   length,  ///< max_tokens, or the end of the context
   abort,   ///< cancelled, or an error in a step it took part in
+  error,   ///< it asked for the impossible, as only its text has shown; the message is in the output
 };
 
-/// "none", "stop", "length" or "abort".
+/// "none", "stop", "length", "abort" or "error".
 const char* to_string(FinishReason reason);
 
 }  // namespace nb::engine

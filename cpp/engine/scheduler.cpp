@@ -97,6 +97,10 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
   Sequence& sequence = *entry.sequence;
   NB_ASSERT(!sequence.finished() && sequence.computed_len_ == entry.first);
   sequence.computed_len_ += entry.count;
+  if (!sequence.error.empty()) {
+    sequence.finish_reason = FinishReason::error;
+    return;
+  }
   if (entry.samples && sequence.stops_at(sampled)) {
     sequence.finish_reason = FinishReason::stop;
     return;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
@@ -13,6 +14,7 @@
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include "kv/block_table.h"
+#include "sampling/logprobs.h"
 #include "tensor/allocator.h"
 
 namespace nb::engine {
@@ -51,13 +53,15 @@ class Sequence {
   kv::BlockTable table;
   bool cancel_requested = false;
   FinishReason finish_reason = FinishReason::none;
+  std::string error;  ///< set while a token was drawn: commit() ends the sequence with it
 
   // What outputs report.
   int num_reported = 0;       ///< generated tokens already given out
   int num_cached_tokens = 0;  ///< prompt tokens found in a cache at admission
   RequestTimes times;
-  std::vector<float> prompt_logprobs;  ///< [num_prompt - 1] if asked for
-  Buffer prompt_logits;                ///< f32[num_prompt, V] if asked for
+  std::vector<sampling::TokenLogprob> logprobs;         ///< [num_generated, 1 + logprobs] if asked for
+  std::vector<sampling::TokenLogprob> prompt_logprobs;  ///< [num_prompt - 1, 1 + prompt_logprobs] if asked for
+  Buffer prompt_logits;                                 ///< f32[num_prompt, V] if asked for
 
  private:
   friend class Scheduler;

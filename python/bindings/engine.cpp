@@ -91,7 +91,10 @@ std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, con
 RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens, double temperature, int top_k,
                  double top_p, double min_p, double repetition_penalty, std::optional<std::uint64_t> seed,
                  bool ignore_eos, std::vector<TokenId> stop_token_ids, const std::map<TokenId, double>& logit_bias,
-                 bool prompt_logprobs, bool prompt_logits) {
+                 double presence_penalty, double frequency_penalty, int min_tokens,
+                 std::vector<std::vector<TokenId>> bad_words_token_ids,
+                 std::optional<std::vector<TokenId>> allowed_token_ids, std::optional<int> logprobs,
+                 std::optional<int> prompt_logprobs, bool prompt_logits) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -100,6 +103,12 @@ RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens,
   request.sampling.top_p = top_p;
   request.sampling.min_p = min_p;
   request.sampling.repetition_penalty = repetition_penalty;
+  request.sampling.presence_penalty = presence_penalty;
+  request.sampling.frequency_penalty = frequency_penalty;
+  request.sampling.min_tokens = min_tokens;
+  request.sampling.bad_words_token_ids = std::move(bad_words_token_ids);
+  request.sampling.allowed_token_ids = std::move(allowed_token_ids);
+  request.sampling.logprobs = logprobs;
   request.sampling.seed = seed;
   for (const auto& [token, bias] : logit_bias) request.sampling.logit_bias.push_back({token, bias});
   request.ignore_eos = ignore_eos;
@@ -144,9 +153,33 @@ py::object logits_of(const engine::StepOutput& output) {
   return py::array_t<float>({rows, cols}, owner->as<float>(), capsule);
 }
 
+// Rows of `stride` entries as lists of (token, logprob, rank), without the entries that name no token.
+py::object logprob_rows(const std::vector<sampling::TokenLogprob>& entries, std::size_t num_rows) {
+  if (entries.empty()) return py::none();
+  const std::size_t stride = entries.size() / num_rows;
+  py::list rows;
+  for (std::size_t row = 0; row < num_rows; ++row) {
+    py::list items;
+    for (const sampling::TokenLogprob& entry : std::span(entries).subspan(row * stride, stride)) {
+      if (entry.token == sampling::TokenLogprob::kNone) continue;
+      items.append(py::make_tuple(entry.token, entry.logprob, entry.rank));
+    }
+    rows.append(std::move(items));
+  }
+  return rows;
+}
+
 py::object logprobs_of(const engine::StepOutput& output) {
-  if (output.prompt_logprobs.empty()) return py::none();
-  return py::array_t<float>(static_cast<py::ssize_t>(output.prompt_logprobs.size()), output.prompt_logprobs.data());
+  return logprob_rows(output.logprobs, output.token_ids.size());
+}
+
+py::object prompt_logprobs_of(const engine::StepOutput& output) {
+  return logprob_rows(output.prompt_logprobs, static_cast<std::size_t>(output.num_prompt_tokens) - 1);
+}
+
+py::object error_of(const engine::StepOutput& output) {
+  if (output.error.empty()) return py::none();
+  return py::str(output.error);
 }
 
 py::object finish_of(const engine::StepOutput& output) {
@@ -180,7 +213,9 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("request_id", [](const engine::StepOutput& self) { return self.request_id; })
       .def_property_readonly("token_ids", [](const engine::StepOutput& self) { return self.token_ids; })
       .def_property_readonly("finish_reason", &finish_of)
-      .def_property_readonly("prompt_logprobs", &logprobs_of)
+      .def_property_readonly("error", &error_of)
+      .def_property_readonly("logprobs", &logprobs_of)
+      .def_property_readonly("prompt_logprobs", &prompt_logprobs_of)
       .def_property_readonly("prompt_logits", &logits_of)
       .def_property_readonly("num_cached_tokens", [](const engine::StepOutput& self) { return self.num_cached_tokens; })
       .def_property_readonly("metrics", &metrics_of);
@@ -192,7 +227,10 @@ void bind_engine(py::module_& module) {
       .def("submit", &submit, py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
-           py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false)
+           py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("min_tokens") = 0,
+           py::arg("bad_words_token_ids") = std::vector<std::vector<TokenId>>{},
+           py::arg("allowed_token_ids") = py::none(), py::arg("logprobs") = py::none(),
+           py::arg("prompt_logprobs") = py::none(), py::arg("prompt_logits") = false)
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())

@@ -58,7 +58,13 @@ StepOutput report(Sequence& sequence, Clock::time_point now) {
   output.request_id = sequence.id;
   output.choice = sequence.choice;
   output.token_ids.assign(sequence.tokens.begin() + sequence.num_prompt + sequence.num_reported, sequence.tokens.end());
+  if (sequence.request.sampling.logprobs) {
+    const std::ptrdiff_t stride = 1 + *sequence.request.sampling.logprobs;
+    const auto rows = sequence.logprobs.begin();
+    output.logprobs.assign(rows + stride * sequence.num_reported, rows + stride * sequence.num_generated());
+  }
   output.finish_reason = sequence.finish_reason;
+  output.error = sequence.error;
   output.num_prompt_tokens = sequence.num_prompt;
   output.num_cached_tokens = sequence.num_cached_tokens;
   output.metrics = metrics_at(sequence.times, now);
@@ -96,7 +102,10 @@ RequestId Engine::submit(Request request) {
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (int choice = 0; choice < request.n; ++choice) {
     Request one = request;
-    if (choice > 0) one.prompt_logprobs = one.prompt_logits = false;  // the first choice has them
+    if (choice > 0) {  // the first one has the scores
+      one.prompt_logprobs.reset();
+      one.prompt_logits = false;
+    }
     sequences.push_back(
         std::make_unique<Sequence>(next_id_, std::move(one), options_.eos_ids, options_.max_model_len, choice));
     sequences.back()->times.submitted = now;

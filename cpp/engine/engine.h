@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/batch_builder.h"
@@ -39,8 +40,11 @@ struct StepOutput {
   int choice = 0;                  ///< which of its n answers
   std::vector<TokenId> token_ids;  ///< new tokens, in order; empty while the prompt is being computed
   FinishReason finish_reason = FinishReason::none;
-  std::vector<float> prompt_logprobs;  ///< with the final output, if asked for: [num_prompt - 1]
-  Buffer prompt_logits;                ///< with the final output, if asked for: f32[num_prompt, V]
+  std::string error;                             ///< what was wrong with the request, if it ended with `error`
+  std::vector<sampling::TokenLogprob> logprobs;  ///< if asked for: [token_ids, 1 + logprobs], see score_token()
+  std::vector<sampling::TokenLogprob>
+      prompt_logprobs;   ///< with the final output: [num_prompt - 1, 1 + prompt_logprobs]
+  Buffer prompt_logits;  ///< with the final output, if asked for: f32[num_prompt, V]
   int num_prompt_tokens = 0;
   int num_cached_tokens = 0;  ///< prompt tokens that were not computed, but taken from the prefix cache or a sibling
   RequestMetrics metrics;

@@ -21,7 +21,26 @@ namespace {
 
 bool needs_logits(const LogitUse& use, const StepPlan& plan) {
   const Sequence& sequence = *plan.entries[static_cast<std::size_t>(use.entry)].sequence;
-  return use.scores || (use.samples && !sampling::is_plain_greedy(sequence.request.sampling));
+  const auto& params = sequence.request.sampling;
+  const bool drawn = params.logprobs || !sampling::is_plain_greedy(params, sequence.num_generated());
+  return use.scores || (use.samples && drawn);
+}
+
+TokenId draw_token(const Sequence& sequence, std::span<const float> logits, sampling::Sampler& sampler) {
+  return sampler.sample({.logits = logits,
+                         .params = sequence.request.sampling,
+                         .seed = sequence.seed,
+                         .tokens = sequence.tokens,
+                         .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
+                         .stop_ids = sequence.stop_ids});
+}
+
+/// Appends the row of one drawn token, in the place of one that was never committed.
+void store_logprobs(Sequence& sequence, TokenId token, std::span<const float> logits, sampling::Sampler& sampler) {
+  const std::size_t stride = 1 + static_cast<std::size_t>(*sequence.request.sampling.logprobs);
+  const std::size_t begin = static_cast<std::size_t>(sequence.num_generated()) * stride;
+  sequence.logprobs.resize(begin + stride);
+  sampler.score(logits, token, std::span(sequence.logprobs).subspan(begin));
 }
 
 }  // namespace
@@ -68,6 +87,14 @@ void HeadRunner::finish_rows(const Group& group, const Part& part) {
        row += static_cast<std::size_t>(part.count)) {
     try {
       finish_row(group, row, samplers_[static_cast<std::size_t>(part.index)]);
+    } catch (const Error& error) {
+      // The request's own fault stays its own: the others of the step go on.
+      if (error.code() == ErrorCode::invalid_argument) {
+        const int entry = group.uses[row].entry;
+        group.plan.entries[static_cast<std::size_t>(entry)].sequence->error = error.what();
+      } else {
+        errors_[row] = std::current_exception();
+      }
     } catch (...) {
       errors_[row] = std::current_exception();
     }
@@ -83,13 +110,13 @@ void HeadRunner::finish_row(const Group& group, std::size_t row, sampling::Sampl
     logits = {group.logits.as<float>() + static_cast<std::int64_t>(row) * group.logits.row_stride,
               static_cast<std::size_t>(group.logits.dim(1))};
   }
-  if (use.scores) store_prompt_score(sequence, use.position, logits);
+  if (use.scores) store_prompt_score(sequence, use.position, logits, sampler);
   if (!use.samples) return;
   const auto& params = sequence.request.sampling;
-  group.sampled[entry] =
-      sampling::is_plain_greedy(params)
-          ? group.argmax[row]
-          : sampler.sample({.logits = logits, .params = params, .seed = sequence.seed, .tokens = sequence.tokens});
+  const bool plain = sampling::is_plain_greedy(params, sequence.num_generated());
+  const TokenId token = plain ? group.argmax[row] : draw_token(sequence, logits, sampler);
+  if (params.logprobs) store_logprobs(sequence, token, logits, sampler);
+  group.sampled[entry] = token;
 }
 
 }  // namespace nb::engine

@@ -24,7 +24,8 @@ class HeadRunner {
   explicit HeadRunner(const model::Model& model);
 
   /// Sets sampled[entry] for every entry of the plan that samples and fills the prompt scores of its sequences.
-  /// `hidden` is the decoder's output for batch.inputs. Throws internal if a row has nothing to draw from.
+  /// `hidden` is the decoder's output for batch.inputs. A request whose masks leave no token gets the message in
+  /// Sequence::error and its sampled[entry] stays as it was. Throws internal if a row itself has nothing to draw from.
   void run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
            ops::ExecContext& ctx, EngineStats& stats);
 

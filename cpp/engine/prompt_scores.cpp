@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "base/memory_info.h"
-#include "sampling/softmax.h"
 
 namespace nb::engine {
 
@@ -29,23 +28,27 @@ Buffer allocate_logits(std::int64_t num_prompt, std::int64_t vocab_size) {
 
 void reserve_prompt_scores(Sequence& sequence, int vocab_size) {
   const Request& request = sequence.request;
-  if (request.prompt_logprobs) sequence.prompt_logprobs.resize(static_cast<std::size_t>(sequence.num_prompt) - 1);
+  if (request.prompt_logprobs) {
+    sequence.prompt_logprobs.resize((static_cast<std::size_t>(sequence.num_prompt) - 1) *
+                                    (1 + static_cast<std::size_t>(*request.prompt_logprobs)));
+  }
   if (request.prompt_logits) sequence.prompt_logits = allocate_logits(sequence.num_prompt, vocab_size);
 }
 
 bool wants_prompt_score(const Sequence& sequence, int position) {
   if (sequence.request.prompt_logits) return position < sequence.num_prompt;
-  return sequence.request.prompt_logprobs && position < sequence.num_prompt - 1;
+  return sequence.request.prompt_logprobs.has_value() && position < sequence.num_prompt - 1;
 }
 
-void store_prompt_score(Sequence& sequence, int position, std::span<const float> logits) {
+void store_prompt_score(Sequence& sequence, int position, std::span<const float> logits, sampling::Sampler& sampler) {
   const std::size_t index = static_cast<std::size_t>(position);
   if (sequence.request.prompt_logits) {
     std::memcpy(sequence.prompt_logits.as<float>() + index * logits.size(), logits.data(), logits.size_bytes());
   }
   if (sequence.request.prompt_logprobs && position + 1 < sequence.num_prompt) {
     const TokenId next = sequence.tokens[index + 1];
-    sequence.prompt_logprobs[index] = static_cast<float>(sampling::log_probability(logits, next));
+    const std::size_t stride = 1 + static_cast<std::size_t>(*sequence.request.prompt_logprobs);
+    sampler.score(logits, next, std::span(sequence.prompt_logprobs).subspan(index * stride, stride));
   }
 }
 

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "engine/sequence.h"
+#include "sampling/sampler.h"
 
 namespace nb::engine {
 
@@ -16,8 +17,8 @@ void reserve_prompt_scores(Sequence& sequence, int vocab_size);
 /// Whether the logits at `position` are asked for: all of the prompt's, or all but the last.
 bool wants_prompt_score(const Sequence& sequence, int position);
 
-/// Keeps what is asked for of the logits (f32[V]) at `position`: the row itself, and in double precision
-/// log softmax(logits)[token at position + 1].
-void store_prompt_score(Sequence& sequence, int position, std::span<const float> logits);
+/// Keeps what is asked for of the logits (f32[V]) at `position`: the row itself, and how likely the token at
+/// position + 1 and the most likely ones were. The sampler lends its scratch memory.
+void store_prompt_score(Sequence& sequence, int position, std::span<const float> logits, sampling::Sampler& sampler);
 
 }  // namespace nb::engine

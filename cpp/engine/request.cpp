@@ -20,7 +20,7 @@ void check_tokens(const char* what, std::span<const TokenId> tokens, int vocab_s
 void validate(const Request& request, int vocab_size, int max_model_len) {
   NB_CHECK(request.n >= 1 && request.n <= kMaxChoices, invalid_argument, "n must be in [1, ", kMaxChoices, "], got ",
            request.n);
-  const bool scores = request.prompt_logprobs || request.prompt_logits;
+  const bool scores = request.prompt_logprobs.has_value() || request.prompt_logits;
   NB_CHECK(!request.prompt.empty(), invalid_argument, "the prompt is empty");
   NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && scores), invalid_argument,
            "max_tokens must be >= 1 (0 only with prompt_logprobs or prompt_logits), got ", request.max_tokens);
@@ -31,6 +31,12 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
   check_tokens("prompt token", request.prompt, vocab_size);
   check_tokens("stop_token_ids", request.stop_token_ids, vocab_size);
   sampling::validate(request.sampling, vocab_size);
+  NB_CHECK(request.sampling.min_tokens <= request.max_tokens, invalid_argument, "min_tokens (",
+           request.sampling.min_tokens, ") must not exceed max_tokens (", request.max_tokens, ")");
+  constexpr int kMost = sampling::kMaxLogprobs;
+  const int wanted = request.prompt_logprobs.value_or(0);
+  NB_CHECK(wanted >= 0 && wanted <= kMost, invalid_argument, "prompt_logprobs must be in [0, ", kMost, "], got ",
+           wanted);
 }
 
 const char* to_string(FinishReason reason) {
@@ -43,6 +49,8 @@ const char* to_string(FinishReason reason) {
       return "length";
     case FinishReason::abort:
       return "abort";
+    case FinishReason::error:
+      return "error";
   }
   return "none";
 }

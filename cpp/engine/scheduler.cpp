@@ -273,11 +273,19 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
   NB_ASSERT(!sequence.finished() && sequence.computed_len_ == entry.first);
   sequence.computed_len_ += entry.count;
   sequence.was_computed = true;
+  if (!sequence.error.empty()) {
+    sequence.finish_reason = FinishReason::error;
+    return;
+  }
   if (entry.samples && sequence.stops_at(sampled)) {
     sequence.finish_reason = FinishReason::stop;
     return;
   }
   if (entry.samples) sequence.tokens.push_back(sampled);
+  if (entry.samples && sequence.monitor != nullptr && sequence.monitor->ends_with(sampled)) {
+    sequence.finish_reason = FinishReason::stop;
+    return;
+  }
   // A full sequence ends once nothing of it waits to be computed but its last output token, which nobody will read.
   const bool prompt_done = sequence.computed_len_ >= sequence.num_prompt;
   if (prompt_done && sequence.len() == sequence.max_len) sequence.finish_reason = FinishReason::length;

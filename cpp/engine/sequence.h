@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
@@ -13,6 +14,7 @@
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include "kv/block_table.h"
+#include "sampling/logprobs.h"
 #include "tensor/allocator.h"
 
 namespace nb::engine {
@@ -28,6 +30,7 @@ class Sequence {
     max_len = num_prompt + std::min(request.max_tokens, max_model_len - num_prompt);
     seed = request.sampling.seed ? *request.sampling.seed : random_seed();
     stop_ids = request.stop_token_ids;
+    if (request.make_monitor) monitor = request.make_monitor();
     if (!request.ignore_eos) stop_ids.insert(stop_ids.end(), eos_ids.begin(), eos_ids.end());
     tokens.reserve(static_cast<std::size_t>(max_len));  // so that commit() never allocates
   }
@@ -44,7 +47,7 @@ class Sequence {
   bool generates() const { return max_len > num_prompt; }
 
   /// Whether the logits of prompt positions are wanted, so that all of the prompt must be computed.
-  bool scores_prompt() const { return request.prompt_logprobs || request.prompt_logits; }
+  bool scores_prompt() const { return request.prompt_logprobs.has_value() || request.prompt_logits; }
   /// Order of arrival.
   bool is_older_than(const Sequence& other) const { return id != other.id ? id < other.id : choice < other.choice; }
 
@@ -67,6 +70,7 @@ class Sequence {
   int max_len = 0;         ///< tokens at which it ends: prompt + max_tokens, or the context
   std::uint64_t seed = 0;  ///< the request's, or a random one
   std::vector<TokenId> stop_ids;
+  std::unique_ptr<TokenMonitor> monitor;  ///< none: nobody watches
   kv::BlockTable table;
   kv::PrefixRoot root{};       ///< of its namespace in the prefix cache
   int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
@@ -77,13 +81,15 @@ class Sequence {
   bool was_computed = false;   ///< has taken part in a step
   bool cancel_requested = false;
   FinishReason finish_reason = FinishReason::none;
+  std::string error;  ///< set while a token was drawn: commit() ends the sequence with it
 
   // What outputs report.
   int num_reported = 0;       ///< generated tokens already given out
   int num_cached_tokens = 0;  ///< prompt tokens found in a cache at admission
   RequestTimes times;
-  std::vector<float> prompt_logprobs;  ///< [num_prompt - 1] if asked for
-  Buffer prompt_logits;                ///< f32[num_prompt, V] if asked for
+  std::vector<sampling::TokenLogprob> logprobs;         ///< [num_generated, 1 + logprobs] if asked for
+  std::vector<sampling::TokenLogprob> prompt_logprobs;  ///< [num_prompt - 1, 1 + prompt_logprobs] if asked for
+  Buffer prompt_logits;                                 ///< f32[num_prompt, V] if asked for
 
  private:
   friend class Scheduler;

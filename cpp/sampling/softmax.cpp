@@ -14,94 +14,135 @@ namespace nb::sampling {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kMaxFinite = std::numeric_limits<float>::max();
+constexpr float kLowest = -87.0f;  // exp of it is still a normal float
 constexpr std::size_t kLanes = 8;
 
-/// exp by range reduction: x = n ln 2 + r, |r| <= ln 2 / 2, then the Taylor polynomial of degree 13 in r. No branch,
-/// so that compilers turn a loop of these into vector code; the operations per value are the same either way.
-inline double exp_inline(double x) {
-  constexpr double kLog2E = 0x1.71547652b82fep+0;
-  constexpr double kLn2High = 0x1.62e42fee00000p-1;  // 32 bits, so that n * kLn2High is exact
-  constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
-  constexpr double kRound = 0x1.8p52;  // adding it leaves round(x / ln 2) in the low bits
-  const double bounded = x < -700.0 ? -700.0 : x;
-  const double shifted = bounded * kLog2E + kRound;
-  const double n = shifted - kRound;
-  const double r = (bounded - n * kLn2High) - n * kLn2Low;
-  double p = 1.0 / 6227020800.0;
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  const std::uint64_t exponent = (std::bit_cast<std::uint64_t>(shifted) << 52) + (std::uint64_t{1023} << 52);
-  const double value = p * std::bit_cast<double>(exponent);
-  const std::uint64_t keep = x < -700.0 ? 0 : ~std::uint64_t{0};
-  return std::bit_cast<double>(std::bit_cast<std::uint64_t>(value) & keep);
+using Block = std::array<float, kBlockLogits>;
+
+/// exp by range reduction: x = n ln 2 + r, |r| <= ln 2 / 2, then the Taylor polynomial of degree 7 in r (what it leaves
+/// out is below 6e-9). No branch, so that compilers turn a loop of these into vector code; the operations per value
+/// are the same either way.
+inline float weight(float logit, float max, float scale) {
+  constexpr float kLog2E = 0x1.715476p+0f;
+  constexpr float kLn2High = 0x1.62e4p-1f;  // 15 bits, so that n * kLn2High is exact
+  constexpr float kLn2Low = 0x1.7f7d1cp-20f;
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves round(x / ln 2) in the low bits
+  const float x = ((logit > kMaxFinite ? kMaxFinite : logit) - max) * scale;
+  const float bounded = x > kLowest ? x : kLowest;  // a NaN fails the comparison
+  const float shifted = bounded * kLog2E + kRound;
+  const float n = shifted - kRound;
+  const float r = (bounded - n * kLn2High) - n * kLn2Low;
+  float p = 1.0f / 5040.0f;
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) << 23) + (std::uint32_t{127} << 23);
+  const float value = p * std::bit_cast<float>(exponent);
+  const std::uint32_t keep = x >= kLowest ? ~std::uint32_t{0} : 0;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & keep);
 }
 
-inline double weight(double logit, double max) {
-  const double x = logit - max;
-  const double bounded = x < 0.0 ? x : 0.0;               // +infinity counts as the maximum
-  return exp_inline(logit == logit ? bounded : -1000.0);  // NaN weighs nothing
+inline void block_weights(const float* logits, float max, float scale, float* weights) {
+  for (std::size_t i = 0; i < kBlockLogits; ++i) weights[i] = weight(logits[i], max, scale);
 }
 
-}  // namespace
-
-double exp_nonpositive(double x) { return exp_inline(x); }
-
-void exp_weights(std::span<const float> logits, float max, std::span<double> weights) {
-  NB_ASSERT(weights.size() == logits.size());
-  const double shift = static_cast<double>(max);
-  std::size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      weights[i + lane] = weight(static_cast<double>(logits[i + lane]), shift);
-    }
+inline float block_sum(const float* logits, float max, float scale) {
+  Block weights;
+  block_weights(logits, max, scale, weights.data());
+  std::array<float, kLanes> lanes{};
+  for (std::size_t i = 0; i < kBlockLogits; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += weights[i + lane];
   }
-  for (; i < logits.size(); ++i) weights[i] = weight(static_cast<double>(logits[i]), shift);
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-float max_value(std::span<const float> logits) {
+inline float block_max(const float* logits) {
   std::array<float, kLanes> best;  // lanes, so that comparisons need not wait for each other
   best.fill(kMinusInfinity);
-  std::size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
+  for (std::size_t i = 0; i < kBlockLogits; i += kLanes) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
       best[lane] = logits[i + lane] > best[lane] ? logits[i + lane] : best[lane];
     }
   }
-  for (; i < logits.size(); ++i) best[0] = logits[i] > best[0] ? logits[i] : best[0];
   return *std::max_element(best.begin(), best.end());
 }
 
-double sum(std::span<const double> weights) {
+/// The short last block, filled up with -infinity, so that it takes the same path as a full one.
+Block padded(std::span<const float> tail) {
+  Block block;
+  block.fill(kMinusInfinity);
+  std::copy(tail.begin(), tail.end(), block.begin());
+  return block;
+}
+
+}  // namespace
+
+float block_maxima(std::span<const float> logits, std::span<float> maxima) {
+  NB_ASSERT(maxima.size() == num_blocks(logits.size()));
+  const std::size_t full = logits.size() / kBlockLogits;
+  for (std::size_t b = 0; b < full; ++b) maxima[b] = block_max(logits.data() + b * kBlockLogits);
+  if (full < maxima.size()) maxima[full] = block_max(padded(logits.subspan(full * kBlockLogits)).data());
+  float best = kMinusInfinity;
+  for (const float value : maxima) best = std::max(best, value);
+  return std::min(best, kMaxFinite);
+}
+
+void exp_weights(std::span<const float> logits, float max, float scale, std::span<float> weights) {
+  NB_ASSERT(weights.size() == logits.size());
+  const std::size_t full = logits.size() / kBlockLogits * kBlockLogits;
+  for (std::size_t i = 0; i < full; i += kBlockLogits) {
+    block_weights(logits.data() + i, max, scale, weights.data() + i);
+  }
+  if (full == logits.size()) return;
+  Block tail;
+  block_weights(padded(logits.subspan(full)).data(), max, scale, tail.data());
+  std::copy_n(tail.begin(), logits.size() - full, weights.begin() + static_cast<std::ptrdiff_t>(full));
+}
+
+double exp_sums(std::span<const float> logits, float max, float scale, std::span<float> sums) {
+  NB_ASSERT(sums.size() == num_blocks(logits.size()));
+  const std::size_t full = logits.size() / kBlockLogits;
   double total = 0.0;
-  for (const double value : weights) total += value;
+  for (std::size_t b = 0; b < full; ++b) {
+    sums[b] = block_sum(logits.data() + b * kBlockLogits, max, scale);
+    total += static_cast<double>(sums[b]);
+  }
+  if (full < sums.size()) {
+    sums[full] = block_sum(padded(logits.subspan(full * kBlockLogits)).data(), max, scale);
+    total += static_cast<double>(sums[full]);
+  }
   return total;
 }
 
-double log_probability(std::span<const float> logits, TokenId token) {
-  NB_ASSERT(token >= 0 && static_cast<std::size_t>(token) < logits.size());
-  const float max = std::min(max_value(logits), std::numeric_limits<float>::max());
+double log_sum_exp(std::span<const float> logits) {
+  // In pieces, so that no memory is needed for what belongs to a block.
+  constexpr std::size_t kPieceBlocks = 128;
+  std::array<float, kPieceBlocks> scratch;
+  const auto for_pieces = [&](const auto& function) {
+    for (std::size_t begin = 0; begin < logits.size(); begin += kPieceBlocks * kBlockLogits) {
+      const auto piece = logits.subspan(begin, std::min(kPieceBlocks * kBlockLogits, logits.size() - begin));
+      function(piece, std::span(scratch).first(num_blocks(piece.size())));
+    }
+  };
+  float max = kMinusInfinity;
+  for_pieces([&](auto piece, auto blocks) { max = std::max(max, block_maxima(piece, blocks)); });
   if (max == kMinusInfinity) return std::numeric_limits<double>::quiet_NaN();
-  std::array<double, 256> weights;
   double total = 0.0;
-  for (std::size_t begin = 0; begin < logits.size(); begin += weights.size()) {
-    const auto piece = logits.subspan(begin, std::min(weights.size(), logits.size() - begin));
-    exp_weights(piece, max, std::span(weights).first(piece.size()));
-    total += sum(std::span(weights).first(piece.size()));
-  }
+  for_pieces([&](auto piece, auto blocks) { total += exp_sums(piece, max, 1.0f, blocks); });
+  return static_cast<double>(max) + std::log(total);
+}
+
+double log_probability(std::span<const float> logits, TokenId token, double log_sum_exp) {
+  NB_ASSERT(token >= 0 && static_cast<std::size_t>(token) < logits.size());
+  if (std::isnan(log_sum_exp)) return log_sum_exp;
   const float logit = logits[static_cast<std::size_t>(token)];
   if (std::isnan(logit)) return -std::numeric_limits<double>::infinity();
-  return static_cast<double>(std::min(logit, max)) - static_cast<double>(max) - std::log(total);
+  return static_cast<double>(std::min(logit, kMaxFinite)) - log_sum_exp;
 }
 
 }  // namespace nb::sampling

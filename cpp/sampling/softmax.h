@@ -1,29 +1,40 @@
-// Exponentials and sums over a row of logits, in double, in one fixed order.
+// Exponentials, sums and maxima over a row of logits, in blocks of 64 and in one fixed order.
 //
-// Own arithmetic instead of the C library's, so that a token never depends on the version of libm. Not for the
-// attention softmax (a kernel's business). Safe from any thread.
+// Own arithmetic instead of the C library's, and no instruction that only some machines have, so that a token depends
+// neither on the version of libm nor on the processor. A weight is exp((logit - max) * scale) in float: 0 for NaN and
+// for anything below e^-87, with +infinity counted as the largest finite value. For a scaled distance of x nats from
+// the maximum its relative error is below 2e-7 + 2e-7 * x; sums of a block are in float, over blocks in double. Not for
+// the attention softmax (a kernel's business). Safe from any thread.
 #pragma once
 
+#include <cstddef>
 #include <span>
 
 #include "base/ids.h"
 
 namespace nb::sampling {
 
-/// exp(x) for x <= 0 with relative error below 4e-16; 0 below -700 and for -infinity. x must not be NaN.
-double exp_nonpositive(double x);
+/// Logits of one block; the last block of a row may be shorter.
+inline constexpr std::size_t kBlockLogits = 64;
 
-/// weights[i] = exp(logits[i] - max); a NaN logit weighs 0. Sizes agree; `max` is finite.
-void exp_weights(std::span<const float> logits, float max, std::span<double> weights);
+inline std::size_t num_blocks(std::size_t num_logits) { return (num_logits + kBlockLogits - 1) / kBlockLogits; }
 
-/// The largest value, NaN ignored; -infinity if there is none.
-float max_value(std::span<const float> logits);
+/// maxima[b] = the largest logit of block b, NaN ignored; -infinity if there is none. Returns the largest of all,
+/// but not more than the largest finite value. `maxima` has num_blocks(logits.size()) entries.
+float block_maxima(std::span<const float> logits, std::span<float> maxima);
 
-/// Sum in index order.
-double sum(std::span<const double> weights);
+/// The weight of each logit. `max` is finite and not below any of them, `scale` is positive and finite.
+void exp_weights(std::span<const float> logits, float max, float scale, std::span<float> weights);
 
-/// log softmax(logits)[token] = logit - max - log(sum exp(logit - max)), NaN and +infinity as in the sampler; NaN if
-/// no logit is above -infinity.
-double log_probability(std::span<const float> logits, TokenId token);
+/// sums[b] = the weights of block b added up; returns the sum over all blocks. Same conditions as exp_weights.
+double exp_sums(std::span<const float> logits, float max, float scale, std::span<float> sums);
+
+/// log sum exp(logits) with an absolute error below 2e-6 (plus that of a double near the result), NaN and +infinity as
+/// above; NaN if no logit is above -infinity.
+double log_sum_exp(std::span<const float> logits);
+
+/// log softmax(logits)[token] given log_sum_exp(logits): -infinity for a token that is NaN or -infinity; NaN if
+/// no token is above that.
+double log_probability(std::span<const float> logits, TokenId token, double log_sum_exp);
 
 }  // namespace nb::sampling

@@ -6,11 +6,16 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "io/metadata_writer.h"
 #include "io/model_source.h"
+#include "text/stop_matcher.h"
+#include "text/text_stream.h"
+#include "text/tokenizer.h"
 
 namespace nb::bindings {
 
@@ -24,6 +29,38 @@ void bind_export(pybind11::module_& module);
 /// pybind11 holds classes, not interfaces: an open model file behind one pointer.
 struct ModelFile {
   std::shared_ptr<const io::ModelSource> source;
+};
+
+/// A tokenizer and the template that stood beside it in the file.
+struct FileTokenizer {
+  explicit FileTokenizer(const std::string& path);
+  /// The same from a GGUF file that is in memory.
+  FileTokenizer(std::string_view bytes, std::string name);
+  std::shared_ptr<const text::Tokenizer> tokenizer;
+  std::optional<std::string> chat_template;
+};
+
+/// What ends the text of an answer besides tokens.
+struct StopRules {
+  std::vector<std::string> stops;
+  bool include = false;  ///< the stop string is part of the text
+  int min_tokens = 0;    ///< so many tokens pass before anything stops
+};
+
+/// Tokens to text, up to a stop string.
+class StoppingStream {
+ public:
+  StoppingStream(std::shared_ptr<const text::Tokenizer> source, bool skip_special, bool at_start, StopRules rules);
+  std::string push(TokenId id);
+  std::string finish();
+  /// The stop string that ended the text, or nullptr.
+  const std::string* matched() const { return matcher_.matched(); }
+
+ private:
+  std::shared_ptr<const text::Tokenizer> tokenizer_;
+  text::TextStream stream_;
+  text::StopMatcher matcher_;
+  int num_passing_;
 };
 
 /// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the

@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "base/error.h"
 #include "bindings.h"
 #include "engine/engine.h"
 #include "io/gguf_tokenizer.h"
@@ -88,10 +89,28 @@ std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, con
   return std::make_unique<ModelEngine>(std::move(model), options);
 }
 
+// Ends an answer with the token that completes a stop string.
+class StopMonitor : public engine::TokenMonitor {
+ public:
+  StopMonitor(std::shared_ptr<const text::Tokenizer> tokenizer, StopRules rules)
+      : stream_(std::move(tokenizer), true, true, std::move(rules)) {}
+  bool ends_with(TokenId token) noexcept override {
+    stream_.push(token);
+    return stream_.matched() != nullptr;
+  }
+
+ private:
+  StoppingStream stream_;
+};
+
 RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens, double temperature, int top_k,
                  double top_p, double min_p, double repetition_penalty, std::optional<std::uint64_t> seed,
                  bool ignore_eos, std::vector<TokenId> stop_token_ids, const std::map<TokenId, double>& logit_bias,
-                 bool prompt_logprobs, bool prompt_logits, std::string cache_salt) {
+                 double presence_penalty, double frequency_penalty, int min_tokens,
+                 std::vector<std::vector<TokenId>> bad_words_token_ids,
+                 std::optional<std::vector<TokenId>> allowed_token_ids, std::optional<int> logprobs,
+                 std::optional<int> prompt_logprobs, bool prompt_logits, std::string cache_salt, int n,
+                 const FileTokenizer* stop_tokenizer, std::vector<std::string> stop) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -100,6 +119,12 @@ RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens,
   request.sampling.top_p = top_p;
   request.sampling.min_p = min_p;
   request.sampling.repetition_penalty = repetition_penalty;
+  request.sampling.presence_penalty = presence_penalty;
+  request.sampling.frequency_penalty = frequency_penalty;
+  request.sampling.min_tokens = min_tokens;
+  request.sampling.bad_words_token_ids = std::move(bad_words_token_ids);
+  request.sampling.allowed_token_ids = std::move(allowed_token_ids);
+  request.sampling.logprobs = logprobs;
   request.sampling.seed = seed;
   for (const auto& [token, bias] : logit_bias) request.sampling.logit_bias.push_back({token, bias});
   request.ignore_eos = ignore_eos;
@@ -107,6 +132,14 @@ RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens,
   request.prompt_logprobs = prompt_logprobs;
   request.prompt_logits = prompt_logits;
   request.cache_salt = std::move(cache_salt);
+  request.n = n;
+  if (!stop.empty()) {
+    NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
+    const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
+    request.make_monitor = [tokenizer = stop_tokenizer->tokenizer, rules] {
+      return std::make_unique<StopMonitor>(tokenizer, rules);
+    };
+  }
   const py::gil_scoped_release release;
   return self.engine.submit(std::move(request));
 }
@@ -149,9 +182,33 @@ py::object logits_of(const engine::StepOutput& output) {
   return py::array_t<float>({rows, cols}, owner->as<float>(), capsule);
 }
 
+// Rows of `stride` entries as lists of (token, logprob, rank), without the entries that name no token.
+py::object logprob_rows(const std::vector<sampling::TokenLogprob>& entries, std::size_t num_rows) {
+  if (entries.empty()) return py::none();
+  const std::size_t stride = entries.size() / num_rows;
+  py::list rows;
+  for (std::size_t row = 0; row < num_rows; ++row) {
+    py::list items;
+    for (const sampling::TokenLogprob& entry : std::span(entries).subspan(row * stride, stride)) {
+      if (entry.token == sampling::TokenLogprob::kNone) continue;
+      items.append(py::make_tuple(entry.token, entry.logprob, entry.rank));
+    }
+    rows.append(std::move(items));
+  }
+  return rows;
+}
+
 py::object logprobs_of(const engine::StepOutput& output) {
-  if (output.prompt_logprobs.empty()) return py::none();
-  return py::array_t<float>(static_cast<py::ssize_t>(output.prompt_logprobs.size()), output.prompt_logprobs.data());
+  return logprob_rows(output.logprobs, output.token_ids.size());
+}
+
+py::object prompt_logprobs_of(const engine::StepOutput& output) {
+  return logprob_rows(output.prompt_logprobs, static_cast<std::size_t>(output.num_prompt_tokens) - 1);
+}
+
+py::object error_of(const engine::StepOutput& output) {
+  if (output.error.empty()) return py::none();
+  return py::str(output.error);
 }
 
 py::object finish_of(const engine::StepOutput& output) {
@@ -183,9 +240,12 @@ void bind_engine(py::module_& module) {
 
   py::class_<engine::StepOutput>(module, "StepOutput")
       .def_property_readonly("request_id", [](const engine::StepOutput& self) { return self.request_id; })
+      .def_property_readonly("choice", [](const engine::StepOutput& self) { return self.choice; })
       .def_property_readonly("token_ids", [](const engine::StepOutput& self) { return self.token_ids; })
       .def_property_readonly("finish_reason", &finish_of)
-      .def_property_readonly("prompt_logprobs", &logprobs_of)
+      .def_property_readonly("error", &error_of)
+      .def_property_readonly("logprobs", &logprobs_of)
+      .def_property_readonly("prompt_logprobs", &prompt_logprobs_of)
       .def_property_readonly("prompt_logits", &logits_of)
       .def_property_readonly("num_cached_tokens", [](const engine::StepOutput& self) { return self.num_cached_tokens; })
       .def_property_readonly("metrics", &metrics_of);
@@ -197,7 +257,11 @@ void bind_engine(py::module_& module) {
       .def("submit", &submit, py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
-           py::arg("prompt_logprobs") = false, py::arg("prompt_logits") = false, py::arg("cache_salt") = "")
+           py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("min_tokens") = 0,
+           py::arg("bad_words_token_ids") = std::vector<std::vector<TokenId>>{},
+           py::arg("allowed_token_ids") = py::none(), py::arg("logprobs") = py::none(),
+           py::arg("prompt_logprobs") = py::none(), py::arg("prompt_logits") = false, py::arg("cache_salt") = "",
+           py::arg("n") = 1, py::arg("stop_tokenizer") = py::none(), py::arg("stop") = std::vector<std::string>{})
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())

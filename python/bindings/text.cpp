@@ -7,37 +7,42 @@
 #include "bindings.h"
 #include "io/gguf_file.h"
 #include "io/gguf_tokenizer.h"
-#include "text/text_stream.h"
-#include "text/tokenizer.h"
 
 namespace py = pybind11;
 
 namespace nb::bindings {
+
+FileTokenizer::FileTokenizer(const std::string& path) {
+  const auto file = io::open_model(path);
+  tokenizer = io::read_tokenizer(file->metadata());
+  chat_template = io::read_chat_template(file->metadata());
+}
+
+FileTokenizer::FileTokenizer(std::string_view bytes, std::string name) {
+  const io::GgufFile file(std::as_bytes(std::span(bytes)), std::move(name));
+  tokenizer = io::read_tokenizer(file.metadata());
+  chat_template = io::read_chat_template(file.metadata());
+}
+
+StoppingStream::StoppingStream(std::shared_ptr<const text::Tokenizer> source, bool skip_special, bool at_start,
+                               StopRules rules)
+    : tokenizer_(std::move(source)),
+      stream_(*tokenizer_, skip_special, at_start),
+      matcher_(std::move(rules.stops), rules.include),
+      num_passing_(rules.min_tokens) {}
+
+std::string StoppingStream::push(TokenId id) {
+  const std::string text = stream_.push(id);
+  // The token with which the least number is reached may stop already.
+  return num_passing_ > 0 && --num_passing_ > 0 ? matcher_.pass(text) : matcher_.push(text);
+}
+
+std::string StoppingStream::finish() {
+  std::string text = matcher_.pass(stream_.finish());
+  return text + matcher_.finish();
+}
+
 namespace {
-
-// A tokenizer and the template that stood beside it in the file.
-struct FileTokenizer {
-  explicit FileTokenizer(const std::string& path) {
-    const auto file = io::open_model(path);
-    tokenizer = io::read_tokenizer(file->metadata());
-    chat_template = io::read_chat_template(file->metadata());
-  }
-  // The same from a GGUF file that is in memory.
-  FileTokenizer(std::string_view bytes, std::string name) {
-    const io::GgufFile file(std::as_bytes(std::span(bytes)), std::move(name));
-    tokenizer = io::read_tokenizer(file.metadata());
-    chat_template = io::read_chat_template(file.metadata());
-  }
-  std::shared_ptr<const text::Tokenizer> tokenizer;
-  std::optional<std::string> chat_template;
-};
-
-struct FileTextStream {
-  FileTextStream(std::shared_ptr<const text::Tokenizer> source, bool skip_special, bool at_start)
-      : tokenizer(std::move(source)), stream(*tokenizer, skip_special, at_start) {}
-  std::shared_ptr<const text::Tokenizer> tokenizer;
-  text::TextStream stream;
-};
 
 std::optional<TokenId> id_or_none(TokenId id) { return id >= 0 ? std::optional(id) : std::nullopt; }
 
@@ -103,10 +108,12 @@ py::dict special_tokens(const FileTokenizer& self) {
 }  // namespace
 
 void bind_text(py::module_& module) {
-  py::class_<FileTextStream>(module, "TextStream")
-      .def(
-          "push", [](FileTextStream& self, TokenId id) { return self.stream.push(id); }, py::arg("token_id"))
-      .def("finish", [](FileTextStream& self) { return self.stream.finish(); });
+  py::class_<StoppingStream>(module, "TextStream")
+      .def("push", &StoppingStream::push, py::arg("token_id"))
+      .def("finish", &StoppingStream::finish)
+      .def_property_readonly("stop_reason", [](const StoppingStream& self) {
+        return self.matched() != nullptr ? py::object(py::str(*self.matched())) : py::none();
+      });
 
   py::class_<FileTokenizer>(module, "Tokenizer")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
@@ -140,10 +147,14 @@ void bind_text(py::module_& module) {
           py::arg("text"))
       .def(
           "stream",
-          [](const FileTokenizer& self, bool skip_special, bool at_start) {
-            return std::make_unique<FileTextStream>(self.tokenizer, skip_special, at_start);
+          [](const FileTokenizer& self, bool skip_special, bool at_start, std::vector<std::string> stop,
+             bool include_stop, int min_tokens) {
+            return std::make_unique<StoppingStream>(
+                self.tokenizer, skip_special, at_start,
+                StopRules{.stops = std::move(stop), .include = include_stop, .min_tokens = min_tokens});
           },
-          py::arg("skip_special_tokens") = true, py::arg("at_start") = true);
+          py::arg("skip_special_tokens") = true, py::arg("at_start") = true,
+          py::arg("stop") = std::vector<std::string>{}, py::arg("include_stop") = false, py::arg("min_tokens") = 0);
 }
 
 }  // namespace nb::bindings

@@ -24,7 +24,7 @@ from nanobraid.errors import (
     UnsupportedError,
 )
 from nanobraid.llm import LLM
-from nanobraid.outputs import RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
+from nanobraid.outputs import Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
@@ -37,6 +37,7 @@ __all__ = [
     "FormatError",
     "InternalError",
     "InvalidArgumentError",
+    "Logprob",
     "ModelIOError",
     "ModelNotFoundError",
     "NanobraidError",

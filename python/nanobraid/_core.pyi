@@ -211,11 +211,18 @@ class StepOutput:
         """New tokens, in order; empty while the prompt is being computed."""
     @property
     def finish_reason(self) -> str | None:
-        """None while running, else 'stop' (end-of-sequence token, not included in the tokens), 'length', or 'abort'."""
+        """None while running, else 'stop' (end-of-sequence token, not included in the tokens), 'length', 'abort', or
+        'error'."""
     @property
-    def prompt_logprobs(self) -> NDArray[np.float32] | None:
-        """With the final output of a request that asked for them: float32[num_prompt_tokens - 1], entry i is the log
-        probability of prompt token i + 1 given the tokens before it."""
+    def error(self) -> str | None:
+        """What was wrong with the request, if it ended with 'error'."""
+    @property
+    def logprobs(self) -> list[list[tuple[int, float, int]]] | None:
+        """If asked for: for each token of token_ids a list of (token, logprob, rank), first the token itself, then the
+        most likely tokens."""
+    @property
+    def prompt_logprobs(self) -> list[list[tuple[int, float, int]]] | None:
+        """With the final output of a request that asked for them: entry i is such a list for prompt token i + 1."""
     @property
     def prompt_logits(self) -> NDArray[np.float32] | None:
         """With the final output of a request that asked for them: float32[num_prompt_tokens, vocab_size]."""
@@ -255,7 +262,13 @@ class Engine:
         ignore_eos: bool,
         stop_token_ids: Sequence[int],
         logit_bias: dict[int, float],
-        prompt_logprobs: bool = False,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        min_tokens: int = 0,
+        bad_words_token_ids: Sequence[Sequence[int]] = ...,
+        allowed_token_ids: Sequence[int] | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         prompt_logits: bool = False,
         cache_salt: str = "",
     ) -> int:

@@ -209,7 +209,7 @@ class LLM:
             self._options(ids, p, i) | {"cache_salt": salt}
             for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))
         ]
-        drafts = [Draft(self._tokenizer) for _ in prompt_ids]
+        drafts = [Draft(self._tokenizer, what) for what in options]
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
             progress = len(prompt_ids) > 1 and sys.stderr.isatty()
@@ -252,7 +252,8 @@ class LLM:
             An iterator of pieces; the last one has the finish reason. The request starts with the first ``next()``.
 
         Raises:
-            InvalidArgumentError: As `generate`; at once, before the iteration begins.
+            InvalidArgumentError: As `generate`; at once, before the iteration begins. Later, by the iteration, if the
+                options leave no token to choose.
         """
         text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
         _, (ids,) = self._encode_prompts(text_or_ids)
@@ -260,7 +261,7 @@ class LLM:
         return self._stream(ids, self._options(ids, params, None) | {"cache_salt": _checked_salt(cache_salt)})
 
     def _stream(self, ids: list[int], options: dict[str, Any]) -> Generator[StreamPiece, None, None]:
-        draft = Draft(self._tokenizer)
+        draft = Draft(self._tokenizer, options)
         call = Call()
         try:
             self._driver.submit(call, 0, ids, **options)
@@ -270,10 +271,12 @@ class LLM:
                 if not call.outputs:
                     raise InvalidArgumentError("this LLM was closed while the stream was open")
                 _, output = call.outputs.popleft()
-                text, token_ids = draft.add(output)
+                piece = draft.add(output)
                 finished = output.finish_reason is not None
-                if text or finished:
-                    yield StreamPiece(text, token_ids, output.finish_reason)
+                if piece.text or (finished and output.error is None):
+                    yield piece
+                if output.error is not None:
+                    raise InvalidArgumentError(output.error)
         finally:  # also when the consumer closes the iterator; after the end there is nothing left to cancel
             self._driver.cancel(call)
 
@@ -350,9 +353,8 @@ class LLM:
         Raises:
             InvalidArgumentError: It is empty, too long or has ids outside the vocabulary.
         """
-        ids, output = self._evaluate(text_or_ids, prompt_logprobs=True)
-        tail = output.prompt_logprobs
-        return ScoreOutput(ids, [None, *(float(value) for value in (tail if tail is not None else ()))])
+        ids, output = self._evaluate(text_or_ids, prompt_logprobs=0)
+        return ScoreOutput(ids, [None, *(row[0][1] for row in output.prompt_logprobs or ())])
 
     def logits(self, text_or_ids: str | Sequence[int]) -> NDArray[np.float32]:
         """Returns the logits after every token, for evaluation.
@@ -372,7 +374,7 @@ class LLM:
             raise InvalidArgumentError("this LLM was closed during the call")
         return logits
 
-    def _evaluate(self, text_or_ids: str | Sequence[int], **what: bool) -> tuple[list[int], _core.StepOutput]:
+    def _evaluate(self, text_or_ids: str | Sequence[int], **what: int) -> tuple[list[int], _core.StepOutput]:
         prompt: Any = text_or_ids if isinstance(text_or_ids, str) else [text_or_ids]
         _, (ids,) = self._encode_prompts(prompt)
         options = self._options(ids, SamplingParams(temperature=0.0), None, room=0)
@@ -437,23 +439,37 @@ class LLM:
                 "(max_model_len)"
             )
         last = self._tokenizer.vocab_size - 1
-        for field, token_ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        words = params.bad_words_token_ids
+        for field, token_ids in (
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias or ()),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("bad_words_token_ids", [token_id for word in words for token_id in word]),
+        ):
             for token_id in token_ids:
                 if token_id > last:
                     raise InvalidArgumentError(f"{field} must hold token ids in [0, {last}], got {token_id}")
         space = self._max_model_len - len(ids)
         seed = self._seed if params.seed is None else params.seed  # -1 asks for a random one
+        max_tokens = space if params.max_tokens is None else min(params.max_tokens, space)
         return {
-            "max_tokens": space if params.max_tokens is None else min(params.max_tokens, space),
+            "max_tokens": max_tokens,
+            "min_tokens": min(params.min_tokens, max_tokens),  # the end of the context comes first
             "temperature": params.temperature,
             "top_k": params.top_k,
             "top_p": params.top_p,
             "min_p": params.min_p,
             "repetition_penalty": params.repetition_penalty,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
             "seed": None if seed == -1 else seed,
             "ignore_eos": params.ignore_eos,
             "stop_token_ids": list(params.stop_token_ids),
             "logit_bias": dict(params.logit_bias or {}),
+            "bad_words_token_ids": [list(word) for word in words],
+            "allowed_token_ids": None if params.allowed_token_ids is None else list(params.allowed_token_ids),
+            "logprobs": params.logprobs,
+            "prompt_logprobs": params.prompt_logprobs,
         }
 
 

@@ -25,17 +25,41 @@ class RequestMetrics:
 
 
 @dataclass(frozen=True)
+class Logprob:
+    """How likely a token was, before any sampling option: log softmax of the model's logits.
+
+    Attributes:
+        logprob: Natural logarithm of the probability.
+        rank: 1 for the most likely token of the vocabulary, 2 for the next; ties by ascending id.
+        decoded_token: The token alone as text; bytes of an unfinished character show as U+FFFD.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+TokenLogprobs = dict[int, Logprob]
+"""For one place in a text: token id to `Logprob`, first the token that stands there, then the most likely ones."""
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """A finished request.
 
     Attributes:
         text: The generated text, special tokens left out.
         token_ids: The generated tokens; the token that ended the text is not among them.
-        finish_reason: ``stop`` (end-of-sequence or stop token), ``length`` (max_tokens or the context), ``abort``.
+        finish_reason: ``stop`` (end-of-sequence or stop token), ``length`` (max_tokens or the context), ``abort``,
+            or ``error``: the options left no token to choose, `error` says which.
         prompt: The prompt as text, or None if token ids were given.
         prompt_token_ids: The prompt as the model saw it.
         num_cached_tokens: Prompt tokens whose keys and values were reused instead of computed.
         metrics: Times of this request.
+        logprobs: With ``SamplingParams(logprobs=...)``: one entry for each of `token_ids`.
+        prompt_logprobs: With ``SamplingParams(prompt_logprobs=...)``: one entry for each of `prompt_token_ids`; the
+            first is None, because nothing stands before it.
+        error: With finish_reason ``error``, what was wrong; the tokens before it are in the output.
     """
 
     text: str
@@ -45,6 +69,9 @@ class RequestOutput:
     prompt_token_ids: list[int]
     num_cached_tokens: int
     metrics: RequestMetrics
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +83,13 @@ class StreamPiece:
         token_ids: The tokens since the piece before. A token that ends inside a character comes with the piece that
             completes it.
         finish_reason: None until the last piece; then as in `RequestOutput`.
+        logprobs: With ``SamplingParams(logprobs=...)``: one entry for each of `token_ids`.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nanobraid.errors import InvalidArgumentError
+from nanobraid.errors import InvalidArgumentError, UnsupportedError
 
 _MAX_SEED = 2**64 - 1
 _MAX_INT = 2**31 - 1
+_MAX_LOGPROBS = 20
 
 
 def _refuse(field: str, value: object, allowed: str) -> InvalidArgumentError:
@@ -41,11 +42,19 @@ def _require_float(field: str, value: object, allowed: str) -> float:
     return float(value)
 
 
+def _checked_ids(field: str, ids: object) -> tuple[int, ...]:
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+        raise _refuse(field, ids, "a sequence of token ids")
+    return tuple(require_int(field, i, 0, _MAX_INT, "a sequence of token ids >= 0") for i in ids)
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling options of one request. Names and defaults follow vLLM.
 
-    The stages run in this order: logit bias, repetition penalty, temperature, min-p, top-k, top-p, draw.
+    The stages run in this order: logit bias, bad words, allowed tokens, min_tokens, repetition penalty, presence and
+    frequency penalty, temperature, min-p, top-k, top-p, draw. The first six apply at temperature 0 too. If they leave
+    no token to choose, the request ends with the finish reason ``error``; others are not affected.
 
     Attributes:
         temperature: 0 takes the most likely token (greedy); otherwise logits are divided by it. Finite, >= 0.
@@ -60,9 +69,22 @@ class SamplingParams:
         ignore_eos: Go on after an end-of-sequence token (for measuring speed).
         stop_token_ids: Further tokens that end the text; like the end-of-sequence token they are not returned.
         logit_bias: Added to the logits of the given token ids, at any temperature. Values in [-100, 100].
+        presence_penalty: Taken from the logits of tokens that are in the answer already. In [-2, 2]; 0 is off.
+        frequency_penalty: The same, times the number of occurrences. In [-2, 2]; 0 is off.
+        bad_words_token_ids: Sequences of token ids that must not appear: a token that would complete one, reading
+            prompt and answer as one text, is not chosen.
+        allowed_token_ids: Choose among these tokens only; None allows all. The end-of-sequence token is not allowed
+            unless it is listed.
+        min_tokens: The end-of-sequence token and `stop_token_ids` are not chosen before the answer has so many
+            tokens. At most `max_tokens`.
+        logprobs: 0 .. 20: with each token its log-probability, and those of so many most likely tokens, before any
+            of the stages. None is off.
+        prompt_logprobs: The same for the tokens of the prompt.
+        best_of: Not supported: anything but None is refused.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
+        UnsupportedError: `best_of` was given.
     """
 
     temperature: float = 1.0
@@ -75,6 +97,14 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: Sequence[int] = ()
     logit_bias: Mapping[int, float] | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bad_words_token_ids: Sequence[Sequence[int]] = ()
+    allowed_token_ids: Sequence[int] | None = None
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -105,14 +135,37 @@ class SamplingParams:
             put("seed", require_int("seed", self.seed, -1, _MAX_SEED, allowed))
         if not isinstance(self.ignore_eos, bool):
             raise _refuse("ignore_eos", self.ignore_eos, "True or False")
-        put("stop_token_ids", self._checked_stop_token_ids())
+        put("stop_token_ids", _checked_ids("stop_token_ids", self.stop_token_ids))
         put("logit_bias", self._checked_logit_bias())
+        self._check_penalties_and_masks(put)
+        for field in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, field)
+            if value is not None:
+                put(field, require_int(field, value, 0, _MAX_LOGPROBS, f"an integer in [0, {_MAX_LOGPROBS}], or None"))
+        if self.best_of is not None:
+            raise UnsupportedError(f"best_of={self.best_of!r} is not supported; leave it out")
 
-    def _checked_stop_token_ids(self) -> tuple[int, ...]:
-        ids = self.stop_token_ids
-        if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-            raise _refuse("stop_token_ids", ids, "a sequence of token ids")
-        return tuple(require_int("stop_token_ids", i, 0, _MAX_INT, "a sequence of token ids >= 0") for i in ids)
+    def _check_penalties_and_masks(self, put: Callable[[str, object], None]) -> None:
+        for field in ("presence_penalty", "frequency_penalty"):
+            allowed = "a number in [-2, 2]"
+            put(field, _require_float(field, getattr(self, field), allowed))
+            if abs(getattr(self, field)) > 2:
+                raise _refuse(field, getattr(self, field), allowed)
+        words = self.bad_words_token_ids
+        allowed = "a sequence of non-empty sequences of token ids"
+        if isinstance(words, str | bytes) or not isinstance(words, Sequence):
+            raise _refuse("bad_words_token_ids", words, allowed)
+        checked = tuple(_checked_ids(f"bad_words_token_ids[{i}]", word) for i, word in enumerate(words))
+        if not all(checked):
+            raise _refuse("bad_words_token_ids", words, allowed)
+        put("bad_words_token_ids", checked)
+        if self.allowed_token_ids is not None:
+            put("allowed_token_ids", _checked_ids("allowed_token_ids", self.allowed_token_ids))
+            if not self.allowed_token_ids:
+                raise _refuse("allowed_token_ids", self.allowed_token_ids, "a non-empty sequence of token ids, or None")
+        most = _MAX_INT if self.max_tokens is None else self.max_tokens
+        allowed = "an integer >= 0 and at most max_tokens"
+        put("min_tokens", require_int("min_tokens", self.min_tokens, 0, most, allowed))
 
     def _checked_logit_bias(self) -> dict[int, float] | None:
         if self.logit_bias is None:

@@ -126,6 +126,51 @@ def test_logit_bias_and_stop_token_ids(llm: nb.LLM) -> None:
     assert (out.token_ids, out.finish_reason) == (greedy[:end], "stop")
 
 
+def test_masks_are_obeyed(llm: nb.LLM) -> None:
+    prompt = "The capital of France is"
+
+    def tokens(**options: Any) -> list[int]:
+        (out,) = llm.generate(prompt, nb.SamplingParams(temperature=0, max_tokens=8, **options))
+        return out.token_ids
+
+    plain = tokens()
+    assert plain[0] not in tokens(bad_words_token_ids=[[plain[0]]])
+    changed = tokens(bad_words_token_ids=[plain[1:4]])
+    assert changed[:3] == plain[:3]
+    assert changed[3] != plain[3]
+    allowed = plain[::2]
+    assert set(tokens(allowed_token_ids=allowed)) <= set(allowed)
+    repeated = tokens(frequency_penalty=-2, presence_penalty=-2)
+    assert len(set(repeated)) < len(set(tokens(frequency_penalty=2, presence_penalty=2)))
+
+
+def test_min_tokens(llm: nb.LLM) -> None:
+    (plain,) = llm.generate("Hello", nb.SamplingParams(temperature=0, max_tokens=8))
+    stop = plain.token_ids[2:3]
+    params = nb.SamplingParams(temperature=0, max_tokens=8, stop_token_ids=stop, min_tokens=5)
+    (out,) = llm.generate("Hello", params)
+    assert len(out.token_ids) >= 5
+    assert stop[0] not in out.token_ids
+
+
+def test_options_that_leave_no_token_end_their_own_request(llm: nb.LLM) -> None:
+    good = nb.SamplingParams(temperature=0, max_tokens=6)
+    bad = nb.SamplingParams(max_tokens=6, allowed_token_ids=[100], bad_words_token_ids=[[100, 100, 100]])
+    (expected,) = llm.generate("Hello", good)
+    outputs = llm.generate(["Hello", "Bonjour", "Hello"], [good, bad, good])
+    assert [out.finish_reason for out in outputs] == ["length", "error", "length"]
+    assert outputs[0].token_ids == outputs[2].token_ids == expected.token_ids
+    assert outputs[1].token_ids == [100, 100]
+    assert outputs[1].error is not None and "bad_words_token_ids and allowed_token_ids" in outputs[1].error
+    assert outputs[0].error is None
+    with pytest.raises(nb.InvalidArgumentError, match="allowed_token_ids"):
+        list(llm.stream("Bonjour", bad))
+    outside = llm.tokenizer.vocab_size
+    for options in ({"allowed_token_ids": [outside]}, {"bad_words_token_ids": [[1, outside]]}):
+        with pytest.raises(nb.InvalidArgumentError, match=next(iter(options))):
+            llm.generate("Hello", nb.SamplingParams(**options))  # type: ignore[arg-type]
+
+
 def test_ignore_eos(llm: nb.LLM) -> None:
     eos = llm.tokenizer.eos_token_ids[0]
     bias = {eos: 100.0}

@@ -24,6 +24,12 @@ def test_defaults_are_those_of_the_documents() -> None:
     assert params.ignore_eos is False
     assert params.stop_token_ids == ()
     assert params.logit_bias is None
+    assert params.presence_penalty == params.frequency_penalty == 0.0
+    assert params.bad_words_token_ids == ()
+    assert params.allowed_token_ids is None
+    assert params.min_tokens == 0
+    assert params.logprobs is None
+    assert params.prompt_logprobs is None
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,22 @@ def test_defaults_are_those_of_the_documents() -> None:
         ("repetition_penalty", 0),
         ("repetition_penalty", -1),
         ("repetition_penalty", math.inf),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", "1"),
+        ("bad_words_token_ids", "ab"),
+        ("bad_words_token_ids", (1, 2)),
+        ("bad_words_token_ids", ((1,), ())),
+        ("bad_words_token_ids", ((-1,),)),
+        ("allowed_token_ids", ()),
+        ("allowed_token_ids", (True,)),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("logprobs", -1),
+        ("logprobs", 21),
+        ("logprobs", True),
+        ("prompt_logprobs", 21),
         ("max_tokens", 0),
         ("max_tokens", -1),
         ("max_tokens", 2.0),
@@ -115,3 +137,25 @@ def test_later_changes_of_the_arguments_have_no_effect() -> None:
     stops.append(3)
     assert params.logit_bias == {1: 1.0}
     assert params.stop_token_ids == (1, 2)
+
+
+def test_best_of_is_refused_by_name() -> None:
+    with pytest.raises(nb.UnsupportedError, match="best_of"):
+        nb.SamplingParams(best_of=2)
+
+
+def test_masks_and_penalties_are_kept_as_given() -> None:
+    params = nb.SamplingParams(
+        presence_penalty=-2,
+        frequency_penalty=np.float32(0.5),  # type: ignore[arg-type]
+        bad_words_token_ids=[[1, 2], (3,)],
+        allowed_token_ids=[4, 4],
+        min_tokens=16,
+        logprobs=20,
+        prompt_logprobs=0,
+    )
+    assert params.presence_penalty == -2.0
+    assert params.frequency_penalty == 0.5
+    assert params.bad_words_token_ids == ((1, 2), (3,))
+    assert params.allowed_token_ids == (4, 4)
+    assert nb.SamplingParams(min_tokens=100, max_tokens=None).min_tokens == 100

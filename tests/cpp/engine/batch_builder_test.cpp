@@ -59,9 +59,9 @@ TEST(BatchBuilder, WritesRowsSegmentsRunsAndBlocks) {
 
 TEST(BatchBuilder, AsksForTheLogitsThatScoresNeed) {
   Request logprobs = make_request(4, 3);
-  logprobs.prompt_logprobs = true;
+  logprobs.prompt_logprobs = 0;
   Request only_logprobs = make_request(4, 0);
-  only_logprobs.prompt_logprobs = true;
+  only_logprobs.prompt_logprobs = 0;
   Request logits = make_request(3, 0);
   logits.prompt_logits = true;
   Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 4}, 50);

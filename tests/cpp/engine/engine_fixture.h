@@ -21,7 +21,9 @@ namespace nb::engine {
 struct Answer {
   std::vector<TokenId> tokens;
   FinishReason finish_reason = FinishReason::none;
-  std::vector<float> prompt_logprobs;
+  std::string error;
+  std::vector<sampling::TokenLogprob> logprobs;
+  std::vector<sampling::TokenLogprob> prompt_logprobs;
   Buffer prompt_logits;
   RequestMetrics metrics;
 };
@@ -34,7 +36,9 @@ inline void add(Answers& answers, std::vector<StepOutput> outputs) {
     Answer& answer = answers[output.request_id];
     EXPECT_EQ(answer.finish_reason, FinishReason::none) << "request " << output.request_id << " spoke after its end";
     answer.tokens.insert(answer.tokens.end(), output.token_ids.begin(), output.token_ids.end());
+    answer.logprobs.insert(answer.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
     answer.finish_reason = output.finish_reason;
+    answer.error = output.error;
     answer.prompt_logprobs = std::move(output.prompt_logprobs);
     answer.prompt_logits = output.prompt_logits;
     answer.metrics = output.metrics;

@@ -150,7 +150,7 @@ TEST(Engine, AWhollyCachedPromptIsComputedButForItsLastToken) {
     EXPECT_EQ(answer_one(engine, salted).tokens, first.tokens);
     EXPECT_EQ(engine.stats().prefix_hit_tokens, (length - 1) / 16 * 16) << "another namespace must not hit";
     Request scored = request;
-    scored.prompt_logprobs = true;
+    scored.prompt_logprobs = 0;
     EXPECT_EQ(answer_one(engine, scored).prompt_logprobs.size(), static_cast<std::size_t>(length) - 1);
     EXPECT_EQ(engine.stats().prefix_hit_tokens, (length - 1) / 16 * 16) << "scores need every position";
   }
@@ -411,11 +411,68 @@ TEST(Engine, AWarmEngineAsksForNoMoreMemory) {
   EXPECT_EQ(engine.stats().workspace_growths, growths);
 }
 
+TEST(Engine, ARequestWhoseMasksLeaveNothingEndsAlone) {
+  const auto model = make_tiny_model({.num_threads = 2});
+  Engine engine(*model, {});
+  Request good = random_request(1, 10, 8);
+  const auto expected = answer_one(engine, good).tokens;
+  Request bad = random_request(2, 5, 8);
+  bad.sampling.allowed_token_ids = {4};
+  bad.sampling.bad_words_token_ids = {{4, 4, 4}};  // after two of them nothing is left
+  bad.sampling.logprobs = 0;
+  const auto answers = answer_all(engine, {good, bad, good});
+  EXPECT_EQ(answers[0].tokens, expected);
+  EXPECT_EQ(answers[0].error, "");
+  EXPECT_EQ(answers[2].tokens, expected);
+  EXPECT_EQ(answers[1].tokens, (std::vector<TokenId>{4, 4}));
+  EXPECT_EQ(answers[1].logprobs.size(), 2u);
+  EXPECT_EQ(answers[1].finish_reason, FinishReason::error);
+  EXPECT_NE(answers[1].error.find("bad_words_token_ids and allowed_token_ids"), std::string::npos) << answers[1].error;
+}
+
+TEST(Engine, LogprobsComeWithTheirTokensAndChangeNone) {
+  const auto model = make_tiny_model({.num_threads = 2});
+  Engine engine(*model, {.max_batch_tokens = 8});
+  std::vector<Request> requests = mixed_requests();
+  const auto plain = answer_all(engine, requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    requests[i].sampling.logprobs = static_cast<int>(i % 4);
+    requests[i].prompt_logprobs = 2;
+  }
+  const auto answers = answer_all(engine, requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(answers[i].tokens, plain[i].tokens);
+    const std::size_t stride = 1 + i % 4;
+    ASSERT_EQ(answers[i].logprobs.size(), answers[i].tokens.size() * stride);
+    for (std::size_t t = 0; t < answers[i].tokens.size(); ++t) {
+      EXPECT_EQ(answers[i].logprobs[t * stride].token, answers[i].tokens[t]);
+    }
+    ASSERT_EQ(answers[i].prompt_logprobs.size(), (requests[i].prompt.size() - 1) * 3);
+    for (std::size_t t = 0; t + 1 < requests[i].prompt.size(); ++t) {
+      EXPECT_EQ(answers[i].prompt_logprobs[t * 3].token, requests[i].prompt[t + 1]);
+    }
+  }
+}
+
+TEST(Engine, MinTokensHoldsTheStopTokensBack) {
+  const auto model = make_tiny_model();
+  Request request = random_request(1, 6, 12);
+  Engine free(*model, {});
+  const auto tokens = answer_one(free, request).tokens;
+  Engine engine(*model, {.eos_ids = {tokens[2]}});
+  EXPECT_LE(answer_one(engine, request).tokens.size(), 2u);
+  request.sampling.min_tokens = 7;
+  const Answer answer = answer_one(engine, request);
+  EXPECT_GE(answer.tokens.size(), 7u);
+  EXPECT_EQ(std::count(answer.tokens.begin(), answer.tokens.end(), tokens[2]), 0);
+}
+
 TEST(Engine, CountsAndTimes) {
   const auto model = make_tiny_model();
   Engine engine(*model, {.max_batch_tokens = 8});
   Request request = random_request(1, 20, 6);
-  request.prompt_logprobs = true;
+  request.prompt_logprobs = 0;
   const Answer answer = answer_one(engine, request);
   EXPECT_EQ(answer.prompt_logprobs.size(), 19u);
   EXPECT_LE(answer.metrics.queue_ms, answer.metrics.ttft_ms);

@@ -73,10 +73,42 @@ TEST_F(HeadRunnerTest, OneGroupMayNeedLogitsAndAnotherNot) {
   for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(sampled_[i], i == 36 ? 9 : argmax(i)) << i;
 }
 
+TEST_F(HeadRunnerTest, GreedyWithLogprobsTakesTheSameTokenAndScoresIt) {
+  Request request = random_request(1, 3, 1);
+  request.sampling.logprobs = 2;
+  run({request, random_request(2, 4, 1)});
+  EXPECT_EQ(head_.logits_rows(), 2);
+  EXPECT_EQ(sampled_[0], argmax(0));
+  EXPECT_EQ(sampled_[1], argmax(1));
+  const auto& row = sequences_[0]->logprobs;
+  ASSERT_EQ(row.size(), 3u);
+  EXPECT_EQ(row[0].token, argmax(0));
+  EXPECT_EQ(row[0].rank, 1);
+  EXPECT_EQ(row[1].token, argmax(0));
+  EXPECT_EQ(row[2].rank, 2);
+  double total = 0.0;
+  for (int v = 0; v < kVocab; ++v) total += std::exp(static_cast<double>(logits_[static_cast<std::size_t>(v)]));
+  EXPECT_NEAR(row[0].logprob, static_cast<double>(logits_[static_cast<std::size_t>(argmax(0))]) - std::log(total),
+              1e-5);
+  EXPECT_TRUE(sequences_[1]->logprobs.empty());
+}
+
+TEST_F(HeadRunnerTest, MasksThatLeaveNothingAreTheRequestsOwnError) {
+  Request request = random_request(1, 3, 5);
+  request.sampling.allowed_token_ids = {4};
+  request.sampling.min_tokens = 1;
+  request.stop_token_ids = {4};
+  run({request, random_request(2, 4, 1)});
+  EXPECT_NE(sequences_[0]->error.find("allowed_token_ids and min_tokens"), std::string::npos) << sequences_[0]->error;
+  EXPECT_EQ(sampled_[0], -1);
+  EXPECT_EQ(sequences_[1]->error, "");
+  EXPECT_EQ(sampled_[1], argmax(1));
+}
+
 TEST_F(HeadRunnerTest, ScoresOfEveryPromptRowArriveWhereTheyBelong) {
   Request scores = random_request(1, 100, 2);  // four groups
   scores.prompt_logits = true;
-  scores.prompt_logprobs = true;
+  scores.prompt_logprobs = 0;
   run({random_request(2, 5, 1), scores});
   EXPECT_EQ(head_.logits_rows(), HeadRunner::kGroupRows);
   EXPECT_EQ(sampled_[0], argmax(0));
@@ -89,7 +121,7 @@ TEST_F(HeadRunnerTest, ScoresOfEveryPromptRowArriveWhereTheyBelong) {
     double total = 0.0;
     for (int v = 0; v < kVocab; ++v) total += std::exp(static_cast<double>(begin[v]));
     const TokenId next = sequences_[1]->tokens[row + 1];
-    EXPECT_NEAR(sequences_[1]->prompt_logprobs[row], static_cast<double>(begin[next]) - std::log(total), 1e-5);
+    EXPECT_NEAR(sequences_[1]->prompt_logprobs[row].logprob, static_cast<double>(begin[next]) - std::log(total), 1e-5);
   }
 }
 

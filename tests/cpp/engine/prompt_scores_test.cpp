@@ -14,18 +14,25 @@ namespace {
 TEST(PromptScores, KeepsRowsAndLogProbabilities) {
   Request request = make_request(3, 0);  // tokens 1, 2, 3
   request.prompt_logits = true;
-  request.prompt_logprobs = true;
+  request.prompt_logprobs = 1;
   auto sequence = make_sequence(1, request);
   reserve_prompt_scores(*sequence, 5);
-  ASSERT_EQ(sequence->prompt_logprobs.size(), 2u);
+  ASSERT_EQ(sequence->prompt_logprobs.size(), 4u);
   ASSERT_EQ(sequence->prompt_logits.bytes(), 3u * 5u * sizeof(float));
   const std::vector<float> even(5, 0.25f);
   const std::vector<float> sure{0.0f, 0.0f, 0.0f, 40.0f, 0.0f};
-  store_prompt_score(*sequence, 0, even);
-  store_prompt_score(*sequence, 1, sure);
-  store_prompt_score(*sequence, 2, even);  // the last row predicts no prompt token
-  EXPECT_FLOAT_EQ(sequence->prompt_logprobs[0], std::log(0.2f));
-  EXPECT_NEAR(sequence->prompt_logprobs[1], 0.0f, 1e-6f);
+  sampling::Sampler sampler;
+  store_prompt_score(*sequence, 0, even, sampler);
+  store_prompt_score(*sequence, 1, sure, sampler);
+  store_prompt_score(*sequence, 2, even, sampler);  // the last row predicts no prompt token
+  const auto& scores = sequence->prompt_logprobs;   // each token and the most likely one
+  EXPECT_EQ(scores[0].token, 2);
+  EXPECT_EQ(scores[0].rank, 3);
+  EXPECT_NEAR(scores[0].logprob, std::log(0.2), 2e-6);
+  EXPECT_EQ(scores[1].token, 0);
+  EXPECT_EQ(scores[2].token, 3);
+  EXPECT_NEAR(scores[2].logprob, 0.0, 2e-6);
+  EXPECT_EQ(scores[3].token, 3);
   EXPECT_EQ(sequence->prompt_logits.as<float>()[5 + 3], 40.0f);
   EXPECT_EQ(sequence->prompt_logits.as<float>()[14], 0.25f);
 }
@@ -33,7 +40,7 @@ TEST(PromptScores, KeepsRowsAndLogProbabilities) {
 TEST(PromptScores, WantsOnlyWhatWasAskedFor) {
   Request request = make_request(3, 2);
   EXPECT_FALSE(wants_prompt_score(*make_sequence(1, request), 0));
-  request.prompt_logprobs = true;
+  request.prompt_logprobs = 0;
   EXPECT_TRUE(wants_prompt_score(*make_sequence(1, request), 1));
   EXPECT_FALSE(wants_prompt_score(*make_sequence(1, request), 2));
   request.prompt_logits = true;

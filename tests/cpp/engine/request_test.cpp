@@ -27,9 +27,9 @@ TEST(Request, AcceptsBorders) {
   validate(make_request(1, 1), kVocab, kContext);
   validate(make_request(19, 1'000'000), kVocab, kContext);
   Request scoring = make_request(20, 0);
-  scoring.prompt_logprobs = true;
+  scoring.prompt_logprobs = 0;
   validate(scoring, kVocab, kContext);
-  scoring.prompt_logprobs = false;
+  scoring.prompt_logprobs = {};
   scoring.prompt_logits = true;
   validate(scoring, kVocab, kContext);
 }
@@ -53,12 +53,21 @@ TEST(Request, RefusesByNameAndValue) {
   bad = make_request(5, 1);
   bad.sampling.top_p = 0.0;
   expect_refused(bad, "top_p");
+  bad = make_request(5, 3);
+  bad.sampling.min_tokens = 4;
+  expect_refused(bad, "min_tokens (4) must not exceed max_tokens (3)");
+  bad = make_request(5, 1);
+  bad.prompt_logprobs = 21;
+  expect_refused(bad, "prompt_logprobs must be in [0, 20], got 21");
+  bad.prompt_logprobs = -1;
+  expect_refused(bad, "prompt_logprobs must be in [0, 20], got -1");
 }
 
 TEST(Request, NamesFinishReasons) {
   EXPECT_STREQ(to_string(FinishReason::stop), "stop");
   EXPECT_STREQ(to_string(FinishReason::length), "length");
   EXPECT_STREQ(to_string(FinishReason::abort), "abort");
+  EXPECT_STREQ(to_string(FinishReason::error), "error");
 }
 
 }  // namespace

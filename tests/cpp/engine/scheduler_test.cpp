@@ -302,12 +302,12 @@ class RandomRun {
     request.max_tokens = pick(0, 40);
     request.n = pick(0, 3) > 0 ? 1 : pick(2, 4);
     request.cache_salt = pick(0, 4) > 0 ? "" : "other";
-    request.prompt_logprobs = request.max_tokens == 0 || pick(0, 9) == 0;
+    if (request.max_tokens == 0 || pick(0, 9) == 0) request.prompt_logprobs = 0;
     std::vector<std::unique_ptr<Sequence>> sequences;
     std::vector<Expected> expected;
     for (int choice = 0; choice < request.n; ++choice) {
       Request one = request;
-      if (choice > 0) one.prompt_logprobs = false;
+      if (choice > 0) one.prompt_logprobs.reset();
       if (choice > 0 && one.max_tokens == 0) one.max_tokens = 1;
       sequences.push_back(std::make_unique<Sequence>(next_id_, one, std::vector<TokenId>{0}, 150, choice));
       expected.push_back(finished(*sequences.back()));

@@ -21,6 +21,11 @@ TEST(SamplingParams, AcceptsDefaultsAndBorders) {
   params.top_p = 1e-9;
   params.min_p = 1.0;
   params.repetition_penalty = 0.5;
+  params.presence_penalty = 2.0;
+  params.frequency_penalty = -2.0;
+  params.logprobs = 20;
+  params.bad_words_token_ids = {{9}, {0, 3, 3}};
+  params.allowed_token_ids = {3, 9};
   params.logit_bias = {{0, -100.0}, {9, 100.0}};
   validate(params, 10);
 }
@@ -45,6 +50,32 @@ TEST(SamplingParams, RefusesEachFieldByNameAndValue) {
       {"repetition_penalty", "0", [](SamplingParams& p) { p.repetition_penalty = 0; }},
       {"repetition_penalty", "nan", [](SamplingParams& p) { p.repetition_penalty = kNan; }},
       {"repetition_penalty", "inf", [](SamplingParams& p) { p.repetition_penalty = kInfinity; }},
+      {"presence_penalty", "2.5", [](SamplingParams& p) { p.presence_penalty = 2.5; }},
+      {"presence_penalty", "nan", [](SamplingParams& p) { p.presence_penalty = kNan; }},
+      {"frequency_penalty", "-3", [](SamplingParams& p) { p.frequency_penalty = -3; }},
+      {"frequency_penalty", "nan", [](SamplingParams& p) { p.frequency_penalty = kNan; }},
+      {"min_tokens", "-1", [](SamplingParams& p) { p.min_tokens = -1; }},
+      {"logprobs", "-1", [](SamplingParams& p) { p.logprobs = -1; }},
+      {"logprobs", "21", [](SamplingParams& p) { p.logprobs = 21; }},
+      {"bad_words_token_ids", "[1] is empty",
+       [](SamplingParams& p) {
+         p.bad_words_token_ids = {{1}, {}};
+       }},
+      {"bad_words_token_ids", "10",
+       [](SamplingParams& p) {
+         p.bad_words_token_ids = {{1, 10}};
+       }},
+      {"bad_words_token_ids", "-1", [](SamplingParams& p) { p.bad_words_token_ids = {{-1}}; }},
+      {"allowed_token_ids", "empty", [](SamplingParams& p) { p.allowed_token_ids.emplace(); }},
+      {"allowed_token_ids", "10",
+       [](SamplingParams& p) {
+         p.allowed_token_ids = {3, 10};
+       }},
+      {"bad_words_token_ids", "every token of allowed_token_ids",
+       [](SamplingParams& p) {
+         p.allowed_token_ids = {3, 4};
+         p.bad_words_token_ids = {{4}, {1}, {3}};
+       }},
       {"logit_bias", "10",
        [](SamplingParams& p) {
          p.logit_bias = {{10, 1.0}};
@@ -79,16 +110,25 @@ TEST(SamplingParams, RefusesEachFieldByNameAndValue) {
 
 TEST(SamplingParams, PlainGreedyMeansTheRawArgmax) {
   SamplingParams params;
-  EXPECT_FALSE(is_plain_greedy(params));
+  EXPECT_FALSE(is_plain_greedy(params, 0));
   params.temperature = 0.0;
-  EXPECT_TRUE(is_plain_greedy(params));
   params.top_k = 5;  // changes nothing at temperature 0
-  EXPECT_TRUE(is_plain_greedy(params));
-  params.repetition_penalty = 1.1;
-  EXPECT_FALSE(is_plain_greedy(params));
-  params.repetition_penalty = 1.0;
-  params.logit_bias = {{1, 2.0}};
-  EXPECT_FALSE(is_plain_greedy(params));
+  params.logprobs = 3;
+  EXPECT_TRUE(is_plain_greedy(params, 0));
+  void (*const changes[])(SamplingParams&) = {
+      [](SamplingParams& p) { p.repetition_penalty = 1.1; }, [](SamplingParams& p) { p.presence_penalty = 0.1; },
+      [](SamplingParams& p) { p.frequency_penalty = -0.1; }, [](SamplingParams& p) { p.bad_words_token_ids = {{1}}; },
+      [](SamplingParams& p) { p.allowed_token_ids = {1}; },  [](SamplingParams& p) {
+        p.logit_bias = {{1, 2.0}}; },
+  };
+  for (const auto change : changes) {
+    SamplingParams changed = params;
+    change(changed);
+    EXPECT_FALSE(is_plain_greedy(changed, 5));
+  }
+  params.min_tokens = 3;
+  EXPECT_FALSE(is_plain_greedy(params, 2));
+  EXPECT_TRUE(is_plain_greedy(params, 3));
 }
 
 }  // namespace

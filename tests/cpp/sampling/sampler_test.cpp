@@ -24,16 +24,18 @@ std::vector<float> random_row(unsigned seed, std::size_t size, float spread) {
 /// A sequence of `position` tokens, all 0.
 std::vector<TokenId> zeros(std::size_t position) { return std::vector<TokenId>(position, 0); }
 
+constexpr std::size_t kPrompt = 2;  // of the tokens in the chi-square tests
+
 /// Chi-square statistic of 10^5 draws at consecutive seeds, and its degrees of freedom; cells below 5 are pooled.
 std::pair<double, int> chi_square(std::span<const float> row, const SamplingParams& params,
                                   std::span<const TokenId> tokens) {
   constexpr int kDraws = 100'000;
-  const auto p = naive::distribution(row, params, tokens);
+  const auto p = naive::distribution(row, {params, tokens, kPrompt});
   std::vector<int> counts(row.size(), 0);
   Sampler sampler;
   for (int i = 0; i < kDraws; ++i) {
     const auto seed = static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15u;
-    ++counts[static_cast<std::size_t>(sampler.sample({row, params, seed, tokens}))];
+    ++counts[static_cast<std::size_t>(sampler.sample({row, params, seed, tokens, kPrompt}))];
   }
   double statistic = 0.0;
   double pooled_expected = 0.0;
@@ -58,7 +60,7 @@ std::pair<double, int> chi_square(std::span<const float> row, const SamplingPara
 }
 
 TEST(Sampler, DrawsFollowTheExactDistribution) {
-  std::vector<SamplingParams> cases(5);
+  std::vector<SamplingParams> cases(9);
   cases[1].temperature = 0.7;
   cases[1].top_k = 40;
   cases[1].top_p = 0.9;
@@ -67,6 +69,20 @@ TEST(Sampler, DrawsFollowTheExactDistribution) {
   cases[3].temperature = 1.5;
   cases[4].repetition_penalty = 1.3;
   cases[4].logit_bias = {{2, 1.5}};
+  cases[5].presence_penalty = 1.2;
+  cases[5].frequency_penalty = 0.4;
+  cases[6].bad_words_token_ids = {{11}, {5, 150, 3}, {150, 8}};
+  cases[6].temperature = 0.9;
+  cases[6].top_p = 0.95;
+  cases[7].allowed_token_ids = {1, 5, 9, 14, 60, 61, 62, 63, 64, 65, 150, 199};
+  cases[7].frequency_penalty = -0.5;
+  cases[8].temperature = 0.8;  // everything at once
+  cases[8].top_k = 60;
+  cases[8].top_p = 0.92;
+  cases[8].min_p = 0.01;
+  cases[8].repetition_penalty = 1.2;
+  cases[8].presence_penalty = 0.3;
+  cases[8].bad_words_token_ids = {{9}};
   const std::vector<float> row = random_row(11, 200, 1.5f);
   const std::vector<TokenId> tokens{5, 6, 5, 150};
   for (std::size_t i = 0; i < cases.size(); ++i) {
@@ -145,6 +161,36 @@ TEST(Sampler, GreedyIsTheArgmaxAfterBiasAndPenalty) {
   EXPECT_EQ(sampler.sample({row, params, 0, std::vector<TokenId>{1, 2, 2}}), 3);
   params.logit_bias = {{0, 10.0}};
   EXPECT_EQ(sampler.sample({row, params, 0, std::vector<TokenId>{1, 2, 2}}), 0);
+}
+
+TEST(Sampler, GreedyObeysMasksAndOutputPenalties) {
+  const std::vector<float> row{1.0f, 3.0f, 2.9f, 2.5f};
+  const std::vector<TokenId> tokens{0, 2, 2};
+  Sampler sampler;
+  SamplingParams params;
+  params.temperature = 0.0;
+  params.bad_words_token_ids = {{2, 1}};
+  EXPECT_EQ(sampler.sample({row, params, 0, tokens, 1}), 2);
+  params.frequency_penalty = 0.25;  // twice in the output
+  EXPECT_EQ(sampler.sample({row, params, 0, tokens, 1}), 3);
+  params.min_tokens = 3;
+  EXPECT_EQ(sampler.sample({row, params, 0, tokens, 1, std::vector<TokenId>{3}}), 2);
+  EXPECT_EQ(sampler.sample({row, params, 0, tokens, 0, std::vector<TokenId>{3}}), 3);
+  const std::vector<std::uint32_t> bits{1};
+  EXPECT_EQ(sampler.sample({row, params, 0, tokens, 1, {}, bits}), 0);
+}
+
+TEST(Sampler, ScoresTheRawRow) {
+  const std::vector<float> row{1.0f, 3.0f, 2.0f};
+  Sampler sampler;
+  SamplingParams params;
+  params.allowed_token_ids = {0};
+  EXPECT_EQ(sampler.sample({row, params, 0, {}}), 0);
+  std::vector<TokenLogprob> out(2);
+  sampler.score(row, 0, out);
+  EXPECT_EQ(out[0].rank, 3);
+  EXPECT_NEAR(out[0].logprob, -2.4076, 1e-4);
+  EXPECT_EQ(out[1].token, 1);
 }
 
 TEST(Sampler, NothingToDrawIsAnError) {

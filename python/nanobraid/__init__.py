@@ -24,7 +24,7 @@ from nanobraid.errors import (
     UnsupportedError,
 )
 from nanobraid.llm import LLM
-from nanobraid.outputs import Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
+from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
@@ -32,6 +32,7 @@ __all__ = [
     "LLM",
     "ChatTemplate",
     "ChatTemplateError",
+    "CompletionOutput",
     "DeviceError",
     "DownloadError",
     "FormatError",

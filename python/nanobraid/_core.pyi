@@ -174,11 +174,20 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str: ...
     def find_token(self, text: str) -> int | None: ...
-    def stream(self, skip_special_tokens: bool = True, at_start: bool = True) -> TextStream: ...
+    def stream(
+        self,
+        skip_special_tokens: bool = True,
+        at_start: bool = True,
+        stop: list[str] = ...,
+        include_stop: bool = False,
+        min_tokens: int = 0,
+    ) -> TextStream: ...
 
 class TextStream:
     def push(self, token_id: int) -> str: ...
     def finish(self) -> str: ...
+    @property
+    def stop_reason(self) -> str | None: ...
 
 class Model:
     """Weights packed for one backend, with the thread pool that runs it."""
@@ -202,10 +211,13 @@ class Model:
     def load_seconds(self) -> float: ...
 
 class StepOutput:
-    """What one step did for one request."""
+    """What one step did for one answer to a request."""
 
     @property
     def request_id(self) -> int: ...
+    @property
+    def choice(self) -> int:
+        """Which of its n answers."""
     @property
     def token_ids(self) -> list[int]:
         """New tokens, in order; empty while the prompt is being computed."""
@@ -271,6 +283,9 @@ class Engine:
         prompt_logprobs: int | None = None,
         prompt_logits: bool = False,
         cache_salt: str = "",
+        n: int = 1,
+        stop_tokenizer: Tokenizer | None = None,
+        stop: list[str] = ...,
     ) -> int:
         """Queues a request and returns its id. max_tokens == 0 is allowed only with prompt_logprobs or prompt_logits.
 

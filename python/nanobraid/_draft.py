@@ -6,43 +6,80 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanobraid import _core
-from nanobraid.outputs import Logprob, RequestMetrics, RequestOutput, StreamPiece, TokenLogprobs
+from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamPiece, TokenLogprobs
 from nanobraid.tokenizer import Tokenizer
 
 
+class _Answer:
+    """One of the answers to a prompt as it grows."""
+
+    def __init__(self, decoder: _core.TextStream, has_logprobs: bool) -> None:
+        self.decoder = decoder
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] | None = [] if has_logprobs else None
+        self.texts: list[str] = []
+        self.reported = 0  # tokens that have been given out with some text
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+
+    def result(self, index: int) -> CompletionOutput:
+        return CompletionOutput(
+            index=index,
+            text="".join(self.texts),
+            token_ids=self.token_ids,
+            finish_reason=self.finish_reason or "abort",
+            stop_reason=self.decoder.stop_reason,
+            logprobs=self.logprobs,
+            error=self.error,
+        )
+
+
 class Draft:
-    """The text and tokens of one request as they grow. Used by one thread at a time.
+    """The texts and tokens of one request as they grow. Used by one thread at a time.
 
     Args:
         tokenizer: The model's.
         options: What the request was submitted with.
+        include_stop: Stop strings are part of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], *, include_stop: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._decoder = tokenizer.stream()
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] | None = None if options["logprobs"] is None else []
         self._scores_prompt = options["prompt_logprobs"] is not None
-        self._texts: list[str] = []
-        self._reported = 0  # tokens that have been given out with some text
+        self._prompt_output: _core.StepOutput | None = None
+        self._answers = [
+            _Answer(
+                tokenizer.stream(stop=options["stop"], include_stop=include_stop, min_tokens=options["min_tokens"]),
+                options["logprobs"] is not None,
+            )
+            for _ in range(options["n"])
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer has ended."""
+        return all(answer.finish_reason is not None for answer in self._answers)
 
     def add(self, output: _core.StepOutput) -> StreamPiece:
         """Takes an output in; returns the new whole characters and, with them, the tokens not given out yet."""
+        answer = self._answers[output.choice]
         new_ids = output.token_ids
-        text = "".join(self._decoder.push(token_id) for token_id in new_ids)
-        self._token_ids += new_ids
-        if self._logprobs is not None:
-            self._logprobs += [self._named(row) for row in output.logprobs or ()]
+        text = "".join(answer.decoder.push(token_id) for token_id in new_ids)
+        answer.token_ids += new_ids
+        if answer.logprobs is not None:
+            answer.logprobs += [self._named(row) for row in output.logprobs or ()]
         finished = output.finish_reason is not None
         if finished:
-            text += self._decoder.finish()
-        self._texts.append(text)
+            text += answer.decoder.finish()
+            answer.finish_reason, answer.error = output.finish_reason, output.error
+            if output.choice == 0:
+                self._prompt_output = output
+        answer.texts.append(text)
         if not text and not finished:
-            return StreamPiece("", [], None)
-        begin, self._reported = self._reported, len(self._token_ids)
-        logprobs = None if self._logprobs is None else self._logprobs[begin:]
-        return StreamPiece(text, self._token_ids[begin:], output.finish_reason, logprobs)
+            return StreamPiece("", [], None, index=output.choice)
+        begin, answer.reported = answer.reported, len(answer.token_ids)
+        logprobs = None if answer.logprobs is None else answer.logprobs[begin:]
+        return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice)
 
     def _named(self, row: list[tuple[int, float, int]]) -> TokenLogprobs:
         return {
@@ -50,10 +87,15 @@ class Draft:
             for token_id, logprob, rank in row
         }
 
-    def result(self, prompt: str | None, prompt_ids: list[int], output: _core.StepOutput) -> RequestOutput:
+    def result(self, prompt: str | None, prompt_ids: list[int]) -> RequestOutput:
+        """The whole request, once every answer has ended."""
+        output = self._prompt_output
+        assert output is not None
+        outputs = [answer.result(index) for index, answer in enumerate(self._answers)]
+        first = outputs[0]
         times = output.metrics
         ttft_ms, total_ms = times.get("ttft_ms", 0.0), times.get("total_ms", 0.0)
-        later = len(self._token_ids) - 1
+        later = len(first.token_ids) - 1
         metrics = RequestMetrics(
             queue_ms=times.get("queue_ms", 0.0),
             ttft_ms=ttft_ms,
@@ -62,16 +104,18 @@ class Draft:
             kv_reuse_ratio=output.num_cached_tokens / len(prompt_ids),
         )
         return RequestOutput(
-            text="".join(self._texts),
-            token_ids=self._token_ids,
-            finish_reason=output.finish_reason or "abort",
+            text=first.text,
+            token_ids=first.token_ids,
+            finish_reason=first.finish_reason,
             prompt=prompt,
             prompt_token_ids=prompt_ids,
             num_cached_tokens=output.num_cached_tokens,
             metrics=metrics,
-            logprobs=self._logprobs,
+            logprobs=first.logprobs,
             prompt_logprobs=self._prompt_logprobs(output),
-            error=output.error,
+            error=first.error,
+            stop_reason=first.stop_reason,
+            outputs=outputs,
         )
 
     def _prompt_logprobs(self, output: _core.StepOutput) -> list[TokenLogprobs | None] | None:

@@ -59,6 +59,7 @@ class Driver:
         self._lock = threading.RLock()
         self._stepping_thread = 0
         self._owners: dict[int, tuple[Call, int]] = {}
+        self._unfinished: dict[int, int] = {}  # answers of a request that have not ended
         self._to_cancel: deque[int] = deque()
 
     @property
@@ -82,6 +83,7 @@ class Driver:
         with deferred_interrupt(), self._lock, core_errors():
             request_id = self.engine.submit(prompt_token_ids, **options)
             self._owners[request_id] = (call, index)
+            self._unfinished[request_id] = options.get("n", 1)
             call.active.add(request_id)
 
     def wait(self, call: Call) -> None:
@@ -110,6 +112,7 @@ class Driver:
         with deferred_interrupt(), self._lock:
             self._engine = None
             self._owners.clear()
+            self._unfinished.clear()
 
     def _step(self, call: Call) -> None:
         engine = self.engine
@@ -129,6 +132,9 @@ class Driver:
             if owner is None:
                 continue
             owner[0].outputs.append((owner[1], output))
-            if output.finish_reason is not None:
-                del self._owners[output.request_id]
+            if output.finish_reason is None:
+                continue
+            self._unfinished[output.request_id] -= 1
+            if self._unfinished[output.request_id] == 0:
+                del self._owners[output.request_id], self._unfinished[output.request_id]
                 owner[0].active.discard(output.request_id)

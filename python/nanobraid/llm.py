@@ -209,7 +209,10 @@ class LLM:
             self._options(ids, p, i) | {"cache_salt": salt}
             for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))
         ]
-        drafts = [Draft(self._tokenizer, what) for what in options]
+        drafts = [
+            Draft(self._tokenizer, what, include_stop=p.include_stop_str_in_output)
+            for what, p in zip(options, params, strict=True)
+        ]
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
             progress = len(prompt_ids) > 1 and sys.stderr.isatty()
@@ -223,8 +226,8 @@ class LLM:
                     while call.outputs:
                         i, output = call.outputs.popleft()
                         drafts[i].add(output)
-                        if output.finish_reason is not None:
-                            results[i] = drafts[i].result(texts[i], prompt_ids[i], output)
+                        if output.finish_reason is not None and drafts[i].finished:
+                            results[i] = drafts[i].result(texts[i], prompt_ids[i])
                             if bar is not None:
                                 bar.advance()
         except BaseException:
@@ -249,7 +252,8 @@ class LLM:
             cache_salt: As for `generate`.
 
         Returns:
-            An iterator of pieces; the last one has the finish reason. The request starts with the first ``next()``.
+            An iterator of pieces; the last one of each answer has its finish reason. With ``n`` > 1 the pieces of the
+            answers come mixed, see ``StreamPiece.index``. The request starts with the first ``next()``.
 
         Raises:
             InvalidArgumentError: As `generate`; at once, before the iteration begins. Later, by the iteration, if the
@@ -258,15 +262,17 @@ class LLM:
         text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
         _, (ids,) = self._encode_prompts(text_or_ids)
         (params,) = self._params_for(sampling_params, 1)
-        return self._stream(ids, self._options(ids, params, None) | {"cache_salt": _checked_salt(cache_salt)})
+        options = self._options(ids, params, None) | {"cache_salt": _checked_salt(cache_salt)}
+        return self._stream(ids, options, params.include_stop_str_in_output)
 
-    def _stream(self, ids: list[int], options: dict[str, Any]) -> Generator[StreamPiece, None, None]:
-        draft = Draft(self._tokenizer, options)
+    def _stream(
+        self, ids: list[int], options: dict[str, Any], include_stop: bool
+    ) -> Generator[StreamPiece, None, None]:
+        draft = Draft(self._tokenizer, options, include_stop=include_stop)
         call = Call()
         try:
             self._driver.submit(call, 0, ids, **options)
-            finished = False
-            while not finished:
+            while not draft.finished:
                 self._driver.wait(call)
                 if not call.outputs:
                     raise InvalidArgumentError("this LLM was closed while the stream was open")
@@ -470,6 +476,9 @@ class LLM:
             "allowed_token_ids": None if params.allowed_token_ids is None else list(params.allowed_token_ids),
             "logprobs": params.logprobs,
             "prompt_logprobs": params.prompt_logprobs,
+            "n": params.n,
+            "stop": list(params.stop),
+            "stop_tokenizer": self._tokenizer.core,
         }
 
 

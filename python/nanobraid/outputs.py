@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,37 @@ TokenLogprobs = dict[int, Logprob]
 
 
 @dataclass(frozen=True)
-class RequestOutput:
-    """A finished request.
+class CompletionOutput:
+    """One answer to a prompt.
 
     Attributes:
-        text: The generated text, special tokens left out.
-        token_ids: The generated tokens; the token that ended the text is not among them.
-        finish_reason: ``stop`` (end-of-sequence or stop token), ``length`` (max_tokens or the context), ``abort``,
-            or ``error``: the options left no token to choose, `error` says which.
+        index: Which of the n answers, from 0.
+        text: The generated text, special tokens left out, up to a stop string.
+        token_ids: The generated tokens; a token that ended the answer is not among them, those of a stop string are.
+        finish_reason: As in `RequestOutput`.
+        stop_reason: The stop string that ended it, or None.
+        logprobs: As in `RequestOutput`.
+        error: As in `RequestOutput`.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A finished request. What it says of the answer is about the first one; `outputs` has all.
+
+    Attributes:
+        text: The generated text, special tokens left out, up to a stop string.
+        token_ids: The generated tokens; a token that ended the text is not among them, those of a stop string are.
+        finish_reason: ``stop`` (end-of-sequence token, stop token or stop string), ``length`` (max_tokens or the
+            context), ``abort``, or ``error``: the options left no token to choose, `error` says which.
         prompt: The prompt as text, or None if token ids were given.
         prompt_token_ids: The prompt as the model saw it.
         num_cached_tokens: Prompt tokens whose keys and values were reused instead of computed.
@@ -60,6 +83,8 @@ class RequestOutput:
         prompt_logprobs: With ``SamplingParams(prompt_logprobs=...)``: one entry for each of `prompt_token_ids`; the
             first is None, because nothing stands before it.
         error: With finish_reason ``error``, what was wrong; the tokens before it are in the output.
+        stop_reason: The stop string that ended the answer, or None.
+        outputs: All ``SamplingParams.n`` answers, by index.
     """
 
     text: str
@@ -72,6 +97,8 @@ class RequestOutput:
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: str | None = None
+    stop_reason: str | None = None
+    outputs: list[CompletionOutput] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,12 +111,14 @@ class StreamPiece:
             completes it.
         finish_reason: None until the last piece; then as in `RequestOutput`.
         logprobs: With ``SamplingParams(logprobs=...)``: one entry for each of `token_ids`.
+        index: Which of the n answers it belongs to.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None
     logprobs: list[TokenLogprobs] | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)

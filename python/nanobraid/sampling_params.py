@@ -11,6 +11,9 @@ from nanobraid.errors import InvalidArgumentError, UnsupportedError
 
 _MAX_SEED = 2**64 - 1
 _MAX_INT = 2**31 - 1
+_MAX_CHOICES = 128
+_MAX_STOPS = 16
+_MAX_STOP_BYTES = 4096
 _MAX_LOGPROBS = 20
 
 
@@ -81,6 +84,10 @@ class SamplingParams:
             of the stages. None is off.
         prompt_logprobs: The same for the tokens of the prompt.
         best_of: Not supported: anything but None is refused.
+        n: Number of answers to each prompt, in [1, 128]. The prompt is computed once; each answer has its own random
+            numbers, which depend on `seed` and its index.
+        stop: Strings, at most 16, that end the answer wherever they come up in its text, across tokens too.
+        include_stop_str_in_output: Keep the stop string at the end of the text instead of cutting it off.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
@@ -105,6 +112,9 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     best_of: int | None = None
+    n: int = 1
+    stop: str | Sequence[str] = ()
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -142,8 +152,28 @@ class SamplingParams:
             value = getattr(self, field)
             if value is not None:
                 put(field, require_int(field, value, 0, _MAX_LOGPROBS, f"an integer in [0, {_MAX_LOGPROBS}], or None"))
+        put("n", require_int("n", self.n, 1, _MAX_CHOICES, f"an integer in [1, {_MAX_CHOICES}]"))
+        put("stop", self._checked_stop())
+        if not isinstance(self.include_stop_str_in_output, bool):
+            raise _refuse("include_stop_str_in_output", self.include_stop_str_in_output, "True or False")
         if self.best_of is not None:
             raise UnsupportedError(f"best_of={self.best_of!r} is not supported; leave it out")
+
+    def _checked_stop(self) -> tuple[str, ...]:
+        allowed = f"a string or a sequence of at most {_MAX_STOPS} strings, none of them empty"
+        if not isinstance(self.stop, str) and (isinstance(self.stop, bytes) or not isinstance(self.stop, Sequence)):
+            raise _refuse("stop", self.stop, allowed)
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if len(stops) > _MAX_STOPS or not all(isinstance(stop, str) and stop for stop in stops):
+            raise _refuse("stop", self.stop, allowed)
+        for stop in stops:
+            try:
+                size = len(stop.encode())
+            except UnicodeEncodeError:
+                raise _refuse("stop", stop, "Unicode text") from None
+            if size > _MAX_STOP_BYTES:
+                raise _refuse("stop", f"{stop[:20]}...", f"strings of at most {_MAX_STOP_BYTES} bytes")
+        return stops
 
     def _check_penalties_and_masks(self, put: Callable[[str, object], None]) -> None:
         for field in ("presence_penalty", "frequency_penalty"):

@@ -171,18 +171,39 @@ class Tokenizer:
             for i, token_id in enumerate(token_ids)
         ]
 
-    def stream(self, *, skip_special_tokens: bool = True, at_start: bool = True) -> _core.TextStream:
+    @property
+    def core(self) -> _core.Tokenizer:
+        """The tokenizer of the core, for the engine."""
+        return self._core
+
+    def stream(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        at_start: bool = True,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        min_tokens: int = 0,
+    ) -> _core.TextStream:
         """Returns a decoder that is fed one token at a time and gives out only whole characters.
 
         Args:
             skip_special_tokens: Leave control tokens out.
             at_start: The tokens begin a text. If they go on with one, a space that the first begins with is text;
                 otherwise SentencePiece tokenizers leave it out, as they put one in front of every text.
+            stop: Strings that end the text, at most 16. What could be the beginning of one is held back.
+            include_stop: The stop string is part of the text.
+            min_tokens: So many tokens must have come before anything stops.
 
         Returns:
-            An object with ``push(token_id) -> str`` and ``finish() -> str``.
+            An object with ``push(token_id) -> str``, ``finish() -> str`` and ``stop_reason``, the stop string that came
+            up or None.
+
+        Raises:
+            InvalidArgumentError: There are too many stop strings, or one is empty or too long.
         """
-        return self._core.stream(skip_special_tokens, at_start)
+        with core_errors():
+            return self._core.stream(skip_special_tokens, at_start, list(stop), include_stop, min_tokens)
 
 
 def _check_text(text: object) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -498,3 +499,55 @@ def test_prefixes_are_reused_and_change_nothing(model_path: Path) -> None:
         assert stats["prefix_hit_tokens"] > 0 and stats["blocks_cached"] > 0 and stats["blocks_owned"] == 0
         with pytest.raises(nb.InvalidArgumentError, match="cache_salt"):
             llm.generate("a", cache_salt=3)  # type: ignore[arg-type]
+
+
+def test_several_answers_are_those_of_several_requests(model_path: Path) -> None:
+    params = nb.SamplingParams(temperature=1.0, seed=5, max_tokens=16, n=4)
+    with nb.LLM(model_path, max_model_len=256) as llm:
+        (out,) = llm.generate("Once upon a time, in a small town by the sea,", params)
+        assert [answer.index for answer in out.outputs] == [0, 1, 2, 3]
+        assert len({answer.text for answer in out.outputs}) == 4
+        assert (out.text, out.token_ids) == (out.outputs[0].text, out.outputs[0].token_ids)
+        assert llm.stats()["forked_tokens"] == 3 * (len(out.prompt_token_ids) - 1)
+        texts = dict.fromkeys(range(4), "")
+        ends = {}
+        for piece in llm.stream(out.prompt_token_ids, params):
+            texts[piece.index] += piece.text
+            if piece.finish_reason is not None:
+                ends[piece.index] = piece.finish_reason
+        assert list(texts.values()) == [answer.text for answer in out.outputs]
+        assert ends == {answer.index: answer.finish_reason for answer in out.outputs}
+        one = llm.generate([out.prompt_token_ids], replace(params, n=1))[0]
+        assert one.token_ids == out.token_ids  # the first of several is the one of one
+    for n in (0, 129, 1.5, True):
+        with pytest.raises(nb.InvalidArgumentError, match="n must be"):
+            nb.SamplingParams(n=n)  # type: ignore[arg-type]
+
+
+def test_stop_strings_end_the_text(model_path: Path) -> None:
+    params = nb.SamplingParams(temperature=0, max_tokens=60)
+    with nb.LLM(model_path, max_model_len=256) as llm:
+        free = llm.generate("The capital of France is", params)[0]
+        middle = len(free.text) // 2
+        for size in (1, 3, 9):
+            stop = free.text[middle : middle + size]
+            at = free.text.index(stop)
+            out = llm.generate("The capital of France is", replace(params, stop=["never \x00", stop]))[0]
+            assert (out.text, out.finish_reason, out.stop_reason) == (free.text[:at], "stop", stop)
+            assert out.token_ids == free.token_ids[: len(out.token_ids)]
+            # It ended with the token that completed the stop string.
+            decoded = [llm.tokenizer.decode(out.token_ids[:count]) for count in (len(out.token_ids) - 1, None)]
+            assert stop not in decoded[0] and stop in decoded[1]
+            kept = llm.generate(
+                "The capital of France is", replace(params, stop=stop, include_stop_str_in_output=True)
+            )[0]
+            assert kept.text == free.text[: at + size]
+            pieces = list(llm.stream("The capital of France is", replace(params, stop=stop)))
+            assert "".join(piece.text for piece in pieces) == out.text
+            assert pieces[-1].finish_reason == "stop"
+        late = llm.generate("The capital of France is", replace(params, stop="a", min_tokens=20))[0]
+        assert len(late.token_ids) >= 20 and "a" in late.text and late.stop_reason == "a"
+        assert llm.stats()["running"] == llm.stats()["blocks_owned"] == 0
+    for stop in ("", ["a", ""], ["a"] * 17, b"a", [1], "\ud800", "x" * 5000):
+        with pytest.raises(nb.InvalidArgumentError, match="stop"):
+            nb.SamplingParams(stop=stop)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 #include "sampling/candidates.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -60,9 +61,8 @@ void Candidates::settle() {
 
 void Candidates::set_temperature(double temperature) {
   NB_ASSERT(temperature > 0.0);
-  constexpr double kSmallest = static_cast<double>(std::numeric_limits<float>::min());
   temperature_ = temperature;
-  scale_ = static_cast<float>(std::clamp(1.0 / temperature, kSmallest, static_cast<double>(kMaxFinite)));
+  scale_ = static_cast<float>(std::clamp(1.0 / temperature, 1e-37, 1e38));
 }
 
 void Candidates::keep_from(float floor, TokenId last_id) {
@@ -70,20 +70,23 @@ void Candidates::keep_from(float floor, TokenId last_id) {
   make_room(kept_logits_, logits_.size());
   make_room(kept_ids_, logits_.size());
   const float lowest = std::max(floor, -kMaxFinite);
+  std::array<std::uint32_t, kBlockLogits> places;
   std::size_t kept = 0;
-  std::size_t blocks = 0;
-  for (std::size_t begin = 0; begin < logits_.size(); begin += kBlockLogits, ++blocks) {
-    if (maxima_[blocks] < lowest) continue;
+  for (std::size_t block = 0; block < num_blocks(logits_.size()); ++block) {
+    if (maxima_[block] < lowest) continue;
+    const std::size_t begin = block * kBlockLogits;
     const std::size_t end = std::min(begin + kBlockLogits, logits_.size());
+    std::size_t found = 0;  // places first, without a branch on what cannot be predicted; NaN fails the comparison
     for (std::size_t i = begin; i < end; ++i) {
-      const float logit = std::min(logits_[i], kMaxFinite);
-      const TokenId id = id_at(i);
-      kept_ids_[kept] = id;
+      places[found] = static_cast<std::uint32_t>(i);
+      found += logits_[i] >= lowest ? 1 : 0;
+    }
+    for (std::size_t n = 0; n < found; ++n) {
+      const float logit = std::min(logits_[places[n]], kMaxFinite);
+      const TokenId id = id_at(places[n]);
       kept_logits_[kept] = logit;
-      // NaN fails both comparisons, -infinity both with a finite bound.
-      const bool above = logit > lowest;
-      const bool level = logit == lowest && id <= last_id;
-      kept += above || level ? 1 : 0;
+      kept_ids_[kept] = id;
+      kept += logit > lowest || id <= last_id ? 1 : 0;
     }
   }
   logits_ = std::span(kept_logits_).first(kept);
@@ -144,21 +147,41 @@ std::span<const Candidates::Candidate> Candidates::most_likely(std::size_t count
   return ranked_;
 }
 
-/// Finds the crossing token without sorting them all. Candidates so unlikely that all of them together cannot matter
-/// go first; the masses of the others are summed in bins of equal logit width, and only the bin in which the sum
-/// crosses is sorted.
+/// Keeps candidates down to `nats` below the maximum, after the temperature; weights_ and the result are their weights
+/// and the sum of these.
+double Candidates::keep_within(double nats) {
+  const double floor = static_cast<double>(max_) + std::max(nats, -88.0) * temperature_;
+  keep_from(static_cast<float>(std::max(floor, -static_cast<double>(kMaxFinite))), kAnyId);
+  exp_weights(logits_, max_, scale_, std::span(weights_).first(logits_.size()));
+  double mass = 0.0;
+  for (std::size_t i = 0; i < logits_.size(); ++i) mass += static_cast<double>(weights_[i]);
+  return mass;
+}
+
+/// Finds the crossing token without sorting them all: first a floor under which it cannot be, then bins of equal logit
+/// width, of which only the one in which the sum crosses is sorted.
 void Candidates::keep_share(double share) {
   constexpr std::size_t kBins = 4096;
-  make_room(weights_, logits_.size());
-  const double total = exp_sums(logits_, max_, scale_, std::span(weights_).first(num_blocks(logits_.size())));
+  const auto row = logits_;
+  const bool whole = ids_.empty();
+  make_room(weights_, row.size());
+  const double total = exp_sums(row, max_, scale_, std::span(weights_).first(num_blocks(row.size())));
   const double wanted = share * total;
-  // Candidates below `nats` have a mass of at most size * exp(nats) <= (1 - share) * total: the sum crosses above.
-  const double nats = std::log((1.0 - share) * total / static_cast<double>(logits_.size())) - 1e-3;
-  const double bound = static_cast<double>(max_) + std::max(nats, -87.0) * temperature_;
-  keep_from(static_cast<float>(std::max(bound, -static_cast<double>(kMaxFinite))), kAnyId);
-
-  exp_weights(logits_, max_, scale_, std::span(weights_).first(logits_.size()));
-  const float per_logit = static_cast<float>(static_cast<double>(kBins) / std::clamp(-nats, 1e-3, 87.0));
+  // Candidates below `nats` have a mass of at most size * exp(nats) <= (1 - share) * total: the sum crosses above. Few
+  // of them are near that bound, so a higher floor will nearly always do, and its mass says whether it does.
+  double nats = std::log((1.0 - share) * total / static_cast<double>(row.size())) - 1e-3;
+  const double hoped = nats + std::log(16.0);
+  if (whole && hoped < -1.0 && keep_within(hoped) >= wanted) {
+    nats = hoped;
+  } else {
+    if (whole) {
+      logits_ = row;
+      ids_ = {};
+      block_maxima(row, std::span(maxima_).first(num_blocks(row.size())));
+    }
+    keep_within(nats);
+  }
+  const float per_logit = static_cast<float>(static_cast<double>(kBins) / std::clamp(-nats, 1e-3, 88.0));
   const auto bin_of = [&](float logit) {
     const float place = (max_ - std::min(logit, kMaxFinite)) * scale_ * per_logit;
     return static_cast<std::size_t>(std::min(place, static_cast<float>(kBins - 1)));

@@ -81,6 +81,7 @@ class Candidates {
 
  private:
   void gather(float floor, std::size_t count);
+  double keep_within(double nats);
   float floor_of_most_likely(std::size_t count);
 
   std::span<const float> logits_;

@@ -13,12 +13,11 @@ namespace {
 
 /// 1 + the number of tokens in front of `token`; a NaN stands with -infinity.
 std::int32_t rank_of(std::span<const float> logits, TokenId token) {
-  const auto value = [](float logit) { return logit == logit ? logit : -std::numeric_limits<float>::infinity(); };
   const std::size_t index = static_cast<std::size_t>(token);
-  const float own = value(logits[index]);
+  const float own = std::isnan(logits[index]) ? -std::numeric_limits<float>::infinity() : logits[index];
   std::int32_t before = 0;
   for (const float logit : logits) before += logit > own ? 1 : 0;
-  for (std::size_t i = 0; i < index; ++i) before += value(logits[i]) == own ? 1 : 0;
+  for (const float logit : logits.first(index)) before += logit == own ? 1 : 0;
   return before + 1;
 }
 

@@ -15,48 +15,43 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kMaxFinite = std::numeric_limits<float>::max();
-constexpr float kLowest = -87.0f;  // exp of it is still a normal float
+constexpr float kLog2E = 0x1.715476p+0f;
+constexpr float kLowestBits = -125.0f;  // 2 to this power is still a normal float
 constexpr std::size_t kLanes = 8;
 
 using Block = std::array<float, kBlockLogits>;
 
-/// exp by range reduction: x = n ln 2 + r, |r| <= ln 2 / 2, then the Taylor polynomial of degree 7 in r (what it leaves
-/// out is below 6e-9). No branch, so that compilers turn a loop of these into vector code; the operations per value
-/// are the same either way.
-inline float weight(float logit, float max, float scale) {
-  constexpr float kLog2E = 0x1.715476p+0f;
-  constexpr float kLn2High = 0x1.62e4p-1f;  // 15 bits, so that n * kLn2High is exact
-  constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-  constexpr float kRound = 0x1.8p23f;  // adding it leaves round(x / ln 2) in the low bits
-  const float x = ((logit > kMaxFinite ? kMaxFinite : logit) - max) * scale;
-  const float bounded = x > kLowest ? x : kLowest;  // a NaN fails the comparison
-  const float shifted = bounded * kLog2E + kRound;
-  const float n = shifted - kRound;
-  const float r = (bounded - n * kLn2High) - n * kLn2Low;
-  float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) << 23) + (std::uint32_t{127} << 23);
-  const float value = p * std::bit_cast<float>(exponent);
-  const std::uint32_t keep = x >= kLowest ? ~std::uint32_t{0} : 0;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & keep);
+/// 2^x with x = (logit - max) * bits: x = n + f with |f| <= 1/2, then the Taylor polynomial of 2^f of degree 6 (it
+/// leaves out less than 1.3e-7), and n goes into the exponent. No branch, so that compilers turn a loop of these into
+/// vector code; the operations per value are the same either way.
+inline float weight(float logit, float max, float bits) {
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves round(x) in the low bits
+  const float x = ((kMaxFinite < logit ? kMaxFinite : logit) - max) * bits;
+  const float bounded = x > kLowestBits ? x : kLowestBits;  // a NaN fails the comparison
+  const float shifted = bounded + kRound;
+  const float f = bounded - (shifted - kRound);
+  float p = 0x1.430912p-13f;  // (ln 2)^k / k! for k = 6 .. 0
+  p = p * f + 0x1.5d87fep-10f;
+  p = p * f + 0x1.3b2ab6p-7f;
+  p = p * f + 0x1.c6b08ep-5f;
+  p = p * f + 0x1.ebfbe0p-3f;
+  p = p * f + 0x1.62e430p-1f;
+  p = p * f + 1.0f;
+  const std::uint32_t value = std::bit_cast<std::uint32_t>(p) + (std::bit_cast<std::uint32_t>(shifted) << 23);
+  const std::uint32_t keep = x >= kLowestBits ? ~std::uint32_t{0} : 0;
+  return std::bit_cast<float>(value & keep);
 }
 
 inline void block_weights(const float* logits, float max, float scale, float* weights) {
-  for (std::size_t i = 0; i < kBlockLogits; ++i) weights[i] = weight(logits[i], max, scale);
+  const float bits = scale * kLog2E;
+  for (std::size_t i = 0; i < kBlockLogits; ++i) weights[i] = weight(logits[i], max, bits);
 }
 
 inline float block_sum(const float* logits, float max, float scale) {
-  Block weights;
-  block_weights(logits, max, scale, weights.data());
+  const float bits = scale * kLog2E;
   std::array<float, kLanes> lanes{};
   for (std::size_t i = 0; i < kBlockLogits; i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += weights[i + lane];
+    for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += weight(logits[i + lane], max, bits);
   }
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }

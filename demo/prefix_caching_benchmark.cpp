@@ -94,6 +94,8 @@ std::vector<Turn> conversation(Bench& bench) {
 }
 
 int run(const demo::Options& options) {
+  NB_CHECK(options.prompts.empty(), invalid_argument, "unexpected argument ",
+           nb::text::in_quotes(options.prompts.front()));
   const demo::Session session = demo::open_session(options);
   struct Workload {
     const char* name;

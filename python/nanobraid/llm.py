@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nanobraid import _core, _logging
 from nanobraid._draft import Draft
 from nanobraid._driver import Call, Driver
+from nanobraid._requests import Prompts, checked_salt, encode_prompts, params_for, request_options
 from nanobraid.chat_template import ChatTemplate, Message
 from nanobraid.errors import InvalidArgumentError, UnsupportedError, core_errors
 from nanobraid.outputs import RequestOutput, ScoreOutput, StreamPiece
@@ -28,9 +29,6 @@ _MAX_THREADS = 256
 _CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
 _DTYPES = ("auto", "int8", "bf16", "f32")
 _KV_DTYPES = ("auto", "bf16", "f32")
-
-Prompts = str | Sequence[str] | Sequence[Sequence[int]]
-"""One text, several texts, or several lists of token ids."""
 
 
 class LLM:
@@ -202,11 +200,11 @@ class LLM:
                 sampling parameters is not that of the prompts. Nothing has been computed then.
             OverloadedError: There are more prompts than `max_waiting` allows.
         """
-        texts, prompt_ids = self._encode_prompts(prompts)
-        params = self._params_for(sampling_params, len(prompt_ids))
-        salt = _checked_salt(cache_salt)
+        texts, prompt_ids = encode_prompts(self._tokenizer, prompts)
+        params = params_for(sampling_params, len(prompt_ids))
+        salt = checked_salt(cache_salt)
         options = [
-            self._options(ids, p, i) | {"cache_salt": salt}
+            self._request(ids, p, i) | {"cache_salt": salt}
             for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))
         ]
         drafts = [
@@ -260,9 +258,9 @@ class LLM:
                 options leave no token to choose.
         """
         text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
-        _, (ids,) = self._encode_prompts(text_or_ids)
-        (params,) = self._params_for(sampling_params, 1)
-        options = self._options(ids, params, None) | {"cache_salt": _checked_salt(cache_salt)}
+        _, (ids,) = encode_prompts(self._tokenizer, text_or_ids)
+        (params,) = params_for(sampling_params, 1)
+        options = self._request(ids, params) | {"cache_salt": checked_salt(cache_salt)}
         return self._stream(ids, options, params.include_stop_str_in_output)
 
     def _stream(
@@ -382,8 +380,8 @@ class LLM:
 
     def _evaluate(self, text_or_ids: str | Sequence[int], **what: int) -> tuple[list[int], _core.StepOutput]:
         prompt: Any = text_or_ids if isinstance(text_or_ids, str) else [text_or_ids]
-        _, (ids,) = self._encode_prompts(prompt)
-        options = self._options(ids, SamplingParams(temperature=0.0), None, room=0)
+        _, (ids,) = encode_prompts(self._tokenizer, prompt)
+        options = self._request(ids, SamplingParams(temperature=0.0), room=0)
         options.update(what, max_tokens=0)
         call = Call()
         try:
@@ -399,87 +397,19 @@ class LLM:
             self._driver.cancel(call)
             raise
 
-    def _encode_prompts(self, prompts: Prompts) -> tuple[list[str | None], list[list[int]]]:
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Sequence | np.ndarray):
-            raise InvalidArgumentError(
-                f"prompts must be a string, a list of strings or a list of token id lists, got {type(prompts).__name__}"
-            )
-        texts: list[str | None] = []
-        all_ids: list[list[int]] = []
-        for i, prompt in enumerate(prompts):
-            if isinstance(prompt, str):
-                texts.append(prompt)
-                all_ids.append(self._tokenizer.encode(prompt))
-            elif isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes):
-                texts.append(None)
-                all_ids.append(self._tokenizer.check_token_ids(prompt, f"prompt {i}: token_ids"))
-            else:
-                raise InvalidArgumentError(
-                    f"prompt {i} must be a string or a list of token ids, got {type(prompt).__name__}; "
-                    "for one prompt of token ids write [[...]]"
-                )
-        return texts, all_ids
-
-    def _params_for(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        if params is None:
-            params = SamplingParams()
-        many = list(params) if isinstance(params, Sequence) else [params] * count
-        if len(many) != count:
-            raise InvalidArgumentError(f"sampling_params has {len(many)} entries for {count} prompts")
-        for p in many:
-            if not isinstance(p, SamplingParams):
-                raise InvalidArgumentError(f"sampling_params must be SamplingParams, got {type(p).__name__}")
-        return many
-
-    def _options(self, ids: list[int], params: SamplingParams, index: int | None, room: int = 1) -> dict[str, Any]:
-        """What the engine needs to know about a request, checked. `room` is the least number of new tokens."""
+    def _request(
+        self, ids: list[int], params: SamplingParams, index: int | None = None, room: int = 1
+    ) -> dict[str, Any]:
         where = "the prompt" if not index else f"prompt {index}"
-        if not ids:
-            raise InvalidArgumentError(f"{where} is empty: at least one token is needed to begin with")
-        if len(ids) + room > self._max_model_len:
-            new = f" and {room} new token" if room else ""
-            raise InvalidArgumentError(
-                f"{where} is too long: {len(ids)} tokens{new} exceed the context of {self._max_model_len} "
-                "(max_model_len)"
-            )
-        last = self._tokenizer.vocab_size - 1
-        words = params.bad_words_token_ids
-        for field, token_ids in (
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias or ()),
-            ("allowed_token_ids", params.allowed_token_ids or ()),
-            ("bad_words_token_ids", [token_id for word in words for token_id in word]),
-        ):
-            for token_id in token_ids:
-                if token_id > last:
-                    raise InvalidArgumentError(f"{field} must hold token ids in [0, {last}], got {token_id}")
-        space = self._max_model_len - len(ids)
-        seed = self._seed if params.seed is None else params.seed  # -1 asks for a random one
-        max_tokens = space if params.max_tokens is None else min(params.max_tokens, space)
-        return {
-            "max_tokens": max_tokens,
-            "min_tokens": min(params.min_tokens, max_tokens),  # the end of the context comes first
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p,
-            "repetition_penalty": params.repetition_penalty,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
-            "seed": None if seed == -1 else seed,
-            "ignore_eos": params.ignore_eos,
-            "stop_token_ids": list(params.stop_token_ids),
-            "logit_bias": dict(params.logit_bias or {}),
-            "bad_words_token_ids": [list(word) for word in words],
-            "allowed_token_ids": None if params.allowed_token_ids is None else list(params.allowed_token_ids),
-            "logprobs": params.logprobs,
-            "prompt_logprobs": params.prompt_logprobs,
-            "n": params.n,
-            "stop": list(params.stop),
-            "stop_tokenizer": self._tokenizer.core,
-        }
+        return request_options(
+            self._tokenizer,
+            ids,
+            params,
+            where=where,
+            room=room,
+            max_model_len=self._max_model_len,
+            default_seed=self._seed,
+        )
 
 
 class _Advancing(Protocol):
@@ -501,12 +431,6 @@ def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:
     """The core's convention: 0 stands for its own default."""
     allowed = "an integer >= 1, or None" if high >= _MAX_INT else f"an integer in [1, {high}], or None"
     return 0 if value is None else require_int(field, value, 1, high, allowed)
-
-
-def _checked_salt(salt: str) -> str:
-    if not isinstance(salt, str):
-        raise InvalidArgumentError(f"cache_salt must be a string, got {salt!r}")
-    return salt
 
 
 def _backend_of(device: str) -> str:

@@ -18,7 +18,7 @@ import nanobraid as nb
 BUILD = os.environ.get("NANOBRAID_BUILD_DIR")
 pytestmark = pytest.mark.skipif(not BUILD, reason="NANOBRAID_BUILD_DIR names no build folder with native programs")
 
-DEMOS = ("generate", "chat_demo", "batched_infer_multi_prompts", "sampling_strategies_demo")
+DEMOS = ("generate", "chat_demo", "batched_infer_multi_prompts", "sampling_strategies_demo", "prefix_caching_benchmark")
 PROMPT = "The capital of France is"
 GREEDY = nb.SamplingParams(temperature=0, max_tokens=12)
 
@@ -195,16 +195,33 @@ def assert_one_line_error(name: str, done: subprocess.CompletedProcess[bytes], s
     assert done.stdout == b""
 
 
+def test_the_prefix_cache_saves_what_it_says(model_path: Path) -> None:
+    text = text_of(run("prefix_caching_benchmark", "--model", model_path, "--max-tokens", 4, "--max-model-len", 1200))
+    rows = [line for line in text.splitlines()[1:] if line]
+    reused = {}
+    for line in rows:
+        name, turn, prompt, _, _, _, share = re.match(
+            r"(.+?) +(\d+) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)%$", line
+        ).groups()  # type: ignore[union-attr]
+        reused[name, int(turn)] = float(share) * int(prompt) / 100
+    assert reused["same prompt", 2] == pytest.approx(992, abs=1)  # all full blocks but the last token's
+    assert reused["shared system prompt", 4] == pytest.approx(992, abs=1)
+    assert reused["disjoint", 3] == 0
+    for turn in range(2, 9):
+        assert reused["conversation", turn] == pytest.approx((72 * (turn - 1) - 1) // 16 * 16, abs=1)
+
+
 @pytest.mark.parametrize("name", DEMOS)
 def test_wrong_files_devices_and_arguments(name: str, model_path: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(40))
     model = ["--model", str(model_path)]
-    prompt = [] if name == "chat_demo" else ["x"]
+    no_prompt = ("chat_demo", "prefix_caching_benchmark")
+    prompt = [] if name in no_prompt else ["x"]
     assert_one_line_error(name, run(name, "--model", broken, *prompt), "broken.gguf")
     assert_one_line_error(name, run(name, "--model", tmp_path / "nowhere.gguf", *prompt), "nowhere.gguf")
     assert_one_line_error(name, run(name, *model, "--device", "abacus", *prompt), "abacus")
-    if name == "chat_demo":
+    if name in no_prompt:
         assert_one_line_error(name, run(name, *model, "x"), 'unexpected argument "x"')
     elif name == "batched_infer_multi_prompts":
         assert_one_line_error(name, run(name, *model), "no prompts")

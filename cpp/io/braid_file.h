@@ -58,6 +58,10 @@ class BraidFile {
   /// By offset.
   const std::vector<BraidSection>& sections() const { return sections_; }
   const Metadata& metadata() const { return metadata_; }
+  /// See ModelSource::release_pages.
+  void release_pages() const {
+    if (mapping_) mapping_->advise_dont_need();
+  }
   /// By offset, which is the order of execution.
   const std::vector<BraidTensor>& tensors() const { return tensors_; }
 

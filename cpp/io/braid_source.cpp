@@ -25,6 +25,7 @@ class BraidSource final : public ModelSource {
   std::uint32_t version() const override { return file_->version(); }
   std::uint64_t file_bytes() const override { return file_->file_bytes(); }
   const Metadata& metadata() const override { return file_->metadata(); }
+  void release_pages() const override { file_->release_pages(); }
   const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   std::string fingerprint() const override { return to_hex(file_->fingerprint()); }
 

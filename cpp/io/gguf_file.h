@@ -41,6 +41,10 @@ class GgufFile {
   std::uint64_t file_bytes() const { return bytes_.size(); }
 
   const Metadata& metadata() const { return metadata_; }
+  /// See ModelSource::release_pages.
+  void release_pages() const {
+    if (mapping_) mapping_->advise_dont_need();
+  }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
 
   /// Null if there is none. Takes logarithmic time, whatever names a file invents.

@@ -36,6 +36,9 @@ class GgufSource final : public ModelSource {
   FileKind kind() const override { return FileKind::gguf; }
   std::uint32_t version() const override { return parts_[0]->version(); }
   const Metadata& metadata() const override { return parts_[0]->metadata(); }
+  void release_pages() const override {
+    for (const auto& part : parts_) part->release_pages();
+  }
   const std::vector<TensorInfo>& tensors() const override { return tensors_; }
 
   std::uint64_t file_bytes() const override {

@@ -76,6 +76,9 @@ class ModelSource {
     return false;
   }
 
+  /// Lets the system take the memory of what was read so far; it is read again when needed.
+  virtual void release_pages() const {}
+
   const std::string& path() const { return metadata().path(); }
 };
 

@@ -43,9 +43,7 @@ PrefixCache::PrefixCache(BlockPool& pool, std::string_view fingerprint, KeyFunct
   Sha256 hash;
   add_field(hash, "fingerprint", fingerprint);
   fingerprint_ = hash.finish();
-  entries_.resize(static_cast<std::size_t>(pool.num_blocks()));
-  tokens_.resize(entries_.size() * kBlockTokens);
-  buckets_.assign(std::bit_ceil(2 * entries_.size()), kNoBlock);
+  buckets_.assign(std::bit_ceil(2 * static_cast<std::size_t>(pool.num_blocks())), kNoBlock);
 }
 
 PrefixRoot PrefixCache::root(std::string_view salt) const {
@@ -80,6 +78,10 @@ BlockId PrefixCache::publish(const PrefixRoot& root, std::span<const TokenId> to
   const BlockId parent = chain.size() > 1 ? chain[chain.size() - 2] : kNoBlock;
   NB_ASSERT(parent == kNoBlock || is_published(parent));
   NB_ASSERT(!is_published(block));
+  if (static_cast<std::size_t>(block) >= entries_.size()) {
+    entries_.resize(static_cast<std::size_t>(block) + 1);
+    tokens_.resize(entries_.size() * kBlockTokens);
+  }
   const Digest& parent_key = parent == kNoBlock ? root : entry(parent).key;
   const std::span<const TokenId> own = block_tokens(tokens, chain.size() - 1);
   const Digest key = key_(parent_key, own);
@@ -95,7 +97,9 @@ BlockId PrefixCache::publish(const PrefixRoot& root, std::span<const TokenId> to
   return block;
 }
 
-bool PrefixCache::is_published(BlockId block) const { return entry(block).published; }
+bool PrefixCache::is_published(BlockId block) const {
+  return static_cast<std::size_t>(block) < entries_.size() && entry(block).published;
+}
 
 /// Follows what the pool gave away.
 void PrefixCache::forget_evicted() {
@@ -149,8 +153,8 @@ void PrefixCache::check_invariants() {
   for (BlockId block = 0; block < pool_.num_blocks(); ++block) {
     NB_CHECK(is_published(block) == pool_.is_kept(block), internal, "KV block ", block, " is ",
              is_published(block) ? "published but not kept" : "kept but not published");
+    if (!is_published(block) || entry(block).parent == kNoBlock) continue;
     const BlockId parent = entry(block).parent;
-    if (!is_published(block) || parent == kNoBlock) continue;
     NB_ASSERT(is_published(parent) && entry(parent).key == entry(block).parent_key);
     NB_CHECK(pool_.ref_count(parent) >= pool_.ref_count(block), internal, "KV block ", block,
              " has more owners than the block before it, ", parent);

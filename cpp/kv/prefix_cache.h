@@ -76,8 +76,8 @@ class PrefixCache {
   BlockPool& pool_;
   KeyFunction key_;
   Digest fingerprint_;
-  std::vector<Entry> entries_;    // by block
-  std::vector<TokenId> tokens_;   // kBlockTokens for each block
+  std::vector<Entry> entries_;    // by block, up to the largest that was published
+  std::vector<TokenId> tokens_;   // kBlockTokens for each of them
   std::vector<BlockId> buckets_;  // heads of lists
   int num_published_ = 0;
 };

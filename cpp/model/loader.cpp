@@ -41,6 +41,8 @@ class Loader {
     if (!config_.tie_word_embeddings) weights_.head = pack({matrix(names_.head, config_.vocab_size, hidden)});
     weights_.layers.reserve(static_cast<std::size_t>(config_.num_layers));
     for (int i = 0; i < config_.num_layers; ++i) weights_.layers.push_back(layer(i));
+    arena_->trim();
+    source_.release_pages();
     return std::move(weights_);
   }
 

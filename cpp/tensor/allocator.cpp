@@ -45,6 +45,16 @@ Buffer HostArena::allocate(std::size_t bytes, std::size_t alignment) {
   return Buffer(regions_.back().base + offset, bytes, shared_from_this());
 }
 
+void HostArena::trim() {
+  if (regions_.empty()) return;
+  constexpr std::size_t kPageBytes = 4096;
+  const Region& last = regions_.back();
+  const std::size_t used = round_up(used_, kPageBytes);
+  const std::size_t end = std::min(round_up(used_, kHugePageBytes), last.bytes);
+  // Advice: a system that refuses it keeps the pages, which is no error.
+  if (used < end) static_cast<void>(madvise(last.base + used, end - used, MADV_DONTNEED));
+}
+
 std::shared_ptr<CachingPool> CachingPool::create() { return std::shared_ptr<CachingPool>(new CachingPool()); }
 
 CachingPool::~CachingPool() { trim(); }

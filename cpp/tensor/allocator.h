@@ -62,6 +62,9 @@ class HostArena : public std::enable_shared_from_this<HostArena> {
   /// Zeroed memory aligned to `alignment` (a power of two, at most 2 MB). Throws out_of_memory naming the size.
   Buffer allocate(std::size_t bytes, std::size_t alignment = kBufferAlignment);
 
+  /// Gives the part of the last huge page that is not used back to the system. For when everything is allocated.
+  void trim();
+
   AllocatorStats stats() const { return stats_; }
 
  private:

@@ -92,5 +92,15 @@ TEST(CachingPool, RandomTrafficKeepsItsBooks) {
   }
 }
 
+TEST(HostArena, TrimKeepsWhatIsUsedAndWhatFollowsIsZero) {
+  const auto arena = HostArena::create(1);
+  Buffer first = arena->allocate(5000);
+  std::fill_n(first.as<std::uint8_t>(), 5000, std::uint8_t{7});
+  arena->trim();
+  Buffer second = arena->allocate(100'000);
+  for (std::size_t i = 0; i < 5000; ++i) ASSERT_EQ(first.as<std::uint8_t>()[i], 7);
+  for (std::size_t i = 0; i < 100'000; ++i) ASSERT_EQ(second.as<std::uint8_t>()[i], 0);
+}
+
 }  // namespace
 }  // namespace nb

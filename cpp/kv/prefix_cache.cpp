@@ -43,6 +43,9 @@ PrefixCache::PrefixCache(BlockPool& pool, std::string_view fingerprint, KeyFunct
   Sha256 hash;
   add_field(hash, "fingerprint", fingerprint);
   fingerprint_ = hash.finish();
+  // Room for every block, so that publishing never allocates; memory becomes resident with use.
+  entries_.reserve(static_cast<std::size_t>(pool.num_blocks()));
+  tokens_.reserve(static_cast<std::size_t>(pool.num_blocks()) * kBlockTokens);
   buckets_.assign(std::bit_ceil(2 * static_cast<std::size_t>(pool.num_blocks())), kNoBlock);
 }
 

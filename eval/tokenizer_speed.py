@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "encode_with_offsets": lambda: tokenizer.encode_with_offsets(text),
         "decode": lambda: tokenizer.decode(ids),
     }
-    out: dict[str, Any] = {"model": str(args.model), "megabytes": round(megabytes, 3), "tokens": len(ids)}
+    out: dict[str, Any] = {"model": Path(args.model).name, "megabytes": round(megabytes, 3), "tokens": len(ids)}
     if args.hf is not None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import tokenizers

@@ -62,9 +62,7 @@ class GgufSource final : public ModelSource {
   }
 
   void read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const override {
-    NB_CHECK(offset <= tensor.bytes && out.size() <= tensor.bytes - offset, invalid_argument, path(), ": ", out.size(),
-             " bytes at offset ", offset, " are outside tensor ", text::in_quotes(tensor.name), " of ", tensor.bytes,
-             " bytes");
+    check_inside(tensor, offset, out.size());
     parts_[tensor.part]->read(tensor.offset + offset, out);
   }
 

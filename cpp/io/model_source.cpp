@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <array>
 
+#include "base/error.h"
 #include "io/braid_format.h"
 #include "io/braid_source.h"
 #include "io/bytes.h"
 #include "io/gguf_source.h"
+#include "text/unicode.h"
 
 namespace nb::io {
 namespace {
@@ -34,6 +36,12 @@ const char* to_string(FileKind kind) {
       return "safetensors";
   }
   return "braid";
+}
+
+void ModelSource::check_inside(const TensorInfo& tensor, std::uint64_t offset, std::size_t size) const {
+  NB_CHECK(offset <= tensor.bytes && size <= tensor.bytes - offset, invalid_argument, path(), ": ", size,
+           " bytes at offset ", offset, " are outside tensor ", text::in_quotes(tensor.name), " of ", tensor.bytes,
+           " bytes");
 }
 
 std::shared_ptr<const ModelSource> open_model(const std::string& path) {

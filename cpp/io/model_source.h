@@ -80,6 +80,10 @@ class ModelSource {
   virtual void release_pages() const {}
 
   const std::string& path() const { return metadata().path(); }
+
+ protected:
+  /// Throws invalid_argument unless `size` bytes from `offset` on are inside the tensor.
+  void check_inside(const TensorInfo& tensor, std::uint64_t offset, std::size_t size) const;
 };
 
 /// Opens a model file, whichever format its first bytes say. Reads no tensor. Throws io, format or unsupported, naming

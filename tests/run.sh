@@ -4,7 +4,7 @@
 #   tests/run.sh           about 10 minutes on two cores from nothing, less when built before
 #   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes
 #
-# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, logs), in build-fuzz/ and in the virtual
+# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, tsan: with ThreadSanitizer, logs), in build-fuzz/ and in the virtual
 # environment .venv-test. Nothing else changes, but the model cache (the default model is downloaded once).
 #
 #   PYTHON                 interpreter of the virtual environment (python3)
@@ -152,6 +152,14 @@ run_ctest() {  # FOLDER
   ctest --test-dir "$1" --output-on-failure --no-tests=error -j "$jobs"
 }
 
+# ThreadSanitizer over everything that threads share: the team, the engine's thread, its inbox and outboxes.
+tsan() {
+  cmake -S . -B build/tsan -G Ninja -DNANOBRAID_PYTHON=OFF -DNANOBRAID_DEMOS=OFF -DCMAKE_BUILD_TYPE=Debug \
+    -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DNANOBRAID_SANITIZE=thread
+  cmake --build build/tsan --target base_tests engine_tests
+  ctest --test-dir build/tsan --output-on-failure --no-tests=error -R '^base\.Thread|^engine\.(EngineThread|Outbox)'
+}
+
 # A run in the background is started with SIGINT ignored, and so would be every test of Ctrl-C.
 run_pytest() {
   NANOBRAID_BUILD_DIR="$root/build/test" "$venv/bin/python" -c '
@@ -218,6 +226,7 @@ main() {
     -DNANOBRAID_SANITIZE=address,undefined -DNANOBRAID_DEMOS=OFF
   part ctest run_ctest build/test
   if [[ " ${failed[*]} " != *" build-asan "* ]]; then part ctest-asan run_ctest build/asan; fi
+  part tsan tsan
   part demo demo
   part pytest run_pytest
   if [[ -x tests/fuzz/run.sh ]]; then part fuzz fuzz; fi

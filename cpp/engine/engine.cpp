@@ -5,6 +5,7 @@
 #include <new>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/memory_info.h"
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
@@ -103,6 +104,9 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
                  options_.max_num_seqs * kv::BlockTable::blocks_for(options_.max_model_len));
   sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
+  const int num_tokens = storage_.num_blocks() * kBlockTokens;
+  log(LogLevel::info, "KV cache: ", storage_.bytes(), " bytes reserved for ", num_tokens, " tokens",
+      num_tokens < options_.max_model_len ? concat(", less than max_model_len (", options_.max_model_len, ")") : "");
 }
 
 std::vector<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {

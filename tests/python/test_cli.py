@@ -160,6 +160,7 @@ def test_version_and_help() -> None:
 def test_log_level(model_path: Path) -> None:
     done = run("generate", "x", "--max-tokens", "1", "--log-level", "info")
     assert "nanobraid: INFO: loaded" in done.stderr
+    assert re.search(r"KV cache: \d+ bytes reserved for \d+ tokens", done.stderr)
     assert "nanobraid: INFO: loaded" in run("--log-level", "info", "generate", "x", "--max-tokens", "1").stderr
     assert "nanobraid: INFO: loaded" in run("generate", "x", "--max-tokens", "1", NANOBRAID_LOG="info").stderr
     done = run("pull", NANOBRAID_LOG="loud")

@@ -51,9 +51,14 @@ std::optional<std::string> fingerprint_of(const model::Model& model, const Engin
 }
 
 /// What is new about a sequence; remembers what has been given out, so that no token is reported twice.
-StepOutput report(Sequence& sequence, Clock::time_point now) {
+StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
+  const AnswerId answer{.request = sequence.id, .choice = sequence.choice};
   const bool has_token = sequence.num_generated() > 0 || sequence.finish_reason == FinishReason::stop;
-  if (has_token && !sequence.times.first_token) sequence.times.first_token = now;
+  if (has_token && !sequence.times.first_token) {
+    sequence.times.first_token = now;
+    if (trace != nullptr) trace->first_token(answer, now);
+  }
+  if (sequence.num_generated() > sequence.num_reported) sequence.times.last_token = now;
   StepOutput output;
   output.request_id = sequence.id;
   output.choice = sequence.choice;
@@ -67,11 +72,14 @@ StepOutput report(Sequence& sequence, Clock::time_point now) {
   output.error = sequence.error;
   output.num_prompt_tokens = sequence.num_prompt;
   output.num_cached_tokens = sequence.num_cached_tokens;
-  output.metrics = metrics_at(sequence.times, now);
+  output.metrics = metrics_at(sequence.times, sequence.num_generated(), now);
   sequence.num_reported = sequence.num_generated();
   if (sequence.finished() && sequence.finish_reason != FinishReason::abort) {
     output.prompt_logprobs = std::move(sequence.prompt_logprobs);
     output.prompt_logits = std::move(sequence.prompt_logits);
+  }
+  if (sequence.finished() && trace != nullptr) {
+    trace->ended(answer, sequence.finish_reason, sequence.num_generated(), sequence.num_cached_tokens, now);
   }
   return output;
 }
@@ -88,7 +96,9 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
                  storage_.num_blocks(), fingerprint_of(model, options_)),
       memory_(CachingPool::create()),
       workspace_(memory_),
-      head_(model) {
+      head_(model),
+      traffic_(model, storage_.shape()) {
+  if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
                  options_.max_num_seqs * kv::BlockTable::blocks_for(options_.max_model_len));
   sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
@@ -111,26 +121,34 @@ RequestId Engine::submit(Request request) {
     sequences.back()->times.submitted = now;
     reserve_prompt_scores(*sequences.back(), vocab_size);
   }
+  const int num_prompt = sequences.front()->num_prompt;
+  const int num_answers = static_cast<int>(sequences.size());
   scheduler_.submit(std::move(sequences));
+  for (int choice = 0; trace_ != nullptr && choice < num_answers; ++choice) {
+    trace_->submitted({.request = next_id_, .choice = choice}, num_prompt, now);
+  }
   return next_id_++;
 }
 
 void Engine::cancel(RequestId id) { scheduler_.cancel(id); }
 
 std::vector<StepOutput> Engine::step() {
+  const Clock::time_point begun = Clock::now();
   try {
-    return run_step();
+    return run_step(begun);
   } catch (...) {
     recover();
+    if (trace_ != nullptr) trace_->step({.index = stats_.steps, .failed = true}, begun, Clock::now());
     throw;
   }
 }
 
-std::vector<StepOutput> Engine::run_step() {
-  const Clock::time_point begun = Clock::now();
+std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
+  EngineStats before = stats_;
+  before.preemptions = scheduler_.counters().preemptions;
   const StepPlan* plan = nullptr;
   {
-    const Stopwatch watch(stats_.plan_seconds);
+    const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "plan");
     plan = &scheduler_.plan(times_.prompt_rows());
     update_storage();
     build_batch(*plan, batch_);
@@ -144,11 +162,12 @@ std::vector<StepOutput> Engine::run_step() {
     times_.record(decode_rows, plan->num_tokens - decode_rows, milliseconds(Clock::now() - started) / 1e3);
   }
   {
-    const Stopwatch watch(stats_.plan_seconds);
+    const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "commit");
     scheduler_.commit(*plan, sampled_);
     update_storage();
   }
   std::vector<StepOutput> outputs = collect(*plan, begun);
+  measure(*plan, before, begun);
 #ifdef NDEBUG
   if (!scheduler_.has_work()) check_invariants();
 #else
@@ -164,10 +183,10 @@ void Engine::forward(const StepPlan& plan) {
   ops::ExecContext ctx{.kernels = model_.backend().kernels, .pool = &model_.pool(), .workspace = &workspace_};
   Tensor hidden;
   {
-    const Stopwatch watch(stats_.forward_seconds);
+    const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "forward");
     hidden = model_.decoder().forward(batch_.inputs, storage_, ctx);
   }
-  head_.run(hidden, batch_, plan, sampled_, ctx, stats_);
+  head_.run(hidden, batch_, plan, sampled_, ctx, stats_, trace_.get());
   ++stats_.steps;
 #ifndef NDEBUG
   NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths);
@@ -193,15 +212,39 @@ std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point 
   for (const PlannedSequence& entry : plan.entries) {
     Sequence& sequence = *entry.sequence;
     stats_.prompt_tokens += std::max(0, std::min(entry.first + entry.count, sequence.num_prompt) - entry.first);
-    if (!sequence.times.first_planned) sequence.times.first_planned = begun;
-    if (!sequence.finished()) outputs.push_back(report(sequence, now));
+    if (!sequence.times.first_planned) {
+      sequence.times.first_planned = begun;
+      if (trace_ != nullptr) trace_->first_step({.request = sequence.id, .choice = sequence.choice}, begun);
+    }
+    if (!sequence.finished()) outputs.push_back(report(sequence, now, trace_.get()));
   }
-  for (const auto& sequence : scheduler_.finished()) outputs.push_back(report(*sequence, now));
+  for (const auto& sequence : scheduler_.finished()) outputs.push_back(report(*sequence, now, trace_.get()));
   for (const StepOutput& output : outputs) {
     stats_.generated_tokens += static_cast<std::int64_t>(output.token_ids.size());
   }
   scheduler_.forget_finished();
   return outputs;
+}
+
+/// Speeds, and the trace. `before`: the counters when the step began.
+void Engine::measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun) {
+  StepWork work;
+  work.generated_tokens = stats_.generated_tokens - before.generated_tokens;
+  work.forward_seconds = stats_.forward_seconds - before.forward_seconds;
+  if (plan.num_tokens > 0) {
+    work.read_bytes = traffic_.bytes(batch_.inputs, HeadRunner::num_groups(batch_.logit_uses.size()));
+  }
+  const Clock::time_point ended = Clock::now();
+  throughput_.record(work, begun, ended, scheduler_.has_work());
+  if (trace_ == nullptr) return;
+  trace_->step({.index = before.steps,
+                .rows = plan.num_tokens,
+                .prompt_rows = static_cast<int>(stats_.prompt_tokens - before.prompt_tokens),
+                .sequences = static_cast<int>(plan.entries.size()),
+                .preemptions = scheduler_.counters().preemptions - before.preemptions,
+                .running = scheduler_.num_running(),
+                .waiting = scheduler_.num_waiting()},
+               begun, ended);
 }
 
 /// After an exception: nothing was committed, but whatever caused it would come again, so the running sequences end.
@@ -223,6 +266,11 @@ EngineStats Engine::stats() const {
   stats.prefix_hit_tokens = scheduler_.counters().prefix_hit_tokens;
   stats.forked_tokens = scheduler_.counters().forked_tokens;
   stats.preemptions = scheduler_.counters().preemptions;
+  stats.read_bytes = throughput_.read_bytes();
+  stats.tokens_per_s = throughput_.total().tokens_per_s;
+  stats.read_gb_per_s = throughput_.total().read_gb_per_s;
+  stats.recent_tokens_per_s = throughput_.recent().tokens_per_s;
+  stats.recent_read_gb_per_s = throughput_.recent().read_gb_per_s;
   stats.kv_bytes = storage_.bytes();
   stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
   stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());

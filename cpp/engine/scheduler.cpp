@@ -85,11 +85,6 @@ void Scheduler::cancel_running() {
   for (auto& sequence : running_) sequence->cancel_requested = true;
 }
 
-bool Scheduler::anything_decodes() const {
-  return std::any_of(running_.begin(), running_.end(),
-                     [](const auto& sequence) { return !sequence->cancel_requested && decodes(*sequence); });
-}
-
 // ---- planning ----
 
 const StepPlan& Scheduler::plan(int prefill_tokens) {

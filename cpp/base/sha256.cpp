@@ -125,7 +125,9 @@ Sha256::Sha256(bool allow_instructions)
     : compress_(compress_portable), state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                            0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19} {
 #if defined(__x86_64__)
-  if (allow_instructions && has_sha_instructions()) compress_ = compress_sha;
+  // Asked once: on a virtual machine cpuid leaves the guest and takes longer than hashing a block of tokens.
+  static const bool has_instructions = has_sha_instructions();
+  if (allow_instructions && has_instructions) compress_ = compress_sha;
 #else
   static_cast<void>(allow_instructions);
 #endif

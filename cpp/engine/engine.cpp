@@ -60,9 +60,14 @@ Clock::time_point deadline_after(Clock::time_point start, double seconds) {
 }
 
 /// What is new about a sequence; remembers what has been given out, so that no token is reported twice.
-StepOutput report(Sequence& sequence, Clock::time_point now) {
+StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
+  const AnswerId answer{.request = sequence.id, .choice = sequence.choice};
   const bool has_token = sequence.num_generated() > 0 || sequence.finish_reason == FinishReason::stop;
-  if (has_token && !sequence.times.first_token) sequence.times.first_token = now;
+  if (has_token && !sequence.times.first_token) {
+    sequence.times.first_token = now;
+    if (trace != nullptr) trace->first_token(answer, now);
+  }
+  if (sequence.num_generated() > sequence.num_reported) sequence.times.last_token = now;
   StepOutput output;
   output.request_id = sequence.id;
   output.choice = sequence.choice;
@@ -77,13 +82,16 @@ StepOutput report(Sequence& sequence, Clock::time_point now) {
   output.error_code = sequence.error_code;
   output.num_prompt_tokens = sequence.num_prompt;
   output.num_cached_tokens = sequence.num_cached_tokens;
-  output.metrics = metrics_at(sequence.times, now);
+  output.metrics = metrics_at(sequence.times, sequence.num_generated(), now);
   sequence.num_reported = sequence.num_generated();
   const bool cut_short = sequence.finish_reason == FinishReason::abort ||
                          (sequence.finish_reason == FinishReason::timeout && sequence.num_generated() == 0);
   if (sequence.finished() && !cut_short) {
     output.prompt_logprobs = std::move(sequence.prompt_logprobs);
     output.prompt_logits = std::move(sequence.prompt_logits);
+  }
+  if (sequence.finished() && trace != nullptr) {
+    trace->ended(answer, sequence.finish_reason, sequence.num_generated(), sequence.num_cached_tokens, now);
   }
   return output;
 }
@@ -100,7 +108,9 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
                  storage_.num_blocks(), fingerprint_of(model, options_)),
       memory_(CachingPool::create()),
       workspace_(memory_),
-      head_(model) {
+      head_(model),
+      traffic_(model, storage_.shape()) {
+  if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
                  options_.max_num_seqs * kv::BlockTable::blocks_for(options_.max_model_len));
   sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
@@ -134,7 +144,13 @@ std::vector<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
 void Engine::submit(RequestId id, std::vector<std::unique_ptr<Sequence>> answers) {
   NB_ASSERT(id >= next_id_);
   for (auto& sequence : answers) sequence->id = id;
+  const int num_answers = static_cast<int>(answers.size());
+  const int num_prompt = answers.front()->num_prompt;
+  const Clock::time_point submitted = answers.front()->times.submitted;
   scheduler_.submit(std::move(answers));
+  for (int choice = 0; trace_ != nullptr && choice < num_answers; ++choice) {
+    trace_->submitted({.request = id, .choice = choice}, num_prompt, submitted);
+  }
   next_id_ = id + 1;
 }
 
@@ -147,26 +163,28 @@ RequestId Engine::submit(Request request) {
 void Engine::cancel(RequestId id) { scheduler_.cancel(id); }
 
 std::vector<StepOutput> Engine::step() {
+  const Clock::time_point begun = Clock::now();
   try {
-    return run_step();
+    return run_step(begun);
   } catch (const Error& error) {
-    recover(error.code(), error.what());
+    recover(error.code(), error.what(), begun);
     throw;
   } catch (const std::bad_alloc&) {
-    recover(ErrorCode::out_of_memory, "not enough memory for a step");
+    recover(ErrorCode::out_of_memory, "not enough memory for a step", begun);
     throw;
   } catch (const std::exception& error) {
-    recover(ErrorCode::internal, error.what());
+    recover(ErrorCode::internal, error.what(), begun);
     throw;
   }
 }
 
-std::vector<StepOutput> Engine::run_step() {
-  const Clock::time_point begun = Clock::now();
+std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
+  EngineStats before = stats_;
+  before.preemptions = scheduler_.counters().preemptions;
   scheduler_.end_overdue(begun);
   const StepPlan* plan = nullptr;
   {
-    const Stopwatch watch(stats_.plan_seconds);
+    const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "plan");
     plan = &scheduler_.plan(times_.prompt_rows());
     update_storage();
     build_batch(*plan, batch_);
@@ -180,11 +198,12 @@ std::vector<StepOutput> Engine::run_step() {
     times_.record(decode_rows, plan->num_tokens - decode_rows, milliseconds(Clock::now() - started) / 1e3);
   }
   {
-    const Stopwatch watch(stats_.plan_seconds);
+    const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "commit");
     scheduler_.commit(*plan, sampled_);
     update_storage();
   }
   std::vector<StepOutput> outputs = collect(*plan, begun);
+  measure(*plan, before, begun);
 #ifdef NDEBUG
   if (!scheduler_.has_work()) check_invariants();
 #else
@@ -200,10 +219,10 @@ void Engine::forward(const StepPlan& plan) {
   ops::ExecContext ctx{.kernels = model_.backend().kernels, .pool = &model_.pool(), .workspace = &workspace_};
   Tensor hidden;
   {
-    const Stopwatch watch(stats_.forward_seconds);
+    const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "forward");
     hidden = model_.decoder().forward(batch_.inputs, storage_, ctx);
   }
-  head_.run(hidden, batch_, plan, sampled_, ctx, stats_);
+  head_.run(hidden, batch_, plan, sampled_, ctx, stats_, trace_.get());
   ++stats_.steps;
 #ifndef NDEBUG
   NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths);
@@ -229,10 +248,13 @@ std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point 
   for (const PlannedSequence& entry : plan.entries) {
     Sequence& sequence = *entry.sequence;
     stats_.prompt_tokens += std::max(0, std::min(entry.first + entry.count, sequence.num_prompt) - entry.first);
-    if (!sequence.times.first_planned) sequence.times.first_planned = begun;
-    if (!sequence.finished()) outputs.push_back(report(sequence, now));
+    if (!sequence.times.first_planned) {
+      sequence.times.first_planned = begun;
+      if (trace_ != nullptr) trace_->first_step({.request = sequence.id, .choice = sequence.choice}, begun);
+    }
+    if (!sequence.finished()) outputs.push_back(report(sequence, now, trace_.get()));
   }
-  for (const auto& sequence : scheduler_.finished()) outputs.push_back(report(*sequence, now));
+  for (const auto& sequence : scheduler_.finished()) outputs.push_back(report(*sequence, now, trace_.get()));
   for (const StepOutput& output : outputs) {
     stats_.generated_tokens += static_cast<std::int64_t>(output.token_ids.size());
   }
@@ -240,8 +262,30 @@ std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point 
   return outputs;
 }
 
+/// Speeds, and the trace. `before`: the counters when the step began.
+void Engine::measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun) {
+  StepWork work;
+  work.generated_tokens = stats_.generated_tokens - before.generated_tokens;
+  work.forward_seconds = stats_.forward_seconds - before.forward_seconds;
+  if (plan.num_tokens > 0) {
+    work.read_bytes = traffic_.bytes(batch_.inputs, HeadRunner::num_groups(batch_.logit_uses.size()));
+  }
+  const Clock::time_point ended = Clock::now();
+  throughput_.record(work, begun, ended, scheduler_.has_work());
+  if (trace_ == nullptr) return;
+  trace_->step({.index = before.steps,
+                .rows = plan.num_tokens,
+                .prompt_rows = static_cast<int>(stats_.prompt_tokens - before.prompt_tokens),
+                .sequences = static_cast<int>(plan.entries.size()),
+                .preemptions = scheduler_.counters().preemptions - before.preemptions,
+                .running = scheduler_.num_running(),
+                .waiting = scheduler_.num_waiting()},
+               begun, ended);
+}
+
 /// After an exception: nothing was committed, but whatever caused it would come again, so the running sequences end.
-void Engine::recover(ErrorCode code, const char* error) {
+void Engine::recover(ErrorCode code, const char* error, Clock::time_point begun) {
+  if (trace_ != nullptr) trace_->step({.index = stats_.steps, .failed = true}, begun, Clock::now());
   scheduler_.cancel_running(code, error);
   past_growths_ += workspace_.num_growths();
   workspace_ = Workspace(memory_);
@@ -259,6 +303,11 @@ EngineStats Engine::stats() const {
   stats.prefix_hit_tokens = scheduler_.counters().prefix_hit_tokens;
   stats.forked_tokens = scheduler_.counters().forked_tokens;
   stats.preemptions = scheduler_.counters().preemptions;
+  stats.read_bytes = throughput_.read_bytes();
+  stats.tokens_per_s = throughput_.total().tokens_per_s;
+  stats.read_gb_per_s = throughput_.total().read_gb_per_s;
+  stats.recent_tokens_per_s = throughput_.recent().tokens_per_s;
+  stats.recent_read_gb_per_s = throughput_.recent().read_gb_per_s;
   stats.kv_bytes = storage_.bytes();
   stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
   stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());

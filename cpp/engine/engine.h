@@ -17,6 +17,9 @@
 #include "engine/scheduler.h"
 #include "engine/step_shapes.h"
 #include "engine/step_times.h"
+#include "engine/step_trace.h"
+#include "engine/step_traffic.h"
+#include "engine/throughput.h"
 #include "kv/kv_storage.h"
 #include "model/model.h"
 #include "tensor/workspace.h"
@@ -32,6 +35,7 @@ struct EngineOptions {
   std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
   std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
   bool enable_prefix_caching = true;
+  std::string trace_path{};  ///< file for a trace of the steps, see StepTrace; empty: none
 };
 
 /// What one step did for one answer to a request.
@@ -54,7 +58,7 @@ struct StepOutput {
 class Engine {
  public:
   /// `model` must outlive the engine, and one engine runs it at a time. Throws invalid_argument naming the option,
-  /// or out_of_memory with the numbers.
+  /// out_of_memory with the numbers, or io naming a trace_path that cannot be written.
   Engine(const model::Model& model, const EngineOptions& options);
 
   /// Queues a request and returns its id. Throws invalid_argument, overloaded or (no room for prompt_logits)
@@ -81,16 +85,20 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   const model::Model& model() const { return model_; }
 
+  /// Completes the trace, as the destructor does.
+  void end_trace() { trace_.reset(); }
+
   /// Throws internal if a block is lost or counted wrongly. Called after every step in Debug builds, and in Release
   /// builds by the step that leaves no work.
   void check_invariants() { scheduler_.check_invariants(); }
 
  private:
-  std::vector<StepOutput> run_step();
+  std::vector<StepOutput> run_step(Clock::time_point begun);
   void forward(const StepPlan& plan);
   void update_storage();
   std::vector<StepOutput> collect(const StepPlan& plan, Clock::time_point begun);
-  void recover(ErrorCode code, const char* error);
+  void measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun);
+  void recover(ErrorCode code, const char* error, Clock::time_point begun);
 
   const model::Model& model_;
   EngineOptions options_;
@@ -103,7 +111,10 @@ class Engine {
   std::vector<TokenId> sampled_;
   StepShapes shapes_;
   StepTimes times_;
-  std::size_t past_growths_ = 0;  // of workspaces given up after an error
+  StepTraffic traffic_;
+  Throughput throughput_;
+  std::unique_ptr<StepTrace> trace_;  // none: nothing is traced
+  std::size_t past_growths_ = 0;      // of workspaces given up after an error
   RequestId next_id_ = 1;
   EngineStats stats_;
 };

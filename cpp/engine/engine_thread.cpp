@@ -112,6 +112,7 @@ void EngineThread::work() {
       give_up(Error(ErrorCode::internal, error.what()));
     }
   }
+  engine_.end_trace();
 }
 
 /// Takes what has arrived, or waits for it if there is nothing else to do. False when it is time to end.

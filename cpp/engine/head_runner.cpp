@@ -49,7 +49,7 @@ HeadRunner::HeadRunner(const model::Model& model)
     : model_(model), samplers_(static_cast<std::size_t>(model.pool().num_threads())), errors_(kGroupRows) {}
 
 void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
-                     ops::ExecContext& ctx, EngineStats& stats) {
+                     ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace) {
   const std::int64_t vocab_size = model_.config().vocab_size;
   logits_rows_ = 0;
   for (std::size_t begin = 0; begin < batch.logit_uses.size(); begin += kGroupRows) {
@@ -69,10 +69,10 @@ void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan
       logits_rows_ = std::max(logits_rows_, static_cast<int>(count));
     }
     {
-      const Stopwatch watch(stats.forward_seconds);
+      const PhaseTimer timer(stats.forward_seconds, trace, "head");
       model_.decoder().head(hidden, rows, group.logits, std::span(argmax).first(count), ctx);
     }
-    const Stopwatch watch(stats.sample_seconds);
+    const PhaseTimer timer(stats.sample_seconds, trace, "sample");
     std::fill(errors_.begin(), errors_.end(), nullptr);
     model_.pool().run([&](const Part& part) { finish_rows(group, part); });
     for (const std::exception_ptr& error : errors_) {

@@ -10,6 +10,7 @@
 
 #include "engine/batch_builder.h"
 #include "engine/metrics.h"
+#include "engine/step_trace.h"
 #include "model/model.h"
 #include "ops/ops.h"
 #include "sampling/sampler.h"
@@ -27,7 +28,10 @@ class HeadRunner {
   /// `hidden` is the decoder's output for batch.inputs. A request whose masks leave no token gets the message in
   /// Sequence::error and its sampled[entry] stays as it was. Throws internal if a row itself has nothing to draw from.
   void run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
-           ops::ExecContext& ctx, EngineStats& stats);
+           ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace = nullptr);
+
+  /// Groups that so many logit rows make, each of which reads the head once.
+  static int num_groups(std::size_t num_rows) { return static_cast<int>((num_rows + kGroupRows - 1) / kGroupRows); }
 
   /// Rows of the largest group of the last run that needed logits.
   int logits_rows() const { return logits_rows_; }

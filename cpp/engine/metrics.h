@@ -11,12 +11,13 @@ namespace nb::engine {
 
 using Clock = std::chrono::steady_clock;
 
-/// When things happened to one request.
+/// When things happened to one answer.
 struct RequestTimes {
   Clock::time_point submitted{};
   Clock::time_point deadline = Clock::time_point::max();
   std::optional<Clock::time_point> first_planned{};
   std::optional<Clock::time_point> first_token{};
+  std::optional<Clock::time_point> last_token{};  ///< the newest one
 };
 
 /// Milliseconds since submission; what has not happened yet counts up to now.
@@ -24,16 +25,23 @@ struct RequestMetrics {
   double queue_ms = 0.0;  ///< until the first step it took part in
   double ttft_ms = 0.0;   ///< until the first token; total_ms for a request without output
   double total_ms = 0.0;  ///< until now
+  /// Output tokens after the first, per second between the first and the newest; 0 with fewer than two, or if all of
+  /// them came in one step.
+  double tokens_per_s = 0.0;
 };
 
 inline double milliseconds(Clock::duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
 }
 
-inline RequestMetrics metrics_at(const RequestTimes& times, Clock::time_point now) {
-  return {.queue_ms = milliseconds(times.first_planned.value_or(now) - times.submitted),
-          .ttft_ms = milliseconds(times.first_token.value_or(now) - times.submitted),
-          .total_ms = milliseconds(now - times.submitted)};
+inline RequestMetrics metrics_at(const RequestTimes& times, int num_generated, Clock::time_point now) {
+  RequestMetrics metrics{.queue_ms = milliseconds(times.first_planned.value_or(now) - times.submitted),
+                         .ttft_ms = milliseconds(times.first_token.value_or(now) - times.submitted),
+                         .total_ms = milliseconds(now - times.submitted)};
+  if (num_generated > 1 && times.last_token > times.first_token) {
+    metrics.tokens_per_s = 1e3 * (num_generated - 1) / milliseconds(*times.last_token - *times.first_token);
+  }
+  return metrics;
 }
 
 /// The engine's counters since it was made, and its state now.
@@ -56,19 +64,11 @@ struct EngineStats {
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
   std::int64_t generated_tokens = 0;   ///< output tokens reported
   std::int64_t prompt_tokens = 0;      ///< prompt tokens computed
-};
-
-/// Adds the time of its life to a counter.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(Clock::now()) {}
-  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& seconds_;
-  Clock::time_point begin_;
+  std::int64_t read_bytes = 0;         ///< weights, keys and values that the steps had to read; see StepTraffic
+  double tokens_per_s = 0.0;           ///< generated, per second in which there was work
+  double read_gb_per_s = 0.0;          ///< read_bytes / 10^9 per second of forward pass
+  double recent_tokens_per_s = 0.0;    ///< as above, over the last Throughput::kWindowSteps steps
+  double recent_read_gb_per_s = 0.0;
 };
 
 }  // namespace nb::engine

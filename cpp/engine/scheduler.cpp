@@ -63,7 +63,11 @@ void Scheduler::submit(Queue sequences) {
            " requests run and ", num_waiting(), " wait; max_num_seqs is ", limits_.max_num_seqs, ", max_waiting ",
            limits_.max_waiting, arriving > 1 ? concat(", and ", arriving, " answers are wanted") : "");
   for (auto& sequence : sequences) {
-    if (cache_) sequence->root = cache_->root(sequence->request.cache_salt);
+    if (cache_) {
+      sequence->prefix.root = cache_->root(sequence->request.cache_salt);
+      // So that commit() never allocates.
+      sequence->prefix.keys.reserve(static_cast<std::size_t>(sequence->max_len / kBlockTokens));
+    }
     waiting_.push_back(std::move(sequence));
   }
 }
@@ -98,11 +102,6 @@ void Scheduler::end_overdue(Clock::time_point now) {
   };
   mark(running_);
   mark(waiting_);
-}
-
-bool Scheduler::anything_decodes() const {
-  return std::any_of(running_.begin(), running_.end(),
-                     [](const auto& sequence) { return !sequence->ends_early() && decodes(*sequence); });
 }
 
 // ---- planning ----
@@ -194,7 +193,7 @@ bool Scheduler::admit_next() {
 void Scheduler::adopt(Sequence& sequence) {
   if (!cache_ || sequence.table.length() % kBlockTokens != 0) return;
   const int adopted =
-      kBlockTokens * sequence.table.adopt(*cache_, sequence.root, sequence.tokens, most_cached_blocks(sequence));
+      kBlockTokens * sequence.table.adopt(*cache_, sequence.prefix, sequence.tokens, most_cached_blocks(sequence));
   sequence.computed_len_ += adopted;
   sequence.num_published += adopted / kBlockTokens;
   if (!sequence.was_computed) sequence.num_cached_tokens += adopted;
@@ -223,7 +222,7 @@ bool Scheduler::find_leader(Sequence& sequence) {
   sequence.shared_len = 0;
   for (const auto& other : running_) {
     if (!other->is_older_than(sequence) || other->ends_early()) continue;
-    if (!cache_ || other->root != sequence.root || other->computed_len() >= other->num_prompt) continue;
+    if (!cache_ || other->prefix.root != sequence.prefix.root || other->computed_len() >= other->num_prompt) continue;
     const int most = most_cached_blocks(sequence) * kBlockTokens;
     const auto their_prompt = std::span(other->tokens).first(static_cast<std::size_t>(other->num_prompt));
     const int common = std::min(most, common_len(sequence.tokens, their_prompt) / kBlockTokens * kBlockTokens);
@@ -310,7 +309,7 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
 void Scheduler::publish(Sequence& sequence) {
   if (!cache_) return;
   for (; sequence.num_published < sequence.computed_len() / kBlockTokens; ++sequence.num_published) {
-    sequence.table.publish(*cache_, pool_, sequence.root, sequence.tokens, sequence.num_published, freed_blocks_);
+    sequence.table.publish(*cache_, pool_, sequence.prefix, sequence.tokens, sequence.num_published, freed_blocks_);
   }
 }
 

@@ -102,8 +102,6 @@ class Scheduler {
   const kv::BlockPool& pool() const { return pool_; }
   const SchedulerLimits& limits() const { return limits_; }
   const SchedulerCounters& counters() const { return counters_; }
-  /// Whether a running sequence waits for nothing but its next token.
-  bool anything_decodes() const;
 
   /// Throws internal unless blocks, counts and sequences agree. O(blocks + tokens of the running sequences).
   void check_invariants();

@@ -80,7 +80,7 @@ class Sequence {
   std::vector<TokenId> stop_ids;
   std::unique_ptr<TokenMonitor> monitor;  ///< none: nobody watches
   kv::BlockTable table;
-  kv::PrefixRoot root{};       ///< of its namespace in the prefix cache
+  kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks
   int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
   Sequence* leader = nullptr;  ///< a running sequence that computes tokens this one needs too, which it waits for
   bool forks_leader = false;   ///< it is an answer to the same prompt, to be forked when that is stored

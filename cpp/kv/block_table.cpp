@@ -11,19 +11,19 @@ bool BlockTable::reserve(BlockPool& pool, int num_tokens) {
   return missing <= 0 || pool.allocate(missing, blocks_);
 }
 
-int BlockTable::adopt(PrefixCache& cache, const PrefixRoot& root, std::span<const TokenId> tokens, int max_blocks) {
+int BlockTable::adopt(PrefixCache& cache, PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks) {
   NB_ASSERT(length_ == capacity());
-  const int adopted = cache.extend(root, tokens, max_blocks, blocks_);
+  const int adopted = cache.extend(keys, tokens, max_blocks, blocks_);
   length_ = capacity();
   return adopted;
 }
 
-void BlockTable::publish(PrefixCache& cache, BlockPool& pool, const PrefixRoot& root, std::span<const TokenId> tokens,
+void BlockTable::publish(PrefixCache& cache, BlockPool& pool, PrefixKeys& keys, std::span<const TokenId> tokens,
                          int index, std::vector<BlockId>& freed) {
   const std::size_t count = static_cast<std::size_t>(index) + 1;
   NB_ASSERT(index >= 0 && static_cast<int>(count) * kBlockTokens <= length_);
   BlockId& own = blocks_[count - 1];
-  const BlockId found = cache.publish(root, tokens.first(count * kBlockTokens), std::span(blocks_).first(count));
+  const BlockId found = cache.publish(keys, tokens.first(count * kBlockTokens), std::span(blocks_).first(count));
   if (found == own) return;
   pool.add_ref(found);
   if (pool.release(own)) freed.push_back(own);

@@ -32,11 +32,11 @@ class BlockTable {
 
   /// Shares the cached blocks that continue this table with `tokens`, up to `max_blocks` in all; returns how many came.
   /// Everything reserved must be in use and full.
-  int adopt(PrefixCache& cache, const PrefixRoot& root, std::span<const TokenId> tokens, int max_blocks);
+  int adopt(PrefixCache& cache, PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks);
 
   /// Publishes block `index`, whose KV is stored, and those before it are published. If equal content was published
   /// before, the table shares that block from now on; the own one is appended to `freed` if that made it free.
-  void publish(PrefixCache& cache, BlockPool& pool, const PrefixRoot& root, std::span<const TokenId> tokens, int index,
+  void publish(PrefixCache& cache, BlockPool& pool, PrefixKeys& keys, std::span<const TokenId> tokens, int index,
                std::vector<BlockId>& freed);
 
   /// An empty table becomes a copy of the first `num_tokens` positions of `other`: shares the full blocks, and gets a

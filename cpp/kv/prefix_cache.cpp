@@ -56,7 +56,7 @@ PrefixRoot PrefixCache::root(std::string_view salt) const {
   return hash.finish();
 }
 
-int PrefixCache::extend(const PrefixRoot& root, std::span<const TokenId> tokens, int max_blocks,
+int PrefixCache::extend(PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks,
                         std::vector<BlockId>& chain) {
   forget_evicted();
   const std::size_t before = chain.size();
@@ -64,9 +64,9 @@ int PrefixCache::extend(const PrefixRoot& root, std::span<const TokenId> tokens,
   while (chain.size() < most) {
     const BlockId parent = chain.empty() ? kNoBlock : chain.back();
     NB_ASSERT(parent == kNoBlock || is_published(parent));
-    const Digest& parent_key = parent == kNoBlock ? root : entry(parent).key;
+    const Digest& parent_key = parent == kNoBlock ? keys.root : entry(parent).key;
     const std::span<const TokenId> wanted = block_tokens(tokens, chain.size());
-    const BlockId found = find(key_(parent_key, wanted), parent_key, parent, wanted);
+    const BlockId found = find(key_of(keys, tokens, chain.size()), parent_key, parent, wanted);
     if (found == kNoBlock) break;
     chain.push_back(found);
     pool_.add_ref(found);
@@ -74,7 +74,7 @@ int PrefixCache::extend(const PrefixRoot& root, std::span<const TokenId> tokens,
   return static_cast<int>(chain.size() - before);
 }
 
-BlockId PrefixCache::publish(const PrefixRoot& root, std::span<const TokenId> tokens, std::span<const BlockId> chain) {
+BlockId PrefixCache::publish(PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> chain) {
   forget_evicted();
   NB_ASSERT(!chain.empty() && tokens.size() == chain.size() * kBlockTokens);
   const BlockId block = chain.back();
@@ -85,9 +85,9 @@ BlockId PrefixCache::publish(const PrefixRoot& root, std::span<const TokenId> to
     entries_.resize(static_cast<std::size_t>(block) + 1);
     tokens_.resize(entries_.size() * kBlockTokens);
   }
-  const Digest& parent_key = parent == kNoBlock ? root : entry(parent).key;
+  const Digest& parent_key = parent == kNoBlock ? keys.root : entry(parent).key;
   const std::span<const TokenId> own = block_tokens(tokens, chain.size() - 1);
-  const Digest key = key_(parent_key, own);
+  const Digest& key = key_of(keys, tokens, chain.size() - 1);
   if (const BlockId found = find(key, parent_key, parent, own); found != kNoBlock) return found;
   pool_.keep(block);
   BlockId& head = buckets_[bucket_of(key)];
@@ -98,6 +98,14 @@ BlockId PrefixCache::publish(const PrefixRoot& root, std::span<const TokenId> to
   if (parent != kNoBlock) ++entry(parent).num_children;
   ++num_published_;
   return block;
+}
+
+/// The key of block `index` of a sequence with these tokens.
+const Digest& PrefixCache::key_of(PrefixKeys& keys, std::span<const TokenId> tokens, std::size_t index) const {
+  for (std::size_t next = keys.keys.size(); next <= index; ++next) {
+    keys.keys.push_back(key_(next == 0 ? keys.root : keys.keys.back(), block_tokens(tokens, next)));
+  }
+  return keys.keys[index];
 }
 
 bool PrefixCache::is_published(BlockId block) const {

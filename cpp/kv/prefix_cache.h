@@ -24,6 +24,13 @@ namespace nb::kv {
 /// A namespace's beginning: prefixes of different namespaces never match each other.
 using PrefixRoot = Digest;
 
+/// Where one sequence stands: its namespace, and the keys of its leading blocks as far as they were needed. Tokens are
+/// only ever appended, so a key is computed once, however often the sequence looks for its blocks.
+struct PrefixKeys {
+  PrefixRoot root{};
+  std::vector<Digest> keys{};
+};
+
 class PrefixCache {
  public:
   using KeyFunction = Digest (*)(const Digest& parent, std::span<const TokenId> tokens);
@@ -41,12 +48,13 @@ class PrefixCache {
   /// Appends to `chain`, a sequence's blocks from the root on, the published blocks that continue it with `tokens`, the
   /// sequence's tokens from the beginning, as long as it has fewer than `max_blocks`; takes a reference of each. Blocks
   /// that are in `chain` already must be published. Returns how many were appended.
-  int extend(const PrefixRoot& root, std::span<const TokenId> tokens, int max_blocks, std::vector<BlockId>& chain);
+  int extend(PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks, std::vector<BlockId>& chain);
 
   /// Makes the last block of `chain` findable: the KV of its tokens, the last 16 of `tokens`, is stored, and those
   /// before it are published. Returns the block that stands for them from now on: this one, or one with equal content
   /// that was published before, of which the caller must take a reference instead.
-  BlockId publish(const PrefixRoot& root, std::span<const TokenId> tokens, std::span<const BlockId> chain);
+  /// Allocates nothing if `keys` has room for the block.
+  BlockId publish(PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> chain);
 
   /// Whether the block can be found.
   bool is_published(BlockId block) const;
@@ -67,6 +75,7 @@ class PrefixCache {
 
   void forget_evicted();
   void forget(BlockId block);
+  const Digest& key_of(PrefixKeys& keys, std::span<const TokenId> tokens, std::size_t index) const;
   std::size_t bucket_of(const Digest& key) const;
   BlockId find(const Digest& key, const Digest& parent_key, BlockId parent, std::span<const TokenId> tokens) const;
   std::span<const TokenId> tokens_of(BlockId block) const;

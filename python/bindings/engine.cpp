@@ -97,7 +97,7 @@ using EngineHolder = std::unique_ptr<ModelEngine, DropEngine>;
 
 EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype, int max_model_len,
                          int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
-                         bool enable_prefix_caching) {
+                         bool enable_prefix_caching, const std::string& trace_path) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -108,6 +108,7 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
   options.kv_cache_bytes = kv_cache_bytes;
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
+  options.trace_path = trace_path;
   return EngineHolder(new ModelEngine(std::move(model), options));
 }
 
@@ -191,6 +192,11 @@ py::dict stats_of(const ModelEngine& self) {
   out["sample_seconds"] = stats.sample_seconds;
   out["generated_tokens"] = stats.generated_tokens;
   out["prompt_tokens"] = stats.prompt_tokens;
+  out["read_bytes"] = stats.read_bytes;
+  out["tokens_per_s"] = stats.tokens_per_s;
+  out["read_gb_per_s"] = stats.read_gb_per_s;
+  out["recent_tokens_per_s"] = stats.recent_tokens_per_s;
+  out["recent_read_gb_per_s"] = stats.recent_read_gb_per_s;
   return out;
 }
 
@@ -243,6 +249,7 @@ py::dict metrics_of(const engine::StepOutput& output) {
   out["queue_ms"] = output.metrics.queue_ms;
   out["ttft_ms"] = output.metrics.ttft_ms;
   out["total_ms"] = output.metrics.total_ms;
+  out["tokens_per_s"] = output.metrics.tokens_per_s;
   return out;
 }
 
@@ -291,7 +298,8 @@ void bind_engine(py::module_& module) {
   py::class_<ModelEngine, EngineHolder>(module, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
-           py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true)
+           py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
+           py::arg("trace_path") = "")
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),

@@ -275,8 +275,12 @@ class Engine:
         max_waiting: int = 0,
         kv_cache_bytes: int = 0,
         enable_prefix_caching: bool = True,
+        trace_path: str = "",
     ) -> None:
-        """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share."""
+        """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share.
+
+        trace_path: a file for a Chrome trace of the steps; empty for none. Raises CoreError (io) if it is not writable.
+        """
     def submit(
         self,
         outbox: Outbox,

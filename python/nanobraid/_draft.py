@@ -110,13 +110,11 @@ class Draft:
         outputs = [answer.result(index) for index, answer in enumerate(self._answers)]
         first = outputs[0]
         times = output.metrics
-        ttft_ms, total_ms = times.get("ttft_ms", 0.0), times.get("total_ms", 0.0)
-        later = len(first.token_ids) - 1
         metrics = RequestMetrics(
             queue_ms=times.get("queue_ms", 0.0),
-            ttft_ms=ttft_ms,
-            total_ms=total_ms,
-            tokens_per_s=1e3 * later / (total_ms - ttft_ms) if later > 0 and total_ms > ttft_ms else 0.0,
+            ttft_ms=times.get("ttft_ms", 0.0),
+            total_ms=times.get("total_ms", 0.0),
+            tokens_per_s=times.get("tokens_per_s", 0.0),
             kv_reuse_ratio=output.num_cached_tokens / len(prompt_ids),
         )
         return RequestOutput(

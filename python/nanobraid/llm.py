@@ -59,6 +59,9 @@ class LLM:
         deterministic: Equal requests give equal tokens however they are batched. On CPU this always holds, so both
             values are accepted and give the same result.
         seed: Default for requests whose `SamplingParams` have none. Equal prompts with an equal seed give equal text.
+        trace_path: A file for a trace of every step and request, for ui.perfetto.dev or chrome://tracing; it is
+            replaced, written while the LLM runs and complete when that is closed. Has times and numbers of tokens, no
+            text. None: no trace.
 
     Raises:
         InvalidArgumentError: An option is outside its range.
@@ -66,7 +69,7 @@ class LLM:
         ModelNotFoundError: There is no such model.
         DownloadError: The model could not be downloaded.
         FormatError: The model file is damaged.
-        ModelIOError: The model file cannot be read.
+        ModelIOError: The model file cannot be read, or `trace_path` not be written.
         OutOfMemoryError: Weights, or keys and values, do not fit in memory.
     """
 
@@ -86,6 +89,7 @@ class LLM:
         enable_prefix_caching: bool | None = None,
         deterministic: bool | None = None,
         seed: int | None = None,
+        trace_path: str | os.PathLike[str] | None = None,
     ) -> None:
         from nanobraid import _export_cache, models
 
@@ -107,6 +111,7 @@ class LLM:
         if deterministic not in (None, False, True):
             raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
         self._seed = SamplingParams(seed=seed).seed
+        trace = _trace_file(trace_path)
 
         path = _export_cache.model_file(models.ensure(model))
         _logging.follow_python_level()
@@ -114,7 +119,11 @@ class LLM:
         with core_errors():
             self._model = _core.Model(str(path), backend, dtype, threads)
             engine = _core.Engine(
-                self._model, kv_dtype=kv_dtype, enable_prefix_caching=enable_prefix_caching is not False, **limits
+                self._model,
+                kv_dtype=kv_dtype,
+                enable_prefix_caching=enable_prefix_caching is not False,
+                trace_path=trace,
+                **limits,
             )
         self._path = path
         self._kv_dtype = engine.kv_dtype
@@ -171,7 +180,11 @@ class LLM:
         }
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the engine: requests running and waiting, blocks of keys and values, steps, tokens, seconds."""
+        """Counters of the engine: requests running and waiting, blocks of keys and values, steps, tokens, seconds.
+
+        Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
+        and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps.
+        """
         return self._driver.stats()
 
     def generate(
@@ -192,7 +205,7 @@ class LLM:
             cache_salt: Namespace of the prefix cache: requests of different ones never share keys and values, nor can
                 tell by their times what others have asked.
             timeout_s: Seconds after which a request ends with what it has, finish reason ``timeout``. None: no limit.
-            progress: Show a progress bar on stderr. None: with more than one prompt, if stderr is a terminal.
+            progress: Show a progress bar on stderr, if that is a terminal. None: with more than one prompt.
 
         Returns:
             One output per prompt, in the order of the prompts.
@@ -212,19 +225,20 @@ class LLM:
         ]
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
-            progress = len(prompt_ids) > 1 and sys.stderr.isatty()
+            progress = len(prompt_ids) > 1
         call = Call(streams=False)
         try:
             for i, ids in enumerate(prompt_ids):
                 self._driver.submit(call, i, ids, **options[i])
-            with _progress_bar(len(prompt_ids)) if progress else nullcontext() as bar:
+            with _progress_bar(len(prompt_ids)) if progress and sys.stderr.isatty() else nullcontext() as bar:
                 while outputs := self._driver.wait(call):
                     for i, output in outputs:
                         drafts[i].add(output)
-                        if output.finish_reason is not None and drafts[i].finished:
+                        ended = output.finish_reason is not None and drafts[i].finished
+                        if ended:
                             results[i] = drafts[i].result(texts[i], prompt_ids[i])
-                            if bar is not None:
-                                bar.advance()
+                        if bar is not None:
+                            bar.add(tokens=len(output.token_ids), prompts=int(ended))
         except BaseException:
             self._driver.cancel(call)
             raise
@@ -410,11 +424,11 @@ class LLM:
         )
 
 
-class _Advancing(Protocol):
-    def advance(self) -> None: ...
+class _Bar(Protocol):
+    def add(self, *, tokens: int, prompts: int) -> None: ...
 
 
-def _progress_bar(total: int) -> AbstractContextManager[_Advancing]:
+def _progress_bar(total: int) -> AbstractContextManager[_Bar]:
     from nanobraid._progress import PromptBar
 
     return PromptBar(total)
@@ -423,6 +437,19 @@ def _progress_bar(total: int) -> AbstractContextManager[_Advancing]:
 def _require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise InvalidArgumentError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _trace_file(path: str | os.PathLike[str] | None) -> str:
+    """The core's convention: empty for no trace."""
+    if path is None:
+        return ""
+    try:
+        name = os.fspath(path)
+    except TypeError:
+        name = ""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InvalidArgumentError(f"trace_path must be the path of a file, or None, got {path!r}")
+    return name
 
 
 def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:

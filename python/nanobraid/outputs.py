@@ -11,9 +11,10 @@ class RequestMetrics:
 
     Attributes:
         queue_ms: Milliseconds from submission until its first step began.
-        ttft_ms: Milliseconds from submission until its first token; 0 if it produced none.
+        ttft_ms: Milliseconds from submission until its first token, or its end if there was none.
         total_ms: Milliseconds from submission until it ended.
-        tokens_per_s: Speed of generation after the first token; 0 with fewer than two tokens.
+        tokens_per_s: Tokens after the first one, per second between the first and the last; 0 with fewer than two. Of
+            the first answer, as all of these.
         kv_reuse_ratio: Share of the prompt's tokens whose keys and values were reused instead of computed.
     """
 

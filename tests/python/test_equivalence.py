@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 import nanobraid as nb
+from nanobraid import _core
 
 PARAGRAPH = (
     "The harbour was quiet in the early morning. Fishing boats lay side by side, their nets drying on the quay, and a "
@@ -63,3 +65,64 @@ def test_sampled_tokens_depend_on_seed_and_position_only(model_path: Path, llm: 
     assert together == single
     with nb.LLM(model_path, num_threads=1, max_model_len=1024, max_batch_tokens=7, max_num_seqs=3) as sliced:
         assert [out.token_ids for out in sliced.generate(PROMPTS, params)] == single
+
+
+def _random_requests(
+    seed: int, ids: list[int], count: int, longest: int, max_tokens: int
+) -> tuple[list[list[int]], list[nb.SamplingParams]]:
+    """Prompts of which many begin alike; greedy and sampled, some with several answers, all with logprobs."""
+    draw = random.Random(seed)
+    prompts, params = [], []
+    for i in range(count):
+        begin = draw.choice((0, 0, 40))
+        tail = [draw.randrange(1000, 20000) for _ in range(draw.randrange(4))]
+        prompts.append(ids[begin : begin + draw.choice((16, 32, draw.randint(1, longest)))] + tail)
+        params.append(
+            nb.SamplingParams(
+                temperature=draw.choice((0.0, 0.0, 0.9)),
+                top_p=draw.choice((1.0, 0.9)),
+                repetition_penalty=draw.choice((1.0, 1.2)),
+                frequency_penalty=draw.choice((0.0, 0.3)),
+                max_tokens=draw.randint(max_tokens // 2, max_tokens),
+                ignore_eos=True,
+                logprobs=2,
+                n=draw.choice((1, 1, 2)),
+                seed=seed + i,
+            )
+        )
+    return prompts, params
+
+
+@pytest.mark.parametrize("device", _core.available_backends())
+def test_random_requests_are_answered_as_if_alone(model_path: Path, device: str) -> None:
+    slow = device in ("reference", "scalar")
+    with nb.LLM(model_path) as llm:
+        ids = llm.tokenizer.encode(PARAGRAPH * 3)
+    prompts, params = _random_requests(7, ids, *((3, 20, 4) if slow else (8, 60, 60)))
+
+    with nb.LLM(model_path, device=device, num_threads=2, max_model_len=256, enable_prefix_caching=False) as llm:
+        alone = [llm.generate([prompt], p)[0].outputs for prompt, p in zip(prompts, params, strict=True)]
+        stats = llm.stats()
+        assert stats["prefix_hit_tokens"] == 0
+
+    needed = [-(-(len(prompt) + p.max_tokens) // 16) for prompt, p in zip(prompts, params, strict=True)]
+    blocks = max(2 * sum(need * p.n for need, p in zip(needed, params, strict=True)) // 5, *needed)
+    with nb.LLM(
+        model_path,
+        device=device,
+        num_threads=1,
+        max_model_len=256,
+        max_batch_tokens=23,
+        kv_cache_bytes=blocks * stats["kv_bytes"] // stats["blocks_total"],
+    ) as llm:
+        for attempt in ("empty cache", "full cache"):
+            cancelled = llm.stream(prompts[0], nb.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+            next(cancelled)
+            cancelled.close()
+            together = [out.outputs for out in llm.generate(prompts, params)]
+            assert together == alone, attempt
+        stats = llm.stats()
+        assert stats["prefix_hit_tokens"] > 0
+        assert stats["blocks_owned"] == 0
+        if not slow:
+            assert stats["preemptions"] > 0

@@ -21,6 +21,7 @@ _MODEL_FIELDS = (
     "max_batch_tokens",
     "max_waiting",
     "kv_cache_bytes",
+    "trace_path",
 )
 _SAMPLING_FIELDS = (
     "temperature",
@@ -62,6 +63,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-cache-bytes", type=int, metavar="N", help="for keys and values (default: at most a quarter of memory)"
     )
+    group.add_argument("--trace-path", metavar="FILE", help="write a trace of the steps for ui.perfetto.dev")
 
 
 def add_sampling_options(

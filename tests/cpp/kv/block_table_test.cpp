@@ -81,7 +81,7 @@ TEST(BlockTable, ReleaseReportsOnlyBlocksThatBecameFree) {
 TEST(BlockTable, AdoptsCachedBlocksAndSwapsItsOwnForThem) {
   BlockPool pool(10);
   PrefixCache cache(pool, "f");
-  const PrefixRoot root = cache.root("");
+  PrefixKeys keys{.root = cache.root("")};
   const std::vector<TokenId> tokens(40, 3);
   std::vector<BlockId> freed;
   BlockTable first;
@@ -90,15 +90,15 @@ TEST(BlockTable, AdoptsCachedBlocksAndSwapsItsOwnForThem) {
   ASSERT_TRUE(second.reserve(pool, 40));  // computes the same at the same time
   first.grow_to(40);
   second.grow_to(40);
-  for (const int index : {0, 1}) first.publish(cache, pool, root, tokens, index, freed);
+  for (const int index : {0, 1}) first.publish(cache, pool, keys, tokens, index, freed);
   const std::vector<BlockId> own(second.reserved().begin(), second.reserved().end());
-  for (const int index : {0, 1}) second.publish(cache, pool, root, tokens, index, freed);
+  for (const int index : {0, 1}) second.publish(cache, pool, keys, tokens, index, freed);
   EXPECT_EQ(freed, (std::vector<BlockId>{own[0], own[1]}));
   EXPECT_EQ(second.reserved()[0], first.reserved()[0]);
   EXPECT_EQ(second.reserved()[1], first.reserved()[1]);
   EXPECT_EQ(second.reserved()[2], own[2]);
   BlockTable third;
-  EXPECT_EQ(third.adopt(cache, root, tokens, 2), 2);
+  EXPECT_EQ(third.adopt(cache, keys, tokens, 2), 2);
   EXPECT_EQ(third.length(), 32);
   EXPECT_EQ(third.slot_of(20), first.slot_of(20));
   ASSERT_TRUE(third.reserve(pool, 40));

@@ -27,11 +27,12 @@ Tokens numbers(int count, TokenId first = 0) {
 /// Allocates and publishes the blocks of `tokens`, as if they had been computed, and returns them.
 Blocks store(BlockPool& pool, PrefixCache& cache, const PrefixRoot& root, const Tokens& tokens) {
   Blocks chain;
-  cache.extend(root, tokens, static_cast<int>(tokens.size()), chain);
+  PrefixKeys keys{.root = root};
+  cache.extend(keys, tokens, static_cast<int>(tokens.size()), chain);
   while ((chain.size() + 1) * kBlockTokens <= tokens.size()) {
     if (!pool.allocate(1, chain)) ADD_FAILURE() << "no block";
     const std::size_t size = chain.size() * kBlockTokens;
-    EXPECT_EQ(cache.publish(root, std::span(tokens).first(size), chain), chain.back());
+    EXPECT_EQ(cache.publish(keys, std::span(tokens).first(size), chain), chain.back());
   }
   return chain;
 }
@@ -42,7 +43,8 @@ void give_back(BlockPool& pool, const Blocks& chain) {
 
 Blocks find(PrefixCache& cache, const PrefixRoot& root, const Tokens& tokens, int most = 1000) {
   Blocks chain;
-  cache.extend(root, tokens, most, chain);
+  PrefixKeys keys{.root = root};
+  cache.extend(keys, tokens, most, chain);
   return chain;
 }
 
@@ -97,6 +99,37 @@ TEST(PrefixCache, EqualKeysOfDifferentPrefixesDoNoHarm) {
   cache.check_invariants();
 }
 
+// A request that waits at the head of the queue looks for its blocks in every step.
+TEST(PrefixCache, ASequenceComputesTheKeyOfEachBlockOnce) {
+  static int num_hashes = 0;
+  const auto counting = [](const Digest& parent, std::span<const TokenId> tokens) {
+    ++num_hashes;
+    return PrefixCache::chain_key(parent, tokens);
+  };
+  BlockPool pool(40);
+  PrefixCache cache(pool, "f", counting);
+  const PrefixRoot root = cache.root("");
+  const Tokens tokens = numbers(20 * kBlockTokens);
+  const Blocks stored = store(pool, cache, root, Tokens(tokens.begin(), tokens.begin() + 12 * kBlockTokens));
+  num_hashes = 0;
+  PrefixKeys keys{.root = root};
+  for (int step = 0; step < 10; ++step) {
+    Blocks chain;
+    EXPECT_EQ(cache.extend(keys, tokens, 20, chain), 12);
+    EXPECT_EQ(chain, stored);
+    give_back(pool, chain);
+  }
+  EXPECT_EQ(num_hashes, 13) << "twelve that are found and one that is not";
+  Blocks chain;
+  cache.extend(keys, tokens, 20, chain);
+  for (std::size_t i = 12; i < 20; ++i) {
+    ASSERT_TRUE(pool.allocate(1, chain));
+    cache.publish(keys, std::span(tokens).first((i + 1) * kBlockTokens), chain);
+  }
+  EXPECT_EQ(num_hashes, 20) << "publishing uses the same keys";
+  EXPECT_EQ(find(cache, root, tokens), chain) << "and they are those that another sequence finds";
+}
+
 TEST(PrefixCache, EqualContentIsPublishedOnce) {
   BlockPool pool(10);
   PrefixCache cache(pool, "f");
@@ -105,7 +138,8 @@ TEST(PrefixCache, EqualContentIsPublishedOnce) {
   const Blocks first = store(pool, cache, root, tokens);
   Blocks second;
   ASSERT_TRUE(pool.allocate(1, second));
-  EXPECT_EQ(cache.publish(root, tokens, second), first[0]);
+  PrefixKeys keys{.root = root};
+  EXPECT_EQ(cache.publish(keys, tokens, second), first[0]);
   EXPECT_FALSE(cache.is_published(second[0]));
   EXPECT_EQ(cache.num_published(), 1);
 }
@@ -129,13 +163,13 @@ TEST(PrefixCache, TheTailIsEvictedBeforeWhatItDependsOn) {
 TEST(PrefixCache, MisuseIsAnInternalError) {
   BlockPool pool(4);
   PrefixCache cache(pool, "f");
-  const PrefixRoot root = cache.root("");
+  PrefixKeys keys{.root = cache.root("")};
   Blocks chain;
   ASSERT_TRUE(pool.allocate(2, chain));
   const Tokens tokens = numbers(32);
-  EXPECT_EQ(code_of([&] { cache.publish(root, tokens, chain); }), ErrorCode::internal);  // parent unpublished
-  EXPECT_EQ(code_of([&] { cache.publish(root, numbers(31), chain); }), ErrorCode::internal);
-  EXPECT_EQ(code_of([&] { cache.extend(root, numbers(48), 3, chain); }), ErrorCode::internal);
+  EXPECT_EQ(code_of([&] { cache.publish(keys, tokens, chain); }), ErrorCode::internal);  // parent unpublished
+  EXPECT_EQ(code_of([&] { cache.publish(keys, numbers(31), chain); }), ErrorCode::internal);
+  EXPECT_EQ(code_of([&] { cache.extend(keys, numbers(48), 3, chain); }), ErrorCode::internal);
 }
 
 // Random chains over few tokens, against a map from whole prefixes to blocks.
@@ -164,9 +198,9 @@ TEST(PrefixCache, RandomOperationsAgreeWithAMap) {
       const std::size_t length = 1 + random() % 5;
       for (std::size_t i = 0; i < length; ++i)
         owner.tokens.insert(owner.tokens.end(), 16, static_cast<int>(random() % 2));
-      const PrefixRoot root = cache.root(owner.salt);
+      PrefixKeys keys{.root = cache.root(owner.salt)};
       forget();
-      cache.extend(root, owner.tokens, 100, owner.chain);
+      cache.extend(keys, owner.tokens, 100, owner.chain);
       Tokens prefix;
       for (std::size_t i = 0; i < length; ++i) {
         prefix.insert(prefix.end(), 16, owner.tokens[i * 16]);
@@ -179,7 +213,7 @@ TEST(PrefixCache, RandomOperationsAgreeWithAMap) {
         ASSERT_TRUE(i > owner.chain.size() || found == stored.end());
         if (i > owner.chain.size() || !pool.allocate(1, owner.chain)) break;
         forget();
-        ASSERT_EQ(cache.publish(root, prefix, owner.chain), owner.chain.back());
+        ASSERT_EQ(cache.publish(keys, prefix, owner.chain), owner.chain.back());
         stored[{owner.salt, prefix}] = owner.chain.back();
       }
       owners.push_back(std::move(owner));

@@ -133,12 +133,15 @@ class Guided:
             literals = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(source))
             grammar = matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {literals}\n")
         else:
-            grammar = matcher.grammar_from_json_schema(source, defaults=_JSON_OPTIONS)
+            try:
+                grammar = matcher.grammar_from_json_schema(source, defaults=_JSON_OPTIONS)
+            except ValueError as error:
+                raise InvalidArgumentError(f"guided: llguidance refuses the JSON schema: {_line(str(error))}") from None
         is_error, messages = matcher.validate_grammar_with_warnings(grammar)
         if is_error:
-            raise InvalidArgumentError(f"guided: llguidance refuses the {_NAMES[kind]}: {'; '.join(messages)}")
+            raise InvalidArgumentError(f"guided: llguidance refuses the {_NAMES[kind]}: {_line('; '.join(messages))}")
         for message in messages:
-            logger.warning("guided: llguidance says of the %s: %s", _NAMES[kind], message)
+            logger.warning("guided: llguidance says of the %s: %s", _NAMES[kind], _line(message))
         return cls(kind, source, grammar)
 
 
@@ -189,7 +192,7 @@ class GuidedMatcher:
 
     def _require_no_error(self) -> None:
         if self._matcher.is_error():
-            raise InvalidArgumentError(f"guided: llguidance cannot go on: {self._matcher.get_error()}")
+            raise InvalidArgumentError(f"guided: llguidance cannot go on: {_line(self._matcher.get_error())}")
 
 
 class GuidedPlan:
@@ -199,7 +202,7 @@ class GuidedPlan:
         self._vocabulary = vocabulary
         self._prototype = _llguidance().LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
         if self._prototype.is_error():
-            raise InvalidArgumentError(f"guided: {self._prototype.get_error()}")
+            raise InvalidArgumentError(f"guided: llguidance refuses the grammar: {_line(self._prototype.get_error())}")
 
     def matcher(self) -> GuidedMatcher:
         """Returns what follows one answer from its beginning."""
@@ -262,14 +265,31 @@ class _Wrapper:
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], end_id: int) -> None:
         self._core = tokenizer.core  # not the tokenizer itself, whose end is the end of this
         self._text_tokens = tokens
+        self._ids = {token: i for i, token in enumerate(tokens) if token}
+        self._longest = max(map(len, tokens), default=0)
         self.eos_token_id = end_id
         self.special_token_ids = [end_id]
         self.tokens = [*tokens, b"<|end of the answer|>"]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        if isinstance(text, bytes):
-            text = text.decode()
-        return list(self._core.encode(text, False, False, False))
+        data = text if isinstance(text, bytes) else text.encode()
+        ids = list(self._core.encode(data.decode(), False, False, False))
+        if b"".join(self._text_tokens[i] for i in ids) == data:
+            return ids
+        return self._longest_tokens(data)  # normalisation has changed the text, or put a space in front of it
+
+    def _longest_tokens(self, data: bytes) -> list[int]:
+        ids = []
+        begin = 0
+        while begin < len(data):
+            for end in range(min(len(data), begin + self._longest), begin, -1):
+                if (token_id := self._ids.get(data[begin:end])) is not None:
+                    ids.append(token_id)
+                    break
+            else:
+                break  # no token spells the byte: what comes before it is all there is
+            begin = end
+        return ids
 
 
 _lock = threading.Lock()
@@ -284,6 +304,11 @@ def _llguidance() -> ModuleType:
             "guided decoding needs the package llguidance: pip install 'nanobraid[guided]'"
         ) from None
     return llguidance
+
+
+def _line(message: str) -> str:
+    """A message of several lines, in which places are marked by position, as one line."""
+    return " ".join(message.split())
 
 
 def _checked_text(what: str, text: object, allowed: str) -> str:

@@ -19,20 +19,33 @@ struct HeadRunner::Group {
 
 namespace {
 
-bool needs_logits(const LogitUse& use, const StepPlan& plan) {
-  const Sequence& sequence = *plan.entries[static_cast<std::size_t>(use.entry)].sequence;
-  const auto& params = sequence.request.sampling;
-  const bool drawn = params.logprobs || !sampling::is_plain_greedy(params, sequence.num_generated());
-  return use.scores || (use.samples && drawn);
+/// Whether the argmax that the head has found is the token.
+bool takes_argmax(const Sequence& sequence) {
+  return sequence.constraint == nullptr &&
+         sampling::is_plain_greedy(sequence.request.sampling, sequence.num_generated());
 }
 
-TokenId draw_token(const Sequence& sequence, std::span<const float> logits, sampling::Sampler& sampler) {
-  return sampler.sample({.logits = logits,
-                         .params = sequence.request.sampling,
-                         .seed = sequence.seed,
-                         .tokens = sequence.tokens,
-                         .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
-                         .stop_ids = sequence.stop_ids});
+bool needs_logits(const LogitUse& use, const StepPlan& plan) {
+  const Sequence& sequence = *plan.entries[static_cast<std::size_t>(use.entry)].sequence;
+  return use.scores || (use.samples && (sequence.request.sampling.logprobs || !takes_argmax(sequence)));
+}
+
+/// Fills `bits` with the tokens that may come next: those of the constraint, and where it says that the answer may end,
+/// and only there, those that end the sequence.
+void fill_allowed(const Sequence& sequence, std::span<std::uint32_t> bits) {
+  constexpr std::uint32_t kWordBits = 32;
+  std::fill(bits.begin(), bits.end(), 0);
+  bool may_end = false;
+  try {
+    may_end = sequence.constraint->allow(bits);
+  } catch (const std::exception& error) {
+    throw Error(ErrorCode::invalid_argument, error.what());  // of this request, whatever it was
+  }
+  for (const TokenId token : sequence.stop_ids) {
+    std::uint32_t& word = bits[static_cast<std::uint32_t>(token) / kWordBits];
+    const std::uint32_t bit = std::uint32_t{1} << static_cast<std::uint32_t>(token) % kWordBits;
+    word = may_end ? word | bit : word & ~bit;
+  }
 }
 
 /// Appends the row of one drawn token, in the place of one that was never committed.
@@ -46,7 +59,27 @@ void store_logprobs(Sequence& sequence, TokenId token, std::span<const float> lo
 }  // namespace
 
 HeadRunner::HeadRunner(const model::Model& model)
-    : model_(model), samplers_(static_cast<std::size_t>(model.pool().num_threads())), errors_(kGroupRows) {}
+    : model_(model),
+      samplers_(static_cast<std::size_t>(model.pool().num_threads())),
+      errors_(kGroupRows),
+      allowed_(samplers_.size()) {}
+
+TokenId HeadRunner::draw_token(const Sequence& sequence, std::span<const float> logits, std::size_t thread) {
+  std::span<const std::uint32_t> allowed;
+  if (sequence.constraint != nullptr) {
+    auto& bits = allowed_[thread];
+    bits.resize((logits.size() + 31) / 32);
+    fill_allowed(sequence, bits);
+    allowed = bits;
+  }
+  return samplers_[thread].sample({.logits = logits,
+                                   .params = sequence.request.sampling,
+                                   .seed = sequence.seed,
+                                   .tokens = sequence.tokens,
+                                   .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
+                                   .stop_ids = sequence.stop_ids,
+                                   .allowed_bits = allowed});
+}
 
 void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
                      ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace) {
@@ -86,7 +119,7 @@ void HeadRunner::finish_rows(const Group& group, const Part& part) {
   for (std::size_t row = static_cast<std::size_t>(part.index); row < group.uses.size();
        row += static_cast<std::size_t>(part.count)) {
     try {
-      finish_row(group, row, samplers_[static_cast<std::size_t>(part.index)]);
+      finish_row(group, row, static_cast<std::size_t>(part.index));
     } catch (const Error& error) {
       // The request's own fault stays its own: the others of the step go on.
       if (error.code() == ErrorCode::invalid_argument) {
@@ -101,7 +134,8 @@ void HeadRunner::finish_rows(const Group& group, const Part& part) {
   }
 }
 
-void HeadRunner::finish_row(const Group& group, std::size_t row, sampling::Sampler& sampler) {
+void HeadRunner::finish_row(const Group& group, std::size_t row, std::size_t thread) {
+  sampling::Sampler& sampler = samplers_[thread];
   const LogitUse& use = group.uses[row];
   const std::size_t entry = static_cast<std::size_t>(use.entry);
   Sequence& sequence = *group.plan.entries[entry].sequence;
@@ -112,10 +146,8 @@ void HeadRunner::finish_row(const Group& group, std::size_t row, sampling::Sampl
   }
   if (use.scores) store_prompt_score(sequence, use.position, logits, sampler);
   if (!use.samples) return;
-  const auto& params = sequence.request.sampling;
-  const bool plain = sampling::is_plain_greedy(params, sequence.num_generated());
-  const TokenId token = plain ? group.argmax[row] : draw_token(sequence, logits, sampler);
-  if (params.logprobs) store_logprobs(sequence, token, logits, sampler);
+  const TokenId token = takes_argmax(sequence) ? group.argmax[row] : draw_token(sequence, logits, thread);
+  if (sequence.request.sampling.logprobs) store_logprobs(sequence, token, logits, sampler);
   group.sampled[entry] = token;
 }
 

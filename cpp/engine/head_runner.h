@@ -4,6 +4,7 @@
 // need no logits at all. Not for deciding which rows (batch_builder.h). Used by the thread that runs steps.
 #pragma once
 
+#include <cstdint>
 #include <exception>
 #include <span>
 #include <vector>
@@ -26,7 +27,8 @@ class HeadRunner {
 
   /// Sets sampled[entry] for every entry of the plan that samples and fills the prompt scores of its sequences.
   /// `hidden` is the decoder's output for batch.inputs. A request whose masks leave no token gets the message in
-  /// Sequence::error and its sampled[entry] stays as it was. Throws internal if a row itself has nothing to draw from.
+  /// Sequence::error and its sampled[entry] stays as it was, and so does one whose constraint fails. Throws internal if
+  /// a row itself has nothing to draw from.
   void run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
            ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace = nullptr);
 
@@ -39,11 +41,13 @@ class HeadRunner {
  private:
   struct Group;
   void finish_rows(const Group& group, const Part& part);
-  void finish_row(const Group& group, std::size_t row, sampling::Sampler& sampler);
+  void finish_row(const Group& group, std::size_t row, std::size_t thread);
+  TokenId draw_token(const Sequence& sequence, std::span<const float> logits, std::size_t thread);
 
   const model::Model& model_;
-  std::vector<sampling::Sampler> samplers_;  // one per thread
-  std::vector<std::exception_ptr> errors_;   // one per row of a group
+  std::vector<sampling::Sampler> samplers_;          // one per thread
+  std::vector<std::exception_ptr> errors_;           // one per row of a group
+  std::vector<std::vector<std::uint32_t>> allowed_;  // one per thread: what a constraint allows, a bit per token
   int logits_rows_ = 0;
 };
 

@@ -35,6 +35,8 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
            request.timeout_seconds);
   NB_CHECK(request.sampling.min_tokens <= request.max_tokens, invalid_argument, "min_tokens (",
            request.sampling.min_tokens, ") must not exceed max_tokens (", request.max_tokens, ")");
+  NB_CHECK(!(request.make_constraint && request.ignore_eos), invalid_argument,
+           "ignore_eos cannot be true for a guided answer, which ends where its grammar says");
   constexpr int kMost = sampling::kMaxLogprobs;
   const int wanted = request.prompt_logprobs.value_or(0);
   NB_CHECK(wanted >= 0 && wanted <= kMost, invalid_argument, "prompt_logprobs must be in [0, ", kMost, "], got ",

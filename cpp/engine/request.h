@@ -3,9 +3,11 @@
 // Not for what the engine knows about it while it runs (sequence.h). Plain data.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,6 +26,24 @@ class TokenMonitor {
   virtual bool ends_with(TokenId token) noexcept = 0;
 };
 
+/// Says which tokens may come next in one answer, by rules that the engine does not know, such as a grammar of its
+/// text. An answer is one for which every token was allowed when it came; the tokens that end a sequence are the
+/// engine's business, and the constraint only says where they may stand. Never called by two threads at once, nor by
+/// the same one always: allow() by any thread of the step, so that the answers of a step may be worked on side by side.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+
+  /// Sets the bits of the tokens that may come next; token t is bit t % 32 (from the lowest) of word t / 32, and all
+  /// are 0 before. Returns whether the answer may end here. Called before each token is drawn; what it throws ends this
+  /// answer with its message, and no other.
+  virtual bool allow(std::span<std::uint32_t> bits) = 0;
+
+  /// Takes the next token, one that was allowed. Returns whether the answer is complete and nothing may follow. A
+  /// failure is kept for the next allow().
+  virtual bool accept(TokenId token) noexcept = 0;
+};
+
 /// The most answers to one prompt.
 inline constexpr int kMaxChoices = 128;
 
@@ -38,6 +58,9 @@ struct Request {
   bool prompt_logits = false;  ///< logits of every prompt position
   int n = 1;                   ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers
   std::function<std::unique_ptr<TokenMonitor>()> make_monitor{};  ///< one for each answer; empty: none
+  /// One for each answer; empty: none. Not together with ignore_eos. An answer that is complete ends with `stop`; one
+  /// that needs a token which other masks forbid (min_tokens too, if it is complete before) ends with `error`.
+  std::function<std::unique_ptr<TokenConstraint>()> make_constraint{};
   double timeout_seconds = 0.0;  ///< after submission it ends with what it has; 0 = no limit
   std::string cache_salt{};      ///< namespace of the prefix cache; requests of different ones share nothing
 };
@@ -49,7 +72,7 @@ void validate(const Request& request, int vocab_size, int max_model_len);
 /// Why a sequence ended.
 enum class FinishReason {
   none,     ///< it has not
-  stop,     ///< an end-of-sequence or stop token, not part of the output
+  stop,     ///< an end-of-sequence or stop token, not part of the output; or its monitor or constraint ended it
   length,   ///< max_tokens, or the end of the context
   abort,    ///< cancelled, or an error in a step it took part in, whose message is in the output
   timeout,  ///< its time was up

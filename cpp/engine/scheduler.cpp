@@ -300,6 +300,11 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
     sequence.finish_reason = FinishReason::stop;
     return;
   }
+  if (entry.samples && sequence.constraint != nullptr && sequence.constraint->accept(sampled) &&
+      sequence.num_generated() >= sequence.request.sampling.min_tokens) {
+    sequence.finish_reason = FinishReason::stop;
+    return;
+  }
   // A full sequence ends once nothing of it waits to be computed but its last output token, which nobody will read.
   const bool prompt_done = sequence.computed_len_ >= sequence.num_prompt;
   if (prompt_done && sequence.len() == sequence.max_len) sequence.finish_reason = FinishReason::length;

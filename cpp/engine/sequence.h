@@ -32,6 +32,7 @@ class Sequence {
     seed = request.sampling.seed ? *request.sampling.seed : random_seed();
     stop_ids = request.stop_token_ids;
     if (request.make_monitor) monitor = request.make_monitor();
+    if (request.make_constraint) constraint = request.make_constraint();
     if (!request.ignore_eos) stop_ids.insert(stop_ids.end(), eos_ids.begin(), eos_ids.end());
     tokens.reserve(static_cast<std::size_t>(max_len));  // so that commit() never allocates
   }
@@ -78,7 +79,8 @@ class Sequence {
   int max_len = 0;         ///< tokens at which it ends: prompt + max_tokens, or the context
   std::uint64_t seed = 0;  ///< the request's, or a random one
   std::vector<TokenId> stop_ids;
-  std::unique_ptr<TokenMonitor> monitor;  ///< none: nobody watches
+  std::unique_ptr<TokenMonitor> monitor;        ///< none: nobody watches
+  std::unique_ptr<TokenConstraint> constraint;  ///< none: any token may come
   kv::BlockTable table;
   kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks
   int num_published = 0;       ///< leading blocks of the table that are in the prefix cache

@@ -83,7 +83,7 @@ void keep_bits(Candidates& candidates, std::span<const std::uint32_t> bits) {
 void apply_allowed_tokens(Candidates& candidates, const StageInput& input) {
   if (!input.allowed_bits.empty()) {
     keep_bits(candidates, input.allowed_bits);
-    candidates.blame("the mask of allowed tokens");
+    candidates.blame("guided");
   }
   if (!input.params.allowed_token_ids) return;
   auto& bits = candidates.counts();  // all zero, and long enough once there is a word for each 32 tokens

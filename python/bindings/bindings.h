@@ -5,12 +5,14 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/request.h"
 #include "io/metadata_writer.h"
 #include "io/model_source.h"
 #include "text/stop_matcher.h"
@@ -62,6 +64,9 @@ class StoppingStream {
   text::StopMatcher matcher_;
   int num_passing_;
 };
+
+/// Makes constraints that ask plan.matcher(), a new object for each answer; nothing for None.
+std::function<std::unique_ptr<engine::TokenConstraint>()> constraint_maker(const pybind11::object& plan);
 
 /// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the
 /// key.

@@ -115,8 +115,8 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
 // Ends an answer with the token that completes a stop string.
 class StopMonitor : public engine::TokenMonitor {
  public:
-  StopMonitor(std::shared_ptr<const text::Tokenizer> tokenizer, StopRules rules)
-      : stream_(std::move(tokenizer), true, true, std::move(rules)) {}
+  StopMonitor(std::shared_ptr<const text::Tokenizer> tokenizer, bool at_start, StopRules rules)
+      : stream_(std::move(tokenizer), true, at_start, std::move(rules)) {}
   bool ends_with(TokenId token) noexcept override {
     stream_.push(token);
     return stream_.matched() != nullptr;
@@ -133,7 +133,8 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
                  int min_tokens, std::vector<std::vector<TokenId>> bad_words_token_ids,
                  std::optional<std::vector<TokenId>> allowed_token_ids, std::optional<int> logprobs,
                  std::optional<int> prompt_logprobs, bool prompt_logits, std::string cache_salt, int n,
-                 const FileTokenizer* stop_tokenizer, std::vector<std::string> stop, double timeout_seconds) {
+                 const FileTokenizer* stop_tokenizer, std::vector<std::string> stop, double timeout_seconds,
+                 const py::object& guided) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -160,10 +161,12 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
-    request.make_monitor = [tokenizer = stop_tokenizer->tokenizer, rules] {
-      return std::make_unique<StopMonitor>(tokenizer, rules);
+    const bool at_start = guided.is_none();  // a grammar counts the space that a text would begin without
+    request.make_monitor = [tokenizer = stop_tokenizer->tokenizer, at_start, rules] {
+      return std::make_unique<StopMonitor>(tokenizer, at_start, rules);
     };
   }
+  request.make_constraint = constraint_maker(guided);
   const py::gil_scoped_release release;
   return self.engine.submit(std::move(request), std::move(outbox));
 }
@@ -308,7 +311,7 @@ void bind_engine(py::module_& module) {
            py::arg("allowed_token_ids") = py::none(), py::arg("logprobs") = py::none(),
            py::arg("prompt_logprobs") = py::none(), py::arg("prompt_logits") = false, py::arg("cache_salt") = "",
            py::arg("n") = 1, py::arg("stop_tokenizer") = py::none(), py::arg("stop") = std::vector<std::string>{},
-           py::arg("timeout_seconds") = 0.0)
+           py::arg("timeout_seconds") = 0.0, py::arg("guided") = py::none())
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())

@@ -97,6 +97,15 @@ std::string decode(const FileTokenizer& self, const std::vector<TokenId>& ids, b
   return self.tokenizer->decode(ids, skip_special);
 }
 
+py::list token_bytes(const FileTokenizer& self) {
+  py::list out;
+  for (TokenId id = 0; id < self.tokenizer->vocab_size(); ++id) {
+    const std::string_view bytes = self.tokenizer->token_bytes(id);
+    out.append(self.tokenizer->is_special(id) ? py::object(py::none()) : py::bytes(bytes.data(), bytes.size()));
+  }
+  return out;
+}
+
 py::dict special_tokens(const FileTokenizer& self) {
   py::dict out;
   for (TokenId id = 0; id < self.tokenizer->vocab_size(); ++id) {
@@ -132,6 +141,7 @@ void bind_text(py::module_& module) {
       .def_property_readonly("chat_template", [](const FileTokenizer& self) { return self.chat_template; })
       .def_property_readonly("add_bos", [](const FileTokenizer& self) { return self.tokenizer->adds_bos(); })
       .def_property_readonly("special_tokens", &special_tokens)
+      .def("token_bytes", &token_bytes)
       .def("encode", &encode, py::arg("text"), py::arg("add_special_tokens") = true, py::arg("parse_special") = false,
            py::arg("at_start") = true)
       .def("encode_with_offsets", &encode_with_offsets, py::arg("text"), py::arg("add_special_tokens") = true,

@@ -25,6 +25,7 @@ from nanobraid.errors import (
     OverloadedError,
     UnsupportedError,
 )
+from nanobraid.guided import Guided
 from nanobraid.llm import LLM
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
@@ -43,6 +44,7 @@ __all__ = [
     "DeviceError",
     "DownloadError",
     "FormatError",
+    "Guided",
     "InternalError",
     "InvalidArgumentError",
     "Logprob",

@@ -165,6 +165,8 @@ class Tokenizer:
     @property
     def special_tokens(self) -> dict[str, int]:
         """Text and id of the tokens that encode() makes only with parse_special=True (<|im_end|>, ...)."""
+    def token_bytes(self) -> list[bytes | None]:
+        """For every token the bytes it stands for; None for control and unknown tokens, which are no text."""
     def encode(
         self, text: str, add_special_tokens: bool = True, parse_special: bool = False, at_start: bool = True
     ) -> list[int]: ...
@@ -309,9 +311,11 @@ class Engine:
         stop_tokenizer: Tokenizer | None = None,
         stop: list[str] = ...,
         timeout_seconds: float = 0.0,
+        guided: Any = None,
     ) -> int:
         """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
         prompt_logprobs or prompt_logits.
+        `guided` is None or has ``matcher()``, which is called for each answer (see nanobraid.guided).
 
         Raises CoreError (invalid_argument, overloaded) and leaves the engine unchanged on bad input.
         """

@@ -51,7 +51,12 @@ class Draft:
         self._prompt_output: _core.StepOutput | None = None
         self._answers = [
             _Answer(
-                tokenizer.stream(stop=options["stop"], include_stop=include_stop, min_tokens=options["min_tokens"]),
+                tokenizer.stream(
+                    at_start=options["guided"] is None,  # a grammar counts the space that a text would begin without
+                    stop=options["stop"],
+                    include_stop=include_stop,
+                    min_tokens=options["min_tokens"],
+                ),
                 options["logprobs"] is not None,
             )
             for _ in range(options["n"])

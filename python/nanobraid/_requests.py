@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nanobraid.errors import InvalidArgumentError
+from nanobraid.guided import plan_for
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
@@ -127,6 +128,7 @@ def request_options(
         "n": params.n,
         "stop": list(params.stop),
         "stop_tokenizer": tokenizer.core,
+        "guided": None if params.guided is None else plan_for(params.guided, tokenizer),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanobraid.errors import InvalidArgumentError, UnsupportedError
+from nanobraid.guided import Guided
 
 _MAX_SEED = 2**64 - 1
 _MAX_INT = 2**31 - 1
@@ -88,6 +89,9 @@ class SamplingParams:
             numbers, which depend on `seed` and its index.
         stop: Strings, at most 16, that end the answer wherever they come up in its text, across tokens too.
         include_stop_str_in_output: Keep the stop string at the end of the text instead of cutting it off.
+        guided: What the answer must look like, see `Guided`. It ends when it is complete and nothing may follow, or
+            with the end-of-sequence token or one of `stop_token_ids`, which are chosen only where it is complete.
+            `max_tokens` and stop strings may end it before. Not together with `ignore_eos`.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
@@ -115,6 +119,7 @@ class SamplingParams:
     n: int = 1
     stop: str | Sequence[str] = ()
     include_stop_str_in_output: bool = False
+    guided: Guided | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -156,8 +161,17 @@ class SamplingParams:
         put("stop", self._checked_stop())
         if not isinstance(self.include_stop_str_in_output, bool):
             raise _refuse("include_stop_str_in_output", self.include_stop_str_in_output, "True or False")
+        self._check_guided()
         if self.best_of is not None:
             raise UnsupportedError(f"best_of={self.best_of!r} is not supported; leave it out")
+
+    def _check_guided(self) -> None:
+        if self.guided is None:
+            return
+        if not isinstance(self.guided, Guided):
+            raise _refuse("guided", self.guided, "made by a method of Guided, as Guided.regex('[0-9]+'), or None")
+        if self.ignore_eos:
+            raise InvalidArgumentError("ignore_eos=True cannot be honoured with guided, which says where answers end")
 
     def _checked_stop(self) -> tuple[str, ...]:
         allowed = f"a string or a sequence of at most {_MAX_STOPS} strings, none of them empty"

@@ -12,10 +12,13 @@ import argparse
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 from nanobraid.commands import _options
 from nanobraid.commands._terminal import TextOut, note
 from nanobraid.errors import InvalidArgumentError
+from nanobraid.guided import Guided
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue")
     _options.add_model_options(parser)
     _options.add_sampling_options(parser, temperature=0.0, top_k=-1, top_p=1.0, max_tokens=64)
+    what = parser.add_argument_group("guided decoding (needs 'nanobraid[guided]')").add_mutually_exclusive_group()
+    what.add_argument("--json-schema", metavar="FILE|JSON", help="the answer is JSON that fits this schema")
+    what.add_argument("--regex", metavar="PATTERN", help="the answer matches from beginning to end")
+    what.add_argument("--choice", action="append", metavar="TEXT", help="the answer is one of these; repeat the option")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     prompt = _read_prompt(options.prompt)
-    params = _options.make_sampling_params(options)
+    params = replace(_options.make_sampling_params(options), guided=_guided(options))
     with _options.make_llm(options) as llm:
         out = TextOut()
         start = time.perf_counter()
@@ -50,6 +57,20 @@ def run(options: argparse.Namespace) -> int:
                 f"{config['dtype']} activations, {config['kv_dtype']} KV, {config['num_threads']} threads]"
             )
     return 0
+
+
+def _guided(options: argparse.Namespace) -> Guided | None:
+    if options.json_schema is not None:
+        given: str = options.json_schema
+        if given.lstrip().startswith("{"):
+            return Guided.json_schema(given)
+        try:
+            return Guided.json_schema(Path(given).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgumentError(f"--json-schema: cannot read {given}: {error}") from None
+    if options.regex is not None:
+        return Guided.regex(options.regex)
+    return None if options.choice is None else Guided.choice(options.choice)
 
 
 def _read_prompt(argument: str | None) -> str:

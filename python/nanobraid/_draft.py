@@ -34,6 +34,20 @@ class _Answer:
         )
 
 
+def _metrics(output: _core.StepOutput, num_tokens: int) -> RequestMetrics:
+    """Times of an answer of `num_tokens` tokens that ended with `output`."""
+    times = output.metrics
+    ttft_ms, total_ms = times.get("ttft_ms", 0.0), times.get("total_ms", 0.0)
+    later = num_tokens - 1
+    return RequestMetrics(
+        queue_ms=times.get("queue_ms", 0.0),
+        ttft_ms=ttft_ms,
+        total_ms=total_ms,
+        tokens_per_s=1e3 * later / (total_ms - ttft_ms) if later > 0 and total_ms > ttft_ms else 0.0,
+        kv_reuse_ratio=output.num_cached_tokens / max(output.num_prompt_tokens, 1),
+    )
+
+
 class Draft:
     """The texts and tokens of one request as they grow. Used by one thread at a time.
 
@@ -79,7 +93,8 @@ class Draft:
             return StreamPiece("", [], None, index=output.choice)
         begin, answer.reported = answer.reported, len(answer.token_ids)
         logprobs = None if answer.logprobs is None else answer.logprobs[begin:]
-        return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice)
+        metrics = _metrics(output, len(answer.token_ids)) if finished else None
+        return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice, metrics)
 
     def _named(self, row: list[tuple[int, float, int]]) -> TokenLogprobs:
         return {
@@ -93,16 +108,6 @@ class Draft:
         assert output is not None
         outputs = [answer.result(index) for index, answer in enumerate(self._answers)]
         first = outputs[0]
-        times = output.metrics
-        ttft_ms, total_ms = times.get("ttft_ms", 0.0), times.get("total_ms", 0.0)
-        later = len(first.token_ids) - 1
-        metrics = RequestMetrics(
-            queue_ms=times.get("queue_ms", 0.0),
-            ttft_ms=ttft_ms,
-            total_ms=total_ms,
-            tokens_per_s=1e3 * later / (total_ms - ttft_ms) if later > 0 and total_ms > ttft_ms else 0.0,
-            kv_reuse_ratio=output.num_cached_tokens / len(prompt_ids),
-        )
         return RequestOutput(
             text=first.text,
             token_ids=first.token_ids,
@@ -110,7 +115,7 @@ class Draft:
             prompt=prompt,
             prompt_token_ids=prompt_ids,
             num_cached_tokens=output.num_cached_tokens,
-            metrics=metrics,
+            metrics=_metrics(output, len(first.token_ids)),
             logprobs=first.logprobs,
             prompt_logprobs=self._prompt_logprobs(output),
             error=first.error,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <new>
 
 #include "base/error.h"
 #include "base/memory_info.h"
@@ -50,6 +51,13 @@ std::optional<std::string> fingerprint_of(const model::Model& model, const Engin
                 config.num_kv_heads, ' ', config.head_dim);
 }
 
+/// A time so far away that the clock cannot tell it is none.
+Clock::time_point deadline_after(Clock::time_point start, double seconds) {
+  const std::chrono::duration<double> left = Clock::time_point::max() - start;
+  if (seconds >= left.count() / 2) return Clock::time_point::max();
+  return start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
 /// What is new about a sequence; remembers what has been given out, so that no token is reported twice.
 StepOutput report(Sequence& sequence, Clock::time_point now) {
   const bool has_token = sequence.num_generated() > 0 || sequence.finish_reason == FinishReason::stop;
@@ -65,11 +73,14 @@ StepOutput report(Sequence& sequence, Clock::time_point now) {
   }
   output.finish_reason = sequence.finish_reason;
   output.error = sequence.error;
+  output.error_code = sequence.error_code;
   output.num_prompt_tokens = sequence.num_prompt;
   output.num_cached_tokens = sequence.num_cached_tokens;
   output.metrics = metrics_at(sequence.times, now);
   sequence.num_reported = sequence.num_generated();
-  if (sequence.finished() && sequence.finish_reason != FinishReason::abort) {
+  const bool cut_short = sequence.finish_reason == FinishReason::abort ||
+                         (sequence.finish_reason == FinishReason::timeout && sequence.num_generated() == 0);
+  if (sequence.finished() && !cut_short) {
     output.prompt_logprobs = std::move(sequence.prompt_logprobs);
     output.prompt_logits = std::move(sequence.prompt_logits);
   }
@@ -94,10 +105,11 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
   sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
 }
 
-RequestId Engine::submit(Request request) {
+std::vector<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
   const int vocab_size = model_.config().vocab_size;
   validate(request, vocab_size, options_.max_model_len);
-  const Clock::time_point now = Clock::now();
+  RequestTimes times{.submitted = Clock::now()};
+  if (request.timeout_seconds > 0.0) times.deadline = deadline_after(times.submitted, request.timeout_seconds);
   if (!request.sampling.seed) request.sampling.seed = random_seed();  // the same for all choices
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (int choice = 0; choice < request.n; ++choice) {
@@ -107,12 +119,25 @@ RequestId Engine::submit(Request request) {
       one.prompt_logits = false;
     }
     sequences.push_back(
-        std::make_unique<Sequence>(next_id_, std::move(one), options_.eos_ids, options_.max_model_len, choice));
-    sequences.back()->times.submitted = now;
+        std::make_unique<Sequence>(RequestId{0}, std::move(one), options_.eos_ids, options_.max_model_len, choice));
+    sequences.back()->times = times;
+    scheduler_.check_fits(*sequences.back());
     reserve_prompt_scores(*sequences.back(), vocab_size);
   }
-  scheduler_.submit(std::move(sequences));
-  return next_id_++;
+  return sequences;
+}
+
+void Engine::submit(RequestId id, std::vector<std::unique_ptr<Sequence>> answers) {
+  NB_ASSERT(id >= next_id_);
+  for (auto& sequence : answers) sequence->id = id;
+  scheduler_.submit(std::move(answers));
+  next_id_ = id + 1;
+}
+
+RequestId Engine::submit(Request request) {
+  const RequestId id = next_id_;
+  submit(id, prepare(std::move(request)));
+  return id;
 }
 
 void Engine::cancel(RequestId id) { scheduler_.cancel(id); }
@@ -120,14 +145,21 @@ void Engine::cancel(RequestId id) { scheduler_.cancel(id); }
 std::vector<StepOutput> Engine::step() {
   try {
     return run_step();
-  } catch (...) {
-    recover();
+  } catch (const Error& error) {
+    recover(error.code(), error.what());
+    throw;
+  } catch (const std::bad_alloc&) {
+    recover(ErrorCode::out_of_memory, "not enough memory for a step");
+    throw;
+  } catch (const std::exception& error) {
+    recover(ErrorCode::internal, error.what());
     throw;
   }
 }
 
 std::vector<StepOutput> Engine::run_step() {
   const Clock::time_point begun = Clock::now();
+  scheduler_.end_overdue(begun);
   const StepPlan* plan = nullptr;
   {
     const Stopwatch watch(stats_.plan_seconds);
@@ -205,8 +237,8 @@ std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point 
 }
 
 /// After an exception: nothing was committed, but whatever caused it would come again, so the running sequences end.
-void Engine::recover() {
-  scheduler_.cancel_running();
+void Engine::recover(ErrorCode code, const char* error) {
+  scheduler_.cancel_running(code, error);
   past_growths_ += workspace_.num_growths();
   workspace_ = Workspace(memory_);
   shapes_.forget();

@@ -40,8 +40,9 @@ struct StepOutput {
   int choice = 0;                  ///< which of its n answers
   std::vector<TokenId> token_ids;  ///< new tokens, in order; empty while the prompt is being computed
   FinishReason finish_reason = FinishReason::none;
-  std::string error;                             ///< what was wrong with the request, if it ended with `error`
-  std::vector<sampling::TokenLogprob> logprobs;  ///< if asked for: [token_ids, 1 + logprobs], see score_token()
+  std::string error;  ///< with `error`: what was wrong with it; `abort`: what failed, if anything
+  ErrorCode error_code = ErrorCode::invalid_argument;  ///< of `error`
+  std::vector<sampling::TokenLogprob> logprobs;        ///< if asked for: [token_ids, 1 + logprobs], see score_token()
   std::vector<sampling::TokenLogprob>
       prompt_logprobs;   ///< with the final output: [num_prompt - 1, 1 + prompt_logprobs]
   Buffer prompt_logits;  ///< with the final output, if asked for: f32[num_prompt, V]
@@ -59,6 +60,12 @@ class Engine {
   /// Queues a request and returns its id. Throws invalid_argument, overloaded or (no room for prompt_logits)
   /// out_of_memory, and leaves the engine unchanged.
   RequestId submit(Request request);
+
+  /// The first half of submit(), which other threads may call at any time: checks a request and allocates its answers.
+  std::vector<std::unique_ptr<Sequence>> prepare(Request request) const;
+
+  /// The second half: queues what prepare() returned under an id larger than all before. Throws overloaded.
+  void submit(RequestId id, std::vector<std::unique_ptr<Sequence>> answers);
 
   /// The next step reports the request with `abort` and gives its blocks back. Unknown ids are ignored.
   void cancel(RequestId id);
@@ -83,7 +90,7 @@ class Engine {
   void forward(const StepPlan& plan);
   void update_storage();
   std::vector<StepOutput> collect(const StepPlan& plan, Clock::time_point begun);
-  void recover();
+  void recover(ErrorCode code, const char* error);
 
   const model::Model& model_;
   EngineOptions options_;

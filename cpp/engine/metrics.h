@@ -13,9 +13,10 @@ using Clock = std::chrono::steady_clock;
 
 /// When things happened to one request.
 struct RequestTimes {
-  Clock::time_point submitted;
-  std::optional<Clock::time_point> first_planned;
-  std::optional<Clock::time_point> first_token;
+  Clock::time_point submitted{};
+  Clock::time_point deadline = Clock::time_point::max();
+  std::optional<Clock::time_point> first_planned{};
+  std::optional<Clock::time_point> first_token{};
 };
 
 /// Milliseconds since submission; what has not happened yet counts up to now.

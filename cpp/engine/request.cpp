@@ -31,6 +31,8 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
   check_tokens("prompt token", request.prompt, vocab_size);
   check_tokens("stop_token_ids", request.stop_token_ids, vocab_size);
   sampling::validate(request.sampling, vocab_size);
+  NB_CHECK(request.timeout_seconds >= 0.0, invalid_argument, "timeout_seconds must be > 0, or 0 for no limit, got ",
+           request.timeout_seconds);
   NB_CHECK(request.sampling.min_tokens <= request.max_tokens, invalid_argument, "min_tokens (",
            request.sampling.min_tokens, ") must not exceed max_tokens (", request.max_tokens, ")");
   constexpr int kMost = sampling::kMaxLogprobs;
@@ -49,6 +51,8 @@ const char* to_string(FinishReason reason) {
       return "length";
     case FinishReason::abort:
       return "abort";
+    case FinishReason::timeout:
+      return "timeout";
     case FinishReason::error:
       return "error";
   }

@@ -38,7 +38,8 @@ struct Request {
   bool prompt_logits = false;  ///< logits of every prompt position
   int n = 1;                   ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers
   std::function<std::unique_ptr<TokenMonitor>()> make_monitor{};  ///< one for each answer; empty: none
-  std::string cache_salt{};  ///< namespace of the prefix cache; requests of different ones share nothing
+  double timeout_seconds = 0.0;  ///< after submission it ends with what it has; 0 = no limit
+  std::string cache_salt{};      ///< namespace of the prefix cache; requests of different ones share nothing
 };
 
 /// Throws invalid_argument naming field, value and range. A prompt as long as the context leaves no room for output
@@ -47,14 +48,15 @@ void validate(const Request& request, int vocab_size, int max_model_len);
 
 /// Why a sequence ended.
 enum class FinishReason {
-  none,    ///< it has not
-  stop,    ///< an end-of-sequence or stop token, not part of the output
-  length,  ///< max_tokens, or the end of the context
-  abort,   ///< cancelled, or an error in a step it took part in
-  error,   ///< it asked for the impossible, as only its text has shown; the message is in the output
+  none,     ///< it has not
+  stop,     ///< an end-of-sequence or stop token, not part of the output
+  length,   ///< max_tokens, or the end of the context
+  abort,    ///< cancelled, or an error in a step it took part in, whose message is in the output
+  timeout,  ///< its time was up
+  error,    ///< it asked for the impossible, as only its text has shown; the message is in the output
 };
 
-/// "none", "stop", "length", "abort" or "error".
+/// "none", "stop", "length", "abort", "timeout" or "error".
 const char* to_string(FinishReason reason);
 
 }  // namespace nb::engine

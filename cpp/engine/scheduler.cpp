@@ -48,14 +48,15 @@ void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
   submit(std::move(one));
 }
 
+void Scheduler::check_fits(const Sequence& sequence) const {
+  const int needed = kv::BlockTable::blocks_for(sequence.max_len);
+  NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ", kBlockTokens,
+           " tokens (prompt of ", sequence.num_prompt, " tokens, ", sequence.max_len,
+           " with its output), the whole pool has ", pool_.num_blocks(), "; lower max_tokens or raise kv_cache_bytes");
+}
+
 void Scheduler::submit(Queue sequences) {
-  for (const auto& sequence : sequences) {
-    const int needed = kv::BlockTable::blocks_for(sequence->max_len);
-    NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ",
-             kBlockTokens, " tokens (prompt of ", sequence->num_prompt, " tokens, ", sequence->max_len,
-             " with its output), the whole pool has ", pool_.num_blocks(),
-             "; lower max_tokens or raise kv_cache_bytes");
-  }
+  for (const auto& sequence : sequences) check_fits(*sequence);
   const int places = limits_.max_num_seqs + limits_.max_waiting;
   const int arriving = static_cast<int>(sequences.size());
   NB_CHECK(limits_.max_waiting == 0 || num_running() + num_waiting() + arriving <= places, overloaded, num_running(),
@@ -72,7 +73,7 @@ bool Scheduler::cancel(RequestId id) {
   const auto mark = [&](auto& queue) {
     for (auto& sequence : queue) {
       if (sequence->id != id) continue;
-      sequence->cancel_requested = true;
+      sequence->end_early(FinishReason::abort);
       found = true;
     }
   };
@@ -81,13 +82,27 @@ bool Scheduler::cancel(RequestId id) {
   return found;
 }
 
-void Scheduler::cancel_running() {
-  for (auto& sequence : running_) sequence->cancel_requested = true;
+void Scheduler::cancel_running(ErrorCode code, const std::string& error) {
+  for (auto& sequence : running_) {
+    if (!sequence->end_early(FinishReason::abort)) continue;
+    sequence->error = error;
+    sequence->error_code = code;
+  }
+}
+
+void Scheduler::end_overdue(Clock::time_point now) {
+  const auto mark = [&](auto& queue) {
+    for (auto& sequence : queue) {
+      if (now >= sequence->times.deadline) sequence->end_early(FinishReason::timeout);
+    }
+  };
+  mark(running_);
+  mark(waiting_);
 }
 
 bool Scheduler::anything_decodes() const {
   return std::any_of(running_.begin(), running_.end(),
-                     [](const auto& sequence) { return !sequence->cancel_requested && decodes(*sequence); });
+                     [](const auto& sequence) { return !sequence->ends_early() && decodes(*sequence); });
 }
 
 // ---- planning ----
@@ -101,12 +116,12 @@ const StepPlan& Scheduler::plan(int prefill_tokens) {
   // Preemption takes from the end, so that an index stays valid.
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.cancel_requested || !decodes(sequence) || budget == 0) continue;
+    if (sequence.ends_early() || !decodes(sequence) || budget == 0) continue;
     if (take_blocks(sequence, sequence.len())) budget -= add(sequence, budget);
   }
   if (!plan_.entries.empty()) budget = std::min(budget, std::max(prefill_tokens, 0));
   for (const auto& sequence : running_) {
-    const bool computes = !sequence->cancel_requested && sequence->leader == nullptr && sequence->pending_len() > 1;
+    const bool computes = !sequence->ends_early() && sequence->leader == nullptr && sequence->pending_len() > 1;
     if (computes && budget > 0) budget -= add(*sequence, budget);
   }
   while (budget > 0 && !preempted_ && admit_next()) {
@@ -132,7 +147,7 @@ int Scheduler::add(Sequence& sequence, int budget) {
 void Scheduler::follow() {
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.cancel_requested || !sequence.follows) continue;
+    if (sequence.ends_early() || !sequence.follows) continue;
     if (sequence.leader != nullptr && !sequence.forks_leader) {
       adopt(sequence);
       if (sequence.leader->computed_len() >= sequence.shared_len) sequence.leader = nullptr;
@@ -148,7 +163,7 @@ void Scheduler::follow() {
 bool Scheduler::admit_next() {
   if (num_running() == limits_.max_num_seqs) return false;
   const auto oldest =
-      std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) { return !sequence->cancel_requested; });
+      std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) { return !sequence->ends_early(); });
   if (oldest == waiting_.end()) return false;
   Sequence& sequence = **oldest;
   const SchedulerCounters before = counters_;
@@ -190,7 +205,7 @@ void Scheduler::adopt(Sequence& sequence) {
 bool Scheduler::follow_sibling(Sequence& sequence) {
   if (sequence.computed_len() > 0 || sequence.num_generated() > 0 || sequence.scores_prompt()) return false;
   for (const auto& other : running_) {
-    if (other->id != sequence.id || !other->is_older_than(sequence) || other->cancel_requested) continue;
+    if (other->id != sequence.id || !other->is_older_than(sequence) || other->ends_early()) continue;
     if (other->computed_len() >= other->num_prompt) continue;
     sequence.leader = other.get();
     sequence.forks_leader = true;
@@ -207,7 +222,7 @@ bool Scheduler::find_leader(Sequence& sequence) {
   sequence.forks_leader = false;
   sequence.shared_len = 0;
   for (const auto& other : running_) {
-    if (!other->is_older_than(sequence) || other->cancel_requested) continue;
+    if (!other->is_older_than(sequence) || other->ends_early()) continue;
     if (!cache_ || other->root != sequence.root || other->computed_len() >= other->num_prompt) continue;
     const int most = most_cached_blocks(sequence) * kBlockTokens;
     const auto their_prompt = std::span(other->tokens).first(static_cast<std::size_t>(other->num_prompt));
@@ -329,7 +344,7 @@ template <class Sequences>
 void Scheduler::retire(Sequences& queue) {
   finished_.reserve(finished_.size() + queue.size());
   for (auto& sequence : queue) {
-    if (sequence->cancel_requested && !sequence->finished()) sequence->finish_reason = FinishReason::abort;
+    if (sequence->ends_early() && !sequence->finished()) sequence->finish_reason = sequence->early_end;
     if (!sequence->finished()) continue;
     leave(*sequence);
     sequence->forget_blocks(pool_, freed_blocks_);

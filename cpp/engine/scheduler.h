@@ -59,6 +59,9 @@ class Scheduler {
   /// `fingerprint`: see PrefixCache; none: nothing is cached.
   Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint = {});
 
+  /// Throws invalid_argument if the whole pool is too small for the sequence. Any thread may ask at any time.
+  void check_fits(const Sequence& sequence) const;
+
   /// Queues a sequence behind all others. Throws, without any change, invalid_argument if the whole pool is too small
   /// for it, and overloaded if too many wait.
   void submit(std::unique_ptr<Sequence> sequence);
@@ -69,8 +72,11 @@ class Scheduler {
   /// The next commit() ends the sequences of this id with `abort`; false if there is none.
   bool cancel(RequestId id);
 
-  /// As cancel() for every running sequence: after a step that failed.
-  void cancel_running();
+  /// As cancel() for every running sequence, with what went wrong: after a step that failed.
+  void cancel_running(ErrorCode code, const std::string& error);
+
+  /// The next commit() ends the sequences whose deadline has passed with `timeout`.
+  void end_overdue(Clock::time_point now);
 
   /// Divides the step: sequences with one pending token first, then slices of the oldest prompts, then admission in
   /// strict order of arrival. While anything decodes, prompts get at most `prefill_tokens` rows. Valid until the next

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/ids.h"
 #include "base/rng.h"
 #include "engine/metrics.h"
@@ -42,12 +43,19 @@ class Sequence {
   int pending_len() const { return len() - computed_len_; }
   int num_generated() const { return len() - num_prompt; }
   bool finished() const { return finish_reason != FinishReason::none; }
+  bool ends_early() const { return early_end != FinishReason::none; }
   bool stops_at(TokenId token) const { return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end(); }
   /// Whether the token after the last one is wanted (not so for a request that only scores its prompt).
   bool generates() const { return max_len > num_prompt; }
 
   /// Whether the logits of prompt positions are wanted, so that all of the prompt must be computed.
   bool scores_prompt() const { return request.prompt_logprobs.has_value() || request.prompt_logits; }
+  /// Asks for its end, for one of two reasons; false if that has been asked for before.
+  bool end_early(FinishReason reason) {
+    if (ends_early()) return false;
+    early_end = reason;
+    return true;
+  }
   /// Order of arrival.
   bool is_older_than(const Sequence& other) const { return id != other.id ? id < other.id : choice < other.choice; }
 
@@ -79,9 +87,10 @@ class Sequence {
   int shared_len = 0;          ///< tokens it shares with the leader
   bool follows = false;        ///< runs, but without blocks for all its tokens, since it waits or waited for a leader
   bool was_computed = false;   ///< has taken part in a step
-  bool cancel_requested = false;
+  FinishReason early_end = FinishReason::none;  ///< abort or timeout: the next commit() ends the sequence with it
   FinishReason finish_reason = FinishReason::none;
-  std::string error;  ///< set while a token was drawn: commit() ends the sequence with it
+  std::string error;  ///< set while a token was drawn: commit() ends the sequence with it; or why it was aborted
+  ErrorCode error_code = ErrorCode::invalid_argument;  ///< of `error`
 
   // What outputs report.
   int num_reported = 0;       ///< generated tokens already given out

@@ -2,11 +2,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <unistd.h>
+
 #include <chrono>
+#include <thread>
 
 #include "base/error.h"
 #include "bindings.h"
-#include "engine/engine.h"
+#include "engine/engine_thread.h"
 #include "io/gguf_tokenizer.h"
 #include "model/loader.h"
 #include "quant/kv_format.h"
@@ -70,12 +73,31 @@ struct ModelEngine {
   ModelEngine(std::shared_ptr<LoadedModel> source, const engine::EngineOptions& options)
       : loaded(std::move(source)), engine(*loaded->model, options) {}
   std::shared_ptr<LoadedModel> loaded;
-  engine::Engine engine;
+  engine::EngineThread engine;
+  pid_t process = getpid();
 };
 
-std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype,
-                                         int max_model_len, int max_num_seqs, int max_batch_tokens, int max_waiting,
-                                         std::int64_t kv_cache_bytes, bool enable_prefix_caching) {
+// Python may drop the last reference anywhere, also in code that the engine's thread calls, which cannot wait for its
+// own end; and whoever waits must not hold what the thread may be waiting for. In a forked process there is no thread
+// to wait for, so there the engine stays.
+struct DropEngine {
+  void operator()(ModelEngine* engine) const {
+    if (engine->process != getpid()) return;
+    const py::gil_scoped_release release;
+    if (engine->engine.is_this_thread()) {
+      engine->engine.close();
+      std::thread([engine] { delete engine; }).detach();
+    } else {
+      delete engine;
+    }
+  }
+};
+
+using EngineHolder = std::unique_ptr<ModelEngine, DropEngine>;
+
+EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype, int max_model_len,
+                         int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
+                         bool enable_prefix_caching) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -86,7 +108,7 @@ std::unique_ptr<ModelEngine> make_engine(std::shared_ptr<LoadedModel> model, con
   options.kv_cache_bytes = kv_cache_bytes;
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
-  return std::make_unique<ModelEngine>(std::move(model), options);
+  return EngineHolder(new ModelEngine(std::move(model), options));
 }
 
 // Ends an answer with the token that completes a stop string.
@@ -103,14 +125,14 @@ class StopMonitor : public engine::TokenMonitor {
   StoppingStream stream_;
 };
 
-RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens, double temperature, int top_k,
-                 double top_p, double min_p, double repetition_penalty, std::optional<std::uint64_t> seed,
-                 bool ignore_eos, std::vector<TokenId> stop_token_ids, const std::map<TokenId, double>& logit_bias,
-                 double presence_penalty, double frequency_penalty, int min_tokens,
-                 std::vector<std::vector<TokenId>> bad_words_token_ids,
+RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std::vector<TokenId> prompt, int max_tokens,
+                 double temperature, int top_k, double top_p, double min_p, double repetition_penalty,
+                 std::optional<std::uint64_t> seed, bool ignore_eos, std::vector<TokenId> stop_token_ids,
+                 const std::map<TokenId, double>& logit_bias, double presence_penalty, double frequency_penalty,
+                 int min_tokens, std::vector<std::vector<TokenId>> bad_words_token_ids,
                  std::optional<std::vector<TokenId>> allowed_token_ids, std::optional<int> logprobs,
                  std::optional<int> prompt_logprobs, bool prompt_logits, std::string cache_salt, int n,
-                 const FileTokenizer* stop_tokenizer, std::vector<std::string> stop) {
+                 const FileTokenizer* stop_tokenizer, std::vector<std::string> stop, double timeout_seconds) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -133,6 +155,7 @@ RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens,
   request.prompt_logits = prompt_logits;
   request.cache_salt = std::move(cache_salt);
   request.n = n;
+  request.timeout_seconds = timeout_seconds;
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
@@ -141,16 +164,15 @@ RequestId submit(ModelEngine& self, std::vector<TokenId> prompt, int max_tokens,
     };
   }
   const py::gil_scoped_release release;
-  return self.engine.submit(std::move(request));
-}
-
-std::vector<engine::StepOutput> step(ModelEngine& self) {
-  const py::gil_scoped_release release;
-  return self.engine.step();
+  return self.engine.submit(std::move(request), std::move(outbox));
 }
 
 py::dict stats_of(const ModelEngine& self) {
-  const engine::EngineStats stats = self.engine.stats();
+  engine::EngineStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = self.engine.stats();
+  }
   py::dict out;
   out["running"] = stats.running;
   out["waiting"] = stats.waiting;
@@ -208,7 +230,7 @@ py::object prompt_logprobs_of(const engine::StepOutput& output) {
 
 py::object error_of(const engine::StepOutput& output) {
   if (output.error.empty()) return py::none();
-  return py::str(output.error);
+  return py::make_tuple(to_string(output.error_code), output.error);
 }
 
 py::object finish_of(const engine::StepOutput& output) {
@@ -251,23 +273,47 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("num_cached_tokens", [](const engine::StepOutput& self) { return self.num_cached_tokens; })
       .def_property_readonly("metrics", &metrics_of);
 
-  py::class_<ModelEngine>(module, "Engine")
+  using engine::Outbox;
+  py::class_<Outbox, std::shared_ptr<Outbox>>(module, "Outbox")
+      .def(py::init([](bool wake_each_step) {
+             return std::make_shared<Outbox>(wake_each_step ? Outbox::Wake::each_step : Outbox::Wake::ends);
+           }),
+           py::kw_only(), py::arg("wake_each_step") = true)
+      .def(
+          "wait", [](Outbox& self, double seconds) { return self.wait(Outbox::Seconds(seconds)); }, py::arg("seconds"),
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "wait_for_ends", [](Outbox& self, double seconds) { return self.wait_for_ends(Outbox::Seconds(seconds)); },
+          py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+      .def("close", &Outbox::close, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("closed", &Outbox::closed)
+      .def_property_readonly("num_unfinished", &Outbox::num_unfinished);
+
+  py::class_<ModelEngine, EngineHolder>(module, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true)
-      .def("submit", &submit, py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"), py::arg("temperature"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
+      .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
+           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
            py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("min_tokens") = 0,
            py::arg("bad_words_token_ids") = std::vector<std::vector<TokenId>>{},
            py::arg("allowed_token_ids") = py::none(), py::arg("logprobs") = py::none(),
            py::arg("prompt_logprobs") = py::none(), py::arg("prompt_logits") = false, py::arg("cache_salt") = "",
-           py::arg("n") = 1, py::arg("stop_tokenizer") = py::none(), py::arg("stop") = std::vector<std::string>{})
+           py::arg("n") = 1, py::arg("stop_tokenizer") = py::none(), py::arg("stop") = std::vector<std::string>{},
+           py::arg("timeout_seconds") = 0.0)
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())
-      .def("step", &step)
-      .def("has_work", [](const ModelEngine& self) { return self.engine.has_work(); })
+      .def(
+          "cancel_all", [](ModelEngine& self, const Outbox& outbox) { self.engine.cancel_all(outbox); },
+          py::arg("outbox"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "drain", [](ModelEngine& self, double seconds) { return self.engine.drain(Outbox::Seconds(seconds)); },
+          py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "close", [](ModelEngine& self) { self.engine.close(); }, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("is_this_thread", [](const ModelEngine& self) { return self.engine.is_this_thread(); })
       .def("stats", &stats_of)
       .def_property_readonly("kv_dtype",
                              [](const ModelEngine& self) { return quant::to_string(*self.engine.options().kv_format); })

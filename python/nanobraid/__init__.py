@@ -6,6 +6,8 @@ Example:
     >>> llm.generate("The capital of France is", nb.SamplingParams(temperature=0))[0].text  # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING, Any
+
 from nanobraid import _logging
 from nanobraid._core import __version__
 from nanobraid.chat_template import ChatTemplate
@@ -28,8 +30,13 @@ from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, Request
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from nanobraid.async_engine import AsyncEngine, AsyncRequest
+
 __all__ = [
     "LLM",
+    "AsyncEngine",
+    "AsyncRequest",
     "ChatTemplate",
     "ChatTemplateError",
     "CompletionOutput",
@@ -53,5 +60,14 @@ __all__ = [
     "UnsupportedError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("AsyncEngine", "AsyncRequest"):  # importing asyncio takes time
+        from nanobraid import async_engine
+
+        return getattr(async_engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _logging.connect()

@@ -223,11 +223,11 @@ class StepOutput:
         """New tokens, in order; empty while the prompt is being computed."""
     @property
     def finish_reason(self) -> str | None:
-        """None while running, else 'stop' (end-of-sequence token, not included in the tokens), 'length', 'abort', or
-        'error'."""
+        """None while running, else 'stop' (end-of-sequence token, not included in the tokens), 'length', 'abort',
+        'timeout' or 'error'."""
     @property
-    def error(self) -> str | None:
-        """What was wrong with the request, if it ended with 'error'."""
+    def error(self) -> tuple[str, str] | None:
+        """Code and message: with 'error' what was wrong with the request, with 'abort' what failed, if anything did."""
     @property
     def logprobs(self) -> list[list[tuple[int, float, int]]] | None:
         """If asked for: for each token of token_ids a list of (token, logprob, rank), first the token itself, then the
@@ -246,8 +246,25 @@ class StepOutput:
     def metrics(self) -> dict[str, float]:
         """queue_ms, ttft_ms, total_ms (so far)."""
 
+class Outbox:
+    """What an engine has to say to one reader. Outputs of one answer that nobody has read yet become one."""
+
+    def __init__(self, *, wake_each_step: bool = True) -> None:
+        """False: wake the reader only when an answer has ended."""
+    def wait(self, seconds: float) -> list[StepOutput]:
+        """Waits (GIL released) for what the reader wants to be woken for, then returns all that is there."""
+    def wait_for_ends(self, seconds: float) -> bool:
+        """Waits (GIL released) until every answer has ended; whether they have."""
+    def close(self) -> None:
+        """Wakes the reader; nothing is waited for any more."""
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def num_unfinished(self) -> int:
+        """Answers whose end has not been put in yet."""
+
 class Engine:
-    """One scheduler and KV pool over one model. Not thread-safe: one thread calls submit, cancel and step."""
+    """One scheduler and KV pool over one model, with a thread that makes the steps. Any thread may call anything."""
 
     def __init__(
         self,
@@ -264,6 +281,7 @@ class Engine:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share."""
     def submit(
         self,
+        outbox: Outbox,
         prompt_token_ids: Sequence[int],
         *,
         max_tokens: int,
@@ -288,16 +306,24 @@ class Engine:
         n: int = 1,
         stop_tokenizer: Tokenizer | None = None,
         stop: list[str] = ...,
+        timeout_seconds: float = 0.0,
     ) -> int:
-        """Queues a request and returns its id. max_tokens == 0 is allowed only with prompt_logprobs or prompt_logits.
+        """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
+        prompt_logprobs or prompt_logits.
 
         Raises CoreError (invalid_argument, overloaded) and leaves the engine unchanged on bad input.
         """
     def cancel(self, request_id: int) -> None:
         """Stops a request; the next step reports it with finish_reason 'abort'. Unknown ids are ignored."""
-    def step(self) -> list[StepOutput]:
-        """Runs one forward step (GIL released) and returns what changed."""
-    def has_work(self) -> bool: ...
+    def cancel_all(self, outbox: Outbox) -> None:
+        """Stops all requests of an outbox."""
+    def drain(self, seconds: float) -> bool:
+        """Refuses new requests and waits (GIL released) until those there have ended; whether they have."""
+    def close(self) -> None:
+        """Ends what runs with 'abort' and stops the thread; called by that thread itself, it does not wait."""
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether the caller is the thread that makes the steps."""
     def stats(self) -> dict[str, Any]:
         """running, waiting, blocks_total, blocks_free, blocks_owned, kv_bytes, workspace_bytes, steps, forward_seconds,
         sample_seconds, plan_seconds, generated_tokens, prompt_tokens."""

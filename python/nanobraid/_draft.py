@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nanobraid import _core
+from nanobraid.errors import error_of
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamPiece, TokenLogprobs
 from nanobraid.tokenizer import Tokenizer
 
@@ -85,7 +87,8 @@ class Draft:
         finished = output.finish_reason is not None
         if finished:
             text += answer.decoder.finish()
-            answer.finish_reason, answer.error = output.finish_reason, output.error
+            answer.finish_reason = output.finish_reason
+            answer.error = None if output.error is None else output.error[1]
             if output.choice == 0:
                 self._prompt_output = output
         answer.texts.append(text)
@@ -95,6 +98,19 @@ class Draft:
         logprobs = None if answer.logprobs is None else answer.logprobs[begin:]
         metrics = _metrics(output, len(answer.token_ids)) if finished else None
         return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice, metrics)
+
+    def pieces(self, output: _core.StepOutput) -> Iterator[StreamPiece]:
+        """As `add`, without pieces that say nothing.
+
+        Raises:
+            InvalidArgumentError: The options of the request left no token to choose; after the tokens before that.
+        """
+        piece = self.add(output)
+        failed = output.finish_reason == "error"
+        if piece.text or (piece.finish_reason is not None and not failed):
+            yield piece
+        if failed and output.error is not None:
+            raise error_of(*output.error)
 
     def _named(self, row: list[tuple[int, float, int]]) -> TokenLogprobs:
         return {
@@ -124,6 +140,23 @@ class Draft:
         )
 
     def _prompt_logprobs(self, output: _core.StepOutput) -> list[TokenLogprobs | None] | None:
-        if not self._scores_prompt or output.finish_reason == "abort":
+        if not self._scores_prompt or (output.finish_reason in ("abort", "timeout") and not output.prompt_logprobs):
             return None
         return [None, *(self._named(row) for row in output.prompt_logprobs or ())]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request, ready to be submitted.
+
+    Attributes:
+        text: The prompt as text; None if token ids were given.
+        ids: The prompt as the model sees it.
+        options: What `Driver.submit` wants besides.
+        draft: Puts its tokens together.
+    """
+
+    text: str | None
+    ids: list[int]
+    options: dict[str, Any]
+    draft: Draft

@@ -1,140 +1,133 @@
-"""Runs the engine on behalf of calls: several threads and open streams share one continuous batch.
+"""Shares the engine among calls: each call has an outbox that the engine's own thread fills.
 
-The core's engine is not thread-safe and reports what a step did for all requests at once. Here every step is made under
-one lock by whichever call needs a result next, and its outputs are put into the mailboxes of the calls they belong to.
+Waiting is done in pieces, because a thread that waits inside the core does not see Ctrl-C.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import weakref
 from typing import Any
 
 from nanobraid import _core
-from nanobraid.errors import InternalError, InvalidArgumentError, core_errors
+from nanobraid.errors import InvalidArgumentError, UnsupportedError, core_errors, error_of
 
-
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Holds Ctrl-C back until the block has ended, so that outputs of a step cannot get lost half-way.
-
-    Only the main thread receives signals; elsewhere, and where the program ignores SIGINT or leaves it to the system,
-    this does nothing.
-    """
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-    pending: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if pending:
-            previous(*pending[-1])
+_PIECE_SECONDS = 0.1
 
 
 class Call:
-    """The requests of one call of the user, and the outputs that wait for it.
+    """The requests of one call of the user.
+
+    Args:
+        streams: Wake up for every token; otherwise when a request has ended, and every 0.1 s.
 
     Attributes:
-        outputs: (index of the request within the call, output) in the order the engine reported them.
-        active: Ids of requests whose end has not been reported yet.
+        outbox: Where the engine puts their outputs.
+        indices: Request ids to what `Driver.submit` was given.
     """
 
-    def __init__(self) -> None:
-        self.outputs: deque[tuple[int, _core.StepOutput]] = deque()
-        self.active: set[int] = set()
+    def __init__(self, *, streams: bool) -> None:
+        self.outbox = _core.Outbox(wake_each_step=streams)
+        self.indices: dict[int, int] = {}
 
 
 class Driver:
     """Owns an engine. Every method may be called from any thread."""
 
     def __init__(self, engine: _core.Engine) -> None:
-        self._engine: _core.Engine | None = engine
-        self._lock = threading.RLock()
-        self._stepping_thread = 0
-        self._owners: dict[int, tuple[Call, int]] = {}
-        self._unfinished: dict[int, int] = {}  # answers of a request that have not ended
-        self._to_cancel: deque[int] = deque()
+        self._engine = engine
+        self._pid = os.getpid()
+        self._closed = False
+        # Also when the interpreter ends: the engine's thread must not outlive it.
+        self._closer = weakref.finalize(self, _close, engine, self._pid)
 
     @property
-    def engine(self) -> _core.Engine:
-        """The engine.
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raises if there is no engine to ask.
 
         Raises:
             InvalidArgumentError: It has been closed.
+            UnsupportedError: This process was forked from the one that made it; threads do not survive that.
         """
-        if self._engine is None:
+        if self._closed:
             raise InvalidArgumentError("this LLM is closed")
-        return self._engine
+        if os.getpid() != self._pid:
+            raise UnsupportedError("this LLM was made before the process was forked; make it after the fork")
 
     def stats(self) -> dict[str, Any]:
         """The engine's counters."""
-        with deferred_interrupt(), self._lock, core_errors():
-            return dict(self.engine.stats())
+        self.check_open()
+        with core_errors():
+            return self._engine.stats()
 
-    def submit(self, call: Call, index: int, prompt_token_ids: list[int], **options: Any) -> None:
-        """Queues a request whose outputs go to `call` under `index`."""
-        with deferred_interrupt(), self._lock, core_errors():
-            request_id = self.engine.submit(prompt_token_ids, **options)
-            self._owners[request_id] = (call, index)
-            self._unfinished[request_id] = options.get("n", 1)
-            call.active.add(request_id)
+    def submit(self, call: Call, index: int, prompt_token_ids: list[int], **options: Any) -> int:
+        """Queues a request whose outputs go to `call` under `index`; returns its id."""
+        self.check_open()
+        with core_errors():
+            request_id = self._engine.submit(call.outbox, prompt_token_ids, **options)
+        call.indices[request_id] = index
+        return request_id
 
-    def wait(self, call: Call) -> None:
-        """Makes steps until `call` has an output to read or no active request."""
-        while not call.outputs and call.active:
-            with deferred_interrupt(), self._lock:
-                if not call.outputs and call.active:  # another thread's step may have brought it meanwhile
-                    self._step(call)
+    def wait(self, call: Call) -> list[tuple[int, _core.StepOutput]]:
+        """Waits for outputs and returns them with their indices; none when every request has ended and been read.
+
+        Raises:
+            InvalidArgumentError: The engine was closed.
+            NanobraidError: A step failed.
+        """
+        while True:
+            outputs = call.outbox.wait(_PIECE_SECONDS)
+            if not outputs and call.outbox.num_unfinished == 0:
+                outputs = call.outbox.wait(0.0)  # what came between the two lines
+                if not outputs:
+                    return []
+            for output in outputs:
+                self.check(output)
+            if outputs:
+                return [(call.indices[output.request_id], output) for output in outputs]
+
+    def check(self, output: _core.StepOutput) -> None:
+        """Raises if a request was ended by something else than its user.
+
+        Raises:
+            InvalidArgumentError: The engine was closed.
+            NanobraidError: A step failed.
+        """
+        if output.finish_reason != "abort":
+            return
+        if output.error is not None:
+            raise error_of(*output.error)
+        if self._closed:
+            raise InvalidArgumentError("this LLM was closed during the call")
 
     def cancel(self, call: Call) -> None:
-        """Stops all active requests of `call` and gives their memory back before it returns."""
-        self._to_cancel.extend(call.active)
-        # A generator may be closed by the garbage collector in the middle of a step of this very thread (a log handler
-        # runs Python code there). Then the next step does the work.
-        if self._stepping_thread == threading.get_ident():
+        """Stops all active requests of `call`; their memory has been given back when it returns."""
+        if call.outbox.num_unfinished == 0 or os.getpid() != self._pid:
             return
-        with deferred_interrupt(), self._lock:
-            if self._engine is None:
-                return
-            while call.active:
-                self._step(call)
-            call.outputs.clear()
+        self._engine.cancel_all(call.outbox)
+        # The garbage collector may close a generator in Python code that the engine's own thread runs. Then the next
+        # step does the work.
+        while not self._engine.is_this_thread and not call.outbox.wait_for_ends(_PIECE_SECONDS):
+            pass
+
+    def cancel_request(self, request_id: int) -> None:
+        """Stops one request; its last output says so."""
+        self._engine.cancel(request_id)
+
+    def drain(self, seconds: float) -> bool:
+        """Refuses new requests and waits at most so long until those there have ended; whether they have."""
+        return self._engine.drain(seconds)
 
     def close(self) -> None:
-        """Drops the engine. Calls in progress end with an error at their next step."""
-        with deferred_interrupt(), self._lock:
-            self._engine = None
-            self._owners.clear()
-            self._unfinished.clear()
+        """Ends what runs and stops the engine. Calls in progress raise."""
+        self._closed = True
+        self._closer()
 
-    def _step(self, call: Call) -> None:
-        engine = self.engine
-        self._stepping_thread = threading.get_ident()
-        try:
-            with core_errors():
-                while self._to_cancel:
-                    engine.cancel(self._to_cancel.popleft())
-                if not engine.has_work():
-                    call.active.clear()
-                    raise InternalError("the engine has no work left but did not report the end of every request")
-                outputs = engine.step()
-        finally:
-            self._stepping_thread = 0
-        for output in outputs:
-            owner = self._owners.get(output.request_id)
-            if owner is None:
-                continue
-            owner[0].outputs.append((owner[1], output))
-            if output.finish_reason is None:
-                continue
-            self._unfinished[output.request_id] -= 1
-            if self._unfinished[output.request_id] == 0:
-                del self._owners[output.request_id], self._unfinished[output.request_id]
-                owner[0].active.discard(output.request_id)
+
+def _close(engine: _core.Engine, pid: int) -> None:
+    if os.getpid() == pid:
+        engine.close()

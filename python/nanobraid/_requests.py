@@ -130,12 +130,16 @@ def request_options(
     }
 
 
-def checked_salt(salt: str) -> str:
-    """Returns the namespace of a request.
+def call_options(cache_salt: str, timeout_s: float | None) -> dict[str, Any]:
+    """Returns what a call says about all of its requests, as options for the engine.
 
     Raises:
-        InvalidArgumentError: It is not a string.
+        InvalidArgumentError: `cache_salt` is not a string, or `timeout_s` not a positive number.
     """
-    if not isinstance(salt, str):
-        raise InvalidArgumentError(f"cache_salt must be a string, got {salt!r}")
-    return salt
+    if not isinstance(cache_salt, str):
+        raise InvalidArgumentError(f"cache_salt must be a string, got {cache_salt!r}")
+    if timeout_s is None:
+        return {"cache_salt": cache_salt}
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise InvalidArgumentError(f"timeout_s must be a number of seconds > 0, or None, got {timeout_s!r}")
+    return {"cache_salt": cache_salt, "timeout_seconds": float(min(timeout_s, 1e300))}

@@ -106,7 +106,12 @@ def map_core_error(error: _core.CoreError) -> NanobraidError:
     Returns:
         A new exception with the same message, not yet raised.
     """
-    return _CLASS_OF_CODE.get(getattr(error, "code", "internal"), InternalError)(str(error))
+    return error_of(getattr(error, "code", "internal"), str(error))
+
+
+def error_of(code: str, message: str) -> NanobraidError:
+    """Returns the exception for a code of the core, not yet raised. An unknown code gives `InternalError`."""
+    return _CLASS_OF_CODE.get(code, InternalError)(message)
 
 
 @contextmanager

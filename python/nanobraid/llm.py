@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanobraid import _core, _logging
-from nanobraid._draft import Draft
+from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
-from nanobraid._requests import Prompts, checked_salt, encode_prompts, params_for, request_options
+from nanobraid._requests import Prompts, call_options, encode_prompts, params_for, request_options
 from nanobraid.chat_template import ChatTemplate, Message
 from nanobraid.errors import InvalidArgumentError, UnsupportedError, core_errors
 from nanobraid.outputs import RequestOutput, ScoreOutput, StreamPiece
@@ -180,6 +180,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         cache_salt: str = "",
+        timeout_s: float | None = None,
         progress: bool | None = None,
     ) -> list[RequestOutput]:
         """Continues prompts, all of them as one continuous batch.
@@ -190,6 +191,7 @@ class LLM:
             sampling_params: For all prompts, or one for each. None is ``SamplingParams()``.
             cache_salt: Namespace of the prefix cache: requests of different ones never share keys and values, nor can
                 tell by their times what others have asked.
+            timeout_s: Seconds after which a request ends with what it has, finish reason ``timeout``. None: no limit.
             progress: Show a progress bar on stderr. None: with more than one prompt, if stderr is a terminal.
 
         Returns:
@@ -202,11 +204,8 @@ class LLM:
         """
         texts, prompt_ids = encode_prompts(self._tokenizer, prompts)
         params = params_for(sampling_params, len(prompt_ids))
-        salt = checked_salt(cache_salt)
-        options = [
-            self._request(ids, p, i) | {"cache_salt": salt}
-            for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))
-        ]
+        shared = call_options(cache_salt, timeout_s)
+        options = [self._request(ids, p, i) | shared for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))]
         drafts = [
             Draft(self._tokenizer, what, include_stop=p.include_stop_str_in_output)
             for what, p in zip(options, params, strict=True)
@@ -214,15 +213,13 @@ class LLM:
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
             progress = len(prompt_ids) > 1 and sys.stderr.isatty()
-        call = Call()
+        call = Call(streams=False)
         try:
             for i, ids in enumerate(prompt_ids):
                 self._driver.submit(call, i, ids, **options[i])
             with _progress_bar(len(prompt_ids)) if progress else nullcontext() as bar:
-                while call.active or call.outputs:
-                    self._driver.wait(call)
-                    while call.outputs:
-                        i, output = call.outputs.popleft()
+                while outputs := self._driver.wait(call):
+                    for i, output in outputs:
                         drafts[i].add(output)
                         if output.finish_reason is not None and drafts[i].finished:
                             results[i] = drafts[i].result(texts[i], prompt_ids[i])
@@ -239,6 +236,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         cache_salt: str = "",
+        timeout_s: float | None = None,
     ) -> Generator[StreamPiece, None, None]:
         """Continues one prompt, piece by piece, as soon as there is a new whole character.
 
@@ -248,6 +246,7 @@ class LLM:
             prompt: A text or a list of token ids.
             sampling_params: None is ``SamplingParams()``.
             cache_salt: As for `generate`.
+            timeout_s: As for `generate`.
 
         Returns:
             An iterator of pieces; the last one of each answer has its finish reason. With ``n`` > 1 the pieces of the
@@ -257,30 +256,29 @@ class LLM:
             InvalidArgumentError: As `generate`; at once, before the iteration begins. Later, by the iteration, if the
                 options leave no token to choose.
         """
-        text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
-        _, (ids,) = encode_prompts(self._tokenizer, text_or_ids)
-        (params,) = params_for(sampling_params, 1)
-        options = self._request(ids, params) | {"cache_salt": checked_salt(cache_salt)}
-        return self._stream(ids, options, params.include_stop_str_in_output)
+        return self._stream(self._prepare(prompt, sampling_params, cache_salt, timeout_s))
 
-    def _stream(
-        self, ids: list[int], options: dict[str, Any], include_stop: bool
-    ) -> Generator[StreamPiece, None, None]:
-        draft = Draft(self._tokenizer, options, include_stop=include_stop)
-        call = Call()
+    def _prepare(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None,
+        cache_salt: str,
+        timeout_s: float | None,
+    ) -> Prepared:
+        text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
+        (text,), (ids,) = encode_prompts(self._tokenizer, text_or_ids)
+        (params,) = params_for(sampling_params, 1)
+        options = self._request(ids, params) | call_options(cache_salt, timeout_s)
+        draft = Draft(self._tokenizer, options, include_stop=params.include_stop_str_in_output)
+        return Prepared(text, ids, options, draft)
+
+    def _stream(self, request: Prepared) -> Generator[StreamPiece, None, None]:
+        call = Call(streams=True)
         try:
-            self._driver.submit(call, 0, ids, **options)
-            while not draft.finished:
-                self._driver.wait(call)
-                if not call.outputs:
-                    raise InvalidArgumentError("this LLM was closed while the stream was open")
-                _, output = call.outputs.popleft()
-                piece = draft.add(output)
-                finished = output.finish_reason is not None
-                if piece.text or (finished and output.error is None):
-                    yield piece
-                if output.error is not None:
-                    raise InvalidArgumentError(output.error)
+            self._driver.submit(call, 0, request.ids, **request.options)
+            while not request.draft.finished:
+                for _, output in self._driver.wait(call):
+                    yield from request.draft.pieces(output)
         finally:  # also when the consumer closes the iterator; after the end there is nothing left to cancel
             self._driver.cancel(call)
 
@@ -292,6 +290,7 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         cache_salt: str = "",
+        timeout_s: float | None = None,
         stream: Literal[False] = False,
     ) -> RequestOutput: ...
     @overload
@@ -302,6 +301,7 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         cache_salt: str = "",
+        timeout_s: float | None = None,
         stream: Literal[True],
     ) -> Generator[StreamPiece, None, None]: ...
     def chat(
@@ -311,6 +311,7 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         cache_salt: str = "",
+        timeout_s: float | None = None,
         stream: bool = False,
     ) -> RequestOutput | Generator[StreamPiece, None, None]:
         """Answers a conversation, using the model's own chat template.
@@ -322,6 +323,7 @@ class LLM:
             sampling_params: None is ``SamplingParams()``.
             add_generation_prompt: End the prompt with the beginning of the assistant's answer.
             cache_salt: As for `generate`.
+            timeout_s: As for `generate`.
             stream: Return an iterator of pieces instead, as `stream` does.
 
         Returns:
@@ -333,8 +335,8 @@ class LLM:
         """
         ids = self.encode_chat(messages, add_generation_prompt=add_generation_prompt)
         if stream:
-            return self.stream(ids, sampling_params, cache_salt=cache_salt)
-        (output,) = self.generate([ids], sampling_params, cache_salt=cache_salt)
+            return self.stream(ids, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
+        (output,) = self.generate([ids], sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
         prompt = self._tokenizer.decode(ids, skip_special_tokens=False)
         return RequestOutput(**{**vars(output), "prompt": prompt})
 
@@ -374,8 +376,7 @@ class LLM:
         """
         _, output = self._evaluate(text_or_ids, prompt_logits=True)
         logits = output.prompt_logits
-        if logits is None:
-            raise InvalidArgumentError("this LLM was closed during the call")
+        assert logits is not None
         return logits
 
     def _evaluate(self, text_or_ids: str | Sequence[int], **what: int) -> tuple[list[int], _core.StepOutput]:
@@ -383,16 +384,13 @@ class LLM:
         _, (ids,) = encode_prompts(self._tokenizer, prompt)
         options = self._request(ids, SamplingParams(temperature=0.0), room=0)
         options.update(what, max_tokens=0)
-        call = Call()
+        call = Call(streams=False)
         try:
             self._driver.submit(call, 0, ids, **options)
             while True:
-                self._driver.wait(call)
-                if not call.outputs:
-                    raise InvalidArgumentError("this LLM was closed during the call")
-                _, output = call.outputs.popleft()
-                if output.finish_reason is not None:
-                    return ids, output
+                for _, output in self._driver.wait(call):
+                    if output.finish_reason is not None:
+                        return ids, output
         except BaseException:
             self._driver.cancel(call)
             raise

@@ -74,7 +74,8 @@ class RequestOutput:
         text: The generated text, special tokens left out, up to a stop string.
         token_ids: The generated tokens; a token that ended the text is not among them, those of a stop string are.
         finish_reason: ``stop`` (end-of-sequence token, stop token or stop string), ``length`` (max_tokens or the
-            context), ``abort``, or ``error``: the options left no token to choose, `error` says which.
+            context), ``timeout``, ``abort``, or ``error``: the options left no token to choose, `error` says
+            which.
         prompt: The prompt as text, or None if token ids were given.
         prompt_token_ids: The prompt as the model saw it.
         num_cached_tokens: Prompt tokens whose keys and values were reused instead of computed.

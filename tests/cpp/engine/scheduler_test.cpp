@@ -410,7 +410,7 @@ class RandomRun {
       EXPECT_LE(entry.first + entry.count, sequence.len());
       EXPECT_GE(sequence.table.length(), entry.first + entry.count);
       EXPECT_EQ(entry.samples, entry.first + entry.count == sequence.len() && sequence.generates());
-      EXPECT_FALSE(sequence.cancel_requested);
+      EXPECT_FALSE(sequence.ends_early());
       EXPECT_FALSE(sliced) << "a younger sequence computes while an older prompt was cut short";
       sliced = entry.first + entry.count < sequence.len();
       total += entry.count;

@@ -1,0 +1,269 @@
+"""`AsyncEngine`: an `LLM` for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nanobraid import _core
+from nanobraid._draft import Prepared
+from nanobraid._driver import Call, Driver
+from nanobraid.chat_template import Message
+from nanobraid.errors import InvalidArgumentError, NanobraidError
+from nanobraid.llm import LLM
+from nanobraid.outputs import RequestOutput, StreamPiece
+from nanobraid.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class AsyncRequest:
+    """A submitted request: iterate over it for its pieces, or await `result`. Belongs to one event loop.
+
+    Leaving the iteration early does not stop the request; `abort` does, and so does `AsyncEngine.stream`, which wraps
+    both.
+    """
+
+    def __init__(self, driver: Driver, prepared: Prepared) -> None:
+        self._driver = driver
+        self._prepared = prepared
+        self._loop = asyncio.get_running_loop()
+        self._outputs: deque[_core.StepOutput] = deque()
+        self._pieces: deque[StreamPiece] = deque()
+        self._arrived = asyncio.Event()
+        self._id = 0
+        self._num_unread = prepared.options["n"]  # answers whose end the reader has not seen
+
+    @property
+    def request_id(self) -> int:
+        """Number of the request within its engine."""
+        return self._id
+
+    def abort(self) -> None:
+        """Stops the request within one step; its last piece has the finish reason ``abort``. May be repeated."""
+        if not self._prepared.draft.finished:
+            self._driver.cancel_request(self._id)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamPiece:
+        """Returns the next piece.
+
+        Raises:
+            InvalidArgumentError: The options left no token to choose, or the engine was closed.
+            NanobraidError: A step of the engine failed.
+        """
+        while not self._pieces:
+            if self._prepared.draft.finished:
+                raise StopAsyncIteration
+            self._pieces.extend(self._prepared.draft.pieces(await self._next_output()))
+        return self._pieces.popleft()
+
+    async def result(self) -> RequestOutput:
+        """Waits for the end and returns all of the request. Pieces not read yet are passed over.
+
+        Raises:
+            InvalidArgumentError: The engine was closed.
+            NanobraidError: A step of the engine failed.
+        """
+        draft = self._prepared.draft
+        while not draft.finished:
+            draft.add(await self._next_output())
+        return draft.result(self._prepared.text, self._prepared.ids)
+
+    async def _next_output(self) -> _core.StepOutput:
+        while not self._outputs:
+            self._arrived.clear()
+            await self._arrived.wait()
+        output = self._outputs.popleft()
+        try:
+            self._driver.check(output)
+        except NanobraidError:
+            self._prepared.draft.add(output)  # it has ended all the same
+            raise
+        return output
+
+    def _deliver(self, output: _core.StepOutput) -> None:
+        self._outputs.append(output)
+        self._arrived.set()
+
+
+class AsyncEngine:
+    """A language model for asyncio: many tasks share one continuous batch, computed by the engine's own thread.
+
+    Nothing here blocks the event loop but loading in the constructor. Tokens are those that `LLM` gives.
+
+    Args:
+        model: As for `LLM`, or an `LLM` to share with blocking callers.
+        options: As for `LLM`; none if `model` is an `LLM`.
+
+    Raises:
+        InvalidArgumentError: Options were given together with an `LLM`.
+        NanobraidError: As `LLM`.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | LLM = "smollm2-135m", **options: Any) -> None:
+        if isinstance(model, LLM) and options:
+            raise InvalidArgumentError(f"the LLM has its options already, got {', '.join(options)} besides")
+        self._llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self._driver = self._llm._driver
+        self._call = Call(streams=True)
+        self._requests: dict[int, AsyncRequest] = {}
+        self._lock = threading.Lock()
+        # Reads what the engine says, wakes each event loop once a step. It must not keep this object alive.
+        self._reader = threading.Thread(
+            target=_read,
+            args=(self._driver, self._call, self._requests, self._lock),
+            name="nanobraid-outputs",
+            daemon=True,
+        )
+        self._reader.start()
+        weakref.finalize(self, _stop, self._call, self._reader)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        await self.shutdown(drain=kind is None)
+
+    @property
+    def llm(self) -> LLM:
+        """The model, for its `tokenizer` and `config` and for blocking calls beside this."""
+        return self._llm
+
+    def stats(self) -> dict[str, Any]:
+        """As `LLM.stats`."""
+        return self._llm.stats()
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncRequest:
+        """Queues a request and returns at once. To be called in the event loop that will read it.
+
+        Args:
+            prompt: A text or a list of token ids.
+            sampling_params: None is ``SamplingParams()``.
+            cache_salt: As for `LLM.generate`.
+            timeout_s: As for `LLM.generate`.
+
+        Raises:
+            InvalidArgumentError: As `LLM.generate`.
+            OverloadedError: Too many requests wait, or the engine is shutting down.
+        """
+        prepared = self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s)
+        request = AsyncRequest(self._driver, prepared)
+        with self._lock:  # so that the first output does not come before the request is known
+            request._id = self._driver.submit(self._call, 0, prepared.ids, **prepared.options)
+            self._requests[request._id] = request
+        return request
+
+    async def stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[StreamPiece, None]:
+        """Continues one prompt, piece by piece. Leaving the iteration, or cancelling its task, stops the request.
+
+        After ``break``, call ``aclose()`` (or use `contextlib.aclosing`) to stop it at once; otherwise the event loop
+        does when it collects the iterator.
+
+        Raises:
+            InvalidArgumentError, OverloadedError: As `submit`, by the first step of the iteration.
+        """
+        request = self.submit(prompt, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
+        try:
+            async for piece in request:
+                yield piece
+        finally:
+            request.abort()
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """Continues one prompt; for several, gather several calls. Cancelling the task stops the request.
+
+        Raises:
+            InvalidArgumentError, OverloadedError: As `submit`.
+        """
+        request = self.submit(prompt, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
+        try:
+            return await request.result()
+        finally:
+            request.abort()
+
+    async def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """As `LLM.encode_chat`, in a thread of its own: the template is rendered by another process.
+
+        Raises:
+            InvalidArgumentError, ChatTemplateError: As `LLM.chat`.
+        """
+        return await asyncio.to_thread(self._llm.encode_chat, messages, add_generation_prompt=add_generation_prompt)
+
+    async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Takes no more requests, ends those there, and closes the engine and its `LLM`.
+
+        Args:
+            drain: Let the requests end by themselves; otherwise they are stopped at once.
+            timeout_s: Seconds to wait for that; what has not ended then is stopped. None: any time.
+        """
+        if self._llm._driver.closed:
+            return
+        if drain:
+            await asyncio.to_thread(self._driver.drain, math.inf if timeout_s is None else timeout_s)
+        await asyncio.to_thread(self._llm.close)
+        await asyncio.to_thread(_stop, self._call, self._reader)
+
+
+def _read(driver: Driver, call: Call, requests: dict[int, AsyncRequest], lock: threading.Lock) -> None:
+    while True:
+        closed = call.outbox.closed  # before the last look, so that nothing that came before it is missed
+        outputs = call.outbox.wait(math.inf)
+        parcels: dict[asyncio.AbstractEventLoop, list[tuple[AsyncRequest, _core.StepOutput]]] = {}
+        with lock:
+            for output in outputs:
+                request = requests[output.request_id]
+                parcels.setdefault(request._loop, []).append((request, output))
+                if output.finish_reason is not None:
+                    request._num_unread -= 1
+                    if request._num_unread == 0:
+                        del requests[output.request_id]
+        for loop, parcel in parcels.items():
+            try:
+                loop.call_soon_threadsafe(_hand_out, parcel)
+            except RuntimeError:  # the loop is closed: nobody will read these
+                for request, _ in parcel:
+                    driver.cancel_request(request.request_id)
+        if closed:
+            return
+
+
+def _hand_out(parcel: list[tuple[AsyncRequest, _core.StepOutput]]) -> None:
+    for request, output in parcel:
+        request._deliver(output)
+
+
+def _stop(call: Call, reader: threading.Thread) -> None:
+    call.outbox.close()
+    if reader is not threading.current_thread():
+        reader.join()

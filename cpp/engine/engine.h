@@ -88,6 +88,7 @@ class Engine {
  private:
   std::vector<StepOutput> run_step();
   void forward(const StepPlan& plan);
+  void record_time(const StepPlan& plan, double seconds);
   void update_storage();
   std::vector<StepOutput> collect(const StepPlan& plan, Clock::time_point begun);
   void recover(ErrorCode code, const char* error);

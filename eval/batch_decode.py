@@ -4,8 +4,8 @@
                                 [--rounds 5] [--json out.json]
 
 The peer and nanobraid in turn, every round with new prompts. nanobraid answers B distinct prompts through
-`LLM.generate`; all but the last token of each is in the prefix cache, so that every step is a decode of B rows, as in
-the peer's `tg` phase, and the time is the whole call: submission, scheduling, sampling, text. The peer's program has no
+`LLM.generate`; all but the last token of each is in the prefix cache, so that every step is a decode, as in the
+peer's `tg` phase, and the time is the whole call: submission, scheduling, sampling, text. The peer's program has no
 requests, sampler or text. It runs with 2 MB pages and its defaults (f16 KV, flash attention where it chooses).
 
 Outside forward: the time of the call less the decoder and head (`stats()["forward_seconds"]`), as a share of the call.
@@ -65,7 +65,7 @@ def run_ours(llm: nb.LLM, prompts: list[list[int]], args: argparse.Namespace) ->
     forward = spent["forward_seconds"]
     return {
         "tok_s": num_tokens / seconds,
-        "step_ms": 1e3 * seconds / args.new_tokens,
+        "step_ms": 1e3 * seconds / spent["steps"],
         "steps": spent["steps"],
         "plan_share": spent["plan_seconds"] / seconds,
         "sample_share": spent["sample_seconds"] / seconds,

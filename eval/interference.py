@@ -105,15 +105,17 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-async def measure(args: argparse.Namespace) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Adds what was measured to the report."""
     rounds: dict[str, list[dict[str, Any]]] = {}
     async with AsyncExitStack() as stack:
         sides = await open_sides(stack, args)
+        report["about"] = {side.name: side.about for side in sides}
         for number in range(args.rounds):
             for side in sides:
                 prompts = Prompts(resolve(args.model), args.seed + number)
                 rounds.setdefault(side.name, []).append(await one_round(side, prompts, args))
-    return {name: summary(runs) for name, runs in rounds.items()}
+    report["sides"] = {name: summary(runs) for name, runs in rounds.items()}
 
 
 def main() -> int:
@@ -131,7 +133,7 @@ def main() -> int:
 
     report = facts(args)
     report.update({key: getattr(args, key) for key in ("running", "prompt_tokens", "arrivals", "rounds")})
-    report["sides"] = asyncio.run(measure(args))
+    asyncio.run(measure(args, report))
     finish(report, args)
     for name, side in report["sides"].items():
         loaded = side["loaded_ms"]

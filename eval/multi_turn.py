@@ -71,8 +71,8 @@ def of_prefix(outcomes: list[Outcome]) -> dict[str, Any]:
     }
 
 
-async def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Side name to the results with the cache off and on."""
+async def measure(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Adds the results of each side, with the cache off and on, to the report."""
     talks: dict[tuple[str, str], list[list[Outcome]]] = {}
     prefixes: dict[tuple[str, str], list[Outcome]] = {}
     async with AsyncExitStack() as stack:
@@ -82,6 +82,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             if args.peer is not None:
                 sides.append((word, await stack.enter_async_context(theirs(args, cache=cache))))
             sides.append((word, await stack.enter_async_context(ours(args, cache=cache))))
+        report["about"] = {side.name: side.about for _, side in sides}
         for number in range(args.rounds):
             for word, side in sides:
                 prompts = Prompts(resolve(args.model), args.seed + number)
@@ -89,7 +90,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             for word, side in sides:
                 prompts = Prompts(resolve(args.model), args.seed + args.rounds + number)
                 prefixes.setdefault((side.name, word), []).append(await behind_a_prefix(side, prompts, args))
-    report: dict[str, Any] = {}
+    report["sides"] = {}
     for name in sorted({name for name, _ in talks}):
         side_report: dict[str, Any] = {
             word: {"turns": by_turn(talks[name, word]), "prefix": of_prefix(prefixes[name, word])}
@@ -99,8 +100,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         side_report["cached_over_uncached_prefix"] = on["prefix"]["ttft_ms"] / off["prefix"]["ttft_ms"]
         if args.turns > 1:
             side_report["last_turn_over_turn_2"] = on["turns"][-1]["ttft_ms"] / on["turns"][1]["ttft_ms"]
-        report[name] = side_report
-    return report
+        report["sides"][name] = side_report
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:
@@ -139,7 +139,7 @@ def main() -> int:
 
     names = ("turns", "question_tokens", "answer_tokens", "prefix_tokens", "suffix_tokens", "rounds")
     report = {**facts(args), **{name: getattr(args, name) for name in names}}
-    report["sides"] = asyncio.run(measure(args))
+    asyncio.run(measure(args, report))
     finish(report, args)
     show(report, args)
     return 0

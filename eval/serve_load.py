@@ -107,12 +107,14 @@ def summary(rounds: list[list[Outcome]]) -> dict[str, Any]:
     }
 
 
-async def measure(args: argparse.Namespace, mix: Mix) -> tuple[list[dict[str, Any]], dict[str, list[Outcome]]]:
-    """Rows of the report, one a rate, and all outcomes by side and rate, for the plot."""
-    rows = []
+async def measure(args: argparse.Namespace, mix: Mix, report: dict[str, Any]) -> dict[str, list[Outcome]]:
+    """Adds the sides and a row for each rate to the report; returns all outcomes by side and rate, for the plot."""
+    rows: list[dict[str, Any]] = []
     all_outcomes: dict[str, list[Outcome]] = {}
     async with AsyncExitStack() as stack:
         sides = await open_sides(stack, args)
+        report["about"] = {side.name: side.about for side in sides}
+        report["rows"] = rows
         for side in sides:  # the first request of a process loads kernels and pages
             await ask(side, list(range(100, 164)), 4)
         for index, rate in enumerate(args.rates):
@@ -130,7 +132,7 @@ async def measure(args: argparse.Namespace, mix: Mix) -> tuple[list[dict[str, An
             for name, runs in rounds.items():
                 all_outcomes[f"{name}, {rate:g}/s"] = [outcome for outcomes in runs for outcome in outcomes]
             show(rows[-1])
-    return rows, all_outcomes
+    return all_outcomes
 
 
 def show(row: dict[str, Any]) -> None:
@@ -212,8 +214,13 @@ def main() -> int:
     if args.plot is not None:
         import matplotlib  # noqa: F401  before the work, not after it
 
-    report = {**facts(args), "mix": {"name": args.mix, **vars(mix)}, "requests": args.requests, "rounds": args.rounds}
-    report["rows"], outcomes = asyncio.run(measure(args, mix))
+    report: dict[str, Any] = {
+        **facts(args),
+        "mix": {"name": args.mix, **vars(mix)},
+        "requests": args.requests,
+        "rounds": args.rounds,
+    }
+    outcomes = asyncio.run(measure(args, mix, report))
     finish(report, args)
     if args.plot is not None:
         plot(outcomes, f"{report['model']}, {args.threads} threads, mix {args.mix}", args.plot)

@@ -46,9 +46,10 @@ class Piece:
 
 
 class Side(Protocol):
-    """One of the two engines that are measured."""
+    """One of the two engines that are measured; `about` is what every figure must name."""
 
     name: str
+    about: dict[str, str]
 
     def stream(self, prompt: Ids, max_tokens: int) -> AsyncIterator[Piece]: ...
 
@@ -59,6 +60,7 @@ class Nanobraid:
     def __init__(self, model: Path, **options: Any) -> None:
         self.name = "nanobraid"
         self.engine = nb.AsyncEngine(model, **options)
+        self.about = {key: str(self.engine.llm.config[key]) for key in ("backend", "dtype", "kv_dtype")}
 
     async def __aenter__(self) -> Nanobraid:
         return self
@@ -91,7 +93,6 @@ class LlamaServer:
         slots: Requests that run at a time.
         context: Tokens of one slot.
         cache: Whether a prompt may reuse what its slot has computed.
-        options: Further arguments of llama-server.
     """
 
     def __init__(
@@ -103,15 +104,15 @@ class LlamaServer:
         slots: int,
         context: int,
         cache: bool,
-        options: Sequence[str] = (),
     ) -> None:
         self.name = "llama.cpp"
+        self.about = {"kv_dtype": "f16", "options": "its defaults"}
         self.cache = cache
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
         self._command = [str(binary), "-m", str(model), "-t", str(threads), "-np", str(slots)]
-        self._command += ["-c", str(slots * context), "--host", "127.0.0.1", "--port", str(self._port), *options]
+        self._command += ["-c", str(slots * context), "--host", "127.0.0.1", "--port", str(self._port)]
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 

@@ -57,6 +57,7 @@ def test_load_in_the_open(model_path: Path, tmp_path: Path) -> None:
     assert got["mix"] == {
         "name": "chat", "prompt_lens": "20:40", "output_lens": "4,8", "system_tokens": 32, "system_share": 1.0,
     }  # fmt: skip
+    assert set(got["about"]["nanobraid"]) == {"backend", "dtype", "kv_dtype"}
     assert [row["rate"] for row in got["rows"]] == [20, 40]
     for row in got["rows"]:
         side = row["nanobraid"]
@@ -84,9 +85,13 @@ def test_batches_are_steps_of_decodes_only(model_path: Path, tmp_path: Path) -> 
     assert [result["batch"] for result in got["rows"][0]["batches"]] == [1, 3]
     for result in got["rows"][0]["batches"]:
         mine = result["nanobraid"]
-        assert mine["steps"] == 8
+        # Requests of one call begin within a few steps of each other.
+        assert 8 <= mine["steps"] <= 8 * result["batch"]
         assert len(result["all"]["nanobraid"]) == 2
-        assert mine["tok_s"] * mine["step_ms"] / 1e3 == pytest.approx(result["batch"], rel=0.5)
+        assert all(
+            run["tok_s"] * run["step_ms"] * run["steps"] / 1e3 == pytest.approx(8 * result["batch"])
+            for run in result["all"]["nanobraid"]
+        )
         parts = [run["plan_share"] + run["sample_share"] + run["other_share"] for run in result["all"]["nanobraid"]]
         assert parts == pytest.approx([run["outside_forward_share"] for run in result["all"]["nanobraid"]])
         assert 0 < mine["outside_forward_share"] < 1

@@ -88,6 +88,16 @@ TEST(StepTimes, TheFirstPromptEverIsSlicedToo) {
   }
 }
 
+TEST(StepTimes, AJumpToALongContextIsForeseen) {
+  for (const int known : {300, 4000}) {  // what a key costs is a guess, and learnt
+    Machine machine;
+    StepTimes times = after_decodes(machine);
+    for (int prompt = 0; prompt < 5; ++prompt) run_prompt(times, machine, 0, known);
+    for (int prompt = 0; prompt < 5; ++prompt) run_prompt(times, machine, 0, 300);
+    EXPECT_LT(run_prompt(times, machine, 3000, 3100).front(), known > 3000 ? 3.5 : 4.5) << known;
+  }
+}
+
 TEST(StepTimes, OtherMachinesAndModels) {
   for (const double scale : {0.1, 1.0, 20.0}) {
     for (const double key : {0.0, 0.1e-6, 2.5e-6}) {

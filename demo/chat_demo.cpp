@@ -87,7 +87,7 @@ int run(const demo::Options& options) {
 
 int main(int argc, char** argv) {
   demo::Program program{"chat_demo", "", "Answers lines of standard input. /clear begins anew, /exit leaves."};
-  program.own_flag = "--system";
+  program.own_flags = {{"--system", "--system TEXT           the system message"}};
   program.defaults.max_tokens = 512;
   program.defaults.sampling.temperature = 0.7;
   program.defaults.sampling.top_k = 40;

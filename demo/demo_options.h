@@ -3,6 +3,7 @@
 // Not part of the library. A wrong option is an `Error` that names it; run_demo prints it in one line and exits with 2.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
@@ -33,8 +34,20 @@ struct Options {
   int max_tokens = 64;
   nb::sampling::SamplingParams sampling{};
   std::string system;        // chat_demo only
-  std::string prompts_file;  // batched_infer_multi_prompts only
+  std::string prompts_file;  // this and the next four: batched_infer_multi_prompts only
+  int repeat = 1;
+  std::vector<int> output_lens;  // empty: max_tokens for all
+  int max_num_seqs = 16;
+  std::int64_t kv_cache_bytes = 0;  // 0 is the engine's choice
+  bool verify = false;
   std::vector<std::string> prompts;
+};
+
+/// An option that not every demo has.
+struct OwnFlag {
+  std::string_view name;
+  const char* help;  ///< its line of --help
+  bool takes_value = true;
 };
 
 /// What differs between the demos.
@@ -42,8 +55,15 @@ struct Program {
   const char* name;
   const char* arguments;  ///< what follows the options, for --help
   const char* about;
-  const char* own_flag = "";  ///< the one flag of its own, if any: "--system" or "--prompts-file"
+  std::vector<OwnFlag> own_flags{};
   Options defaults{};
+
+  const OwnFlag* own_flag(std::string_view flag) const {
+    for (const OwnFlag& own : own_flags) {
+      if (own.name == flag) return &own;
+    }
+    return nullptr;
+  }
 };
 
 template <class Number>
@@ -55,9 +75,20 @@ Number parse_number(std::string_view flag, std::string_view text, Number least, 
   return value;
 }
 
+/// Numbers separated by commas, each at least 1.
+inline std::vector<int> parse_lengths(std::string_view flag, std::string_view text) {
+  std::vector<int> lengths;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    lengths.push_back(parse_number(flag, text.substr(begin, end - begin), 1, std::numeric_limits<int>::max()));
+    begin = end + 1;
+  }
+  return lengths;
+}
+
 inline void print_help(const Program& program) {
   std::printf("usage: %s --model FILE [options] %s\n\n%s\n\n", program.name, program.arguments, program.about);
-  if (*program.own_flag != '\0') std::printf("  %s TEXT\n", program.own_flag);
+  for (const OwnFlag& own : program.own_flags) std::printf("  %s\n", own.help);
   const Options& d = program.defaults;
   std::printf(
       "  --model FILE            the model file\n"
@@ -103,16 +134,29 @@ inline bool set_option(Options& options, const Program& program, std::string_vie
     sampling.repetition_penalty = parse_number(flag, value, std::numeric_limits<double>::min(), kMost);
   else if (flag == "--seed")
     sampling.seed = parse_number<std::uint64_t>(flag, value, 0, std::numeric_limits<std::uint64_t>::max());
-  else if (flag == "--system" && flag == program.own_flag)
+  else if (program.own_flag(flag) == nullptr)
+    return false;
+  else if (flag == "--system")
     options.system = value;
-  else if (flag == "--prompts-file" && flag == program.own_flag)
+  else if (flag == "--prompts-file")
     options.prompts_file = value;
+  else if (flag == "--repeat")
+    options.repeat = parse_number(flag, value, 1, 1 << 20);
+  else if (flag == "--output-lens")
+    options.output_lens = parse_lengths(flag, value);
+  else if (flag == "--max-num-seqs")
+    options.max_num_seqs = parse_number(flag, value, 1, 1 << 16);
+  else if (flag == "--kv-cache-bytes")
+    options.kv_cache_bytes = parse_number<std::int64_t>(flag, value, 0, std::numeric_limits<std::int64_t>::max());
+  else if (flag == "--verify")
+    options.verify = true;
   else
     return false;
   return true;
 }
 
-/// Flags are `--name value` or `--name=value`; the rest are prompts, as is everything after `--`.
+/// Flags are `--name value` or `--name=value`, or `--name` if they take none; the rest are prompts, as is everything
+/// after `--`.
 inline Options parse_options(const Program& program, int argc, char** argv) {
   Options options = program.defaults;
   bool flags_end = false;
@@ -125,6 +169,12 @@ inline Options parse_options(const Program& program, int argc, char** argv) {
     } else {
       const std::size_t equals = argument.find('=');
       const std::string flag = argument.substr(0, equals);
+      const OwnFlag* own = program.own_flag(flag);
+      if (own != nullptr && !own->takes_value) {
+        NB_CHECK(equals == std::string::npos, invalid_argument, nb::text::in_quotes(flag), " takes no value");
+        set_option(options, program, flag, "");
+        continue;
+      }
       const bool has_value = equals != std::string::npos || i + 1 < argc;
       const std::string value = equals != std::string::npos ? argument.substr(equals + 1) : has_value ? argv[++i] : "";
       NB_CHECK(has_value, invalid_argument, nb::text::in_quotes(flag), " needs a value; --help lists the options");
@@ -152,6 +202,8 @@ inline Session open_session(const Options& options) {
   session.model = nb::model::load_model(*session.file, model_options);
   nb::engine::EngineOptions engine_options;
   engine_options.max_model_len = options.max_model_len;
+  engine_options.max_num_seqs = options.max_num_seqs;
+  engine_options.kv_cache_bytes = options.kv_cache_bytes;
   engine_options.eos_ids = session.tokenizer->eos_ids();
   session.engine = std::make_unique<nb::engine::Engine>(*session.model, engine_options);
   return session;

@@ -185,7 +185,7 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   const StepPlan* plan = nullptr;
   {
     const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "plan");
-    plan = &scheduler_.plan(times_.prompt_rows());
+    plan = &scheduler_.plan(times_.prompt_budget());
     update_storage();
     build_batch(*plan, batch_);
   }
@@ -193,9 +193,7 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   if (plan->num_tokens > 0) {
     const Clock::time_point started = Clock::now();
     forward(*plan);
-    int decode_rows = 0;
-    for (const PlannedSequence& entry : plan->entries) decode_rows += entry.count == 1 ? 1 : 0;
-    times_.record(decode_rows, plan->num_tokens - decode_rows, milliseconds(Clock::now() - started) / 1e3);
+    record_time(*plan, milliseconds(Clock::now() - started) / 1e3);
   }
   {
     const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "commit");
@@ -210,6 +208,20 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   check_invariants();
 #endif
   return outputs;
+}
+
+/// Tells the slicing of prompts what a step took.
+void Engine::record_time(const StepPlan& plan, double seconds) {
+  int decode_rows = 0;
+  double keys = 0.0;
+  for (const PlannedSequence& entry : plan.entries) {
+    if (entry.count == 1 && entry.samples) {
+      ++decode_rows;
+    } else {
+      keys += entry.count * (entry.first + 0.5 * (entry.count + 1));
+    }
+  }
+  times_.record(decode_rows, plan.num_tokens - decode_rows, keys, seconds);
 }
 
 /// Computes the KV of every planned row and the token of every entry that samples.

@@ -95,6 +95,7 @@ class Engine {
  private:
   std::vector<StepOutput> run_step(Clock::time_point begun);
   void forward(const StepPlan& plan);
+  void record_time(const StepPlan& plan, double seconds);
   void update_storage();
   std::vector<StepOutput> collect(const StepPlan& plan, Clock::time_point begun);
   void measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun);

@@ -36,6 +36,10 @@ class EngineThread {
   /// The same for all requests of an outbox.
   void cancel_all(const Outbox& outbox);
 
+  /// What is submitted between hold() and release() enters one step together. Calls may nest.
+  void hold();
+  void release();
+
   /// Of the last step, with what has been submitted since.
   EngineStats stats() const;
 
@@ -77,6 +81,7 @@ class EngineThread {
   int num_unfinished_ = 0;             // answers of all owners
   EngineStats stats_;
   RequestId next_id_ = 1;
+  int num_holds_ = 0;
   bool draining_ = false;
   bool closed_ = false;
   std::optional<Error> broken_;

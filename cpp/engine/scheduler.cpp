@@ -24,6 +24,20 @@ int common_len(std::span<const TokenId> a, std::span<const TokenId> b) {
                           a.begin());
 }
 
+/// Takes the weight of the sequence's next rows from a budget; returns how many, at most `most`. If it must advance,
+/// one row is had for whatever is left.
+int pay(PromptBudget& budget, const Sequence& sequence, int most, bool must_advance) {
+  most = std::min(most, sequence.pending_len());
+  int rows = 0;
+  for (; rows < most; ++rows) {
+    const std::int64_t weight = budget.weight(sequence.computed_len() + rows);
+    if (weight > budget.work && !(must_advance && rows == 0)) break;
+    budget.work = std::max(budget.work - weight, std::int64_t{0});
+  }
+  if (rows < most) budget.work = 0;  // nobody younger gets what is left
+  return rows;
+}
+
 bool decodes(const Sequence& sequence) { return sequence.leader == nullptr && sequence.pending_len() == 1; }
 
 }  // namespace
@@ -106,7 +120,7 @@ void Scheduler::end_overdue(Clock::time_point now) {
 
 // ---- planning ----
 
-const StepPlan& Scheduler::plan(int prefill_tokens) {
+const StepPlan& Scheduler::plan(PromptBudget prompts) {
   plan_.entries.clear();
   plan_.num_tokens = 0;
   preempted_ = false;
@@ -118,14 +132,19 @@ const StepPlan& Scheduler::plan(int prefill_tokens) {
     if (sequence.ends_early() || !decodes(sequence) || budget == 0) continue;
     if (take_blocks(sequence, sequence.len())) budget -= add(sequence, budget);
   }
-  if (!plan_.entries.empty()) budget = std::min(budget, std::max(prefill_tokens, 0));
+  if (plan_.entries.empty()) prompts = {};
+  bool must_advance = true;
+  const auto add_slice = [&](Sequence& sequence) {
+    const int rows = pay(prompts, sequence, budget, must_advance);
+    if (rows > 0) budget -= add(sequence, rows);
+    must_advance = must_advance && rows == 0;
+  };
   for (const auto& sequence : running_) {
     const bool computes = !sequence->ends_early() && sequence->leader == nullptr && sequence->pending_len() > 1;
-    if (computes && budget > 0) budget -= add(*sequence, budget);
+    if (computes && budget > 0 && prompts.work > 0) add_slice(*sequence);
   }
-  while (budget > 0 && !preempted_ && admit_next()) {
-    Sequence& admitted = *running_.back();
-    if (admitted.leader == nullptr) budget -= add(admitted, budget);
+  while (budget > 0 && prompts.work > 0 && !preempted_ && admit_next()) {
+    if (running_.back()->leader == nullptr) add_slice(*running_.back());
   }
   return plan_;
 }

@@ -34,6 +34,17 @@ struct SchedulerLimits {
   int max_waiting = 0;         ///< sequences beyond max_num_seqs that may wait; 0 = any number
 };
 
+/// What prompts may compute in a step while others decode. A row weighs `row_weight` and, for each key it attends to,
+/// `key_weight`.
+struct PromptBudget {
+  std::int64_t work = std::numeric_limits<std::int64_t>::max();
+  std::int64_t row_weight = 1;
+  std::int64_t key_weight = 0;
+
+  /// Of the row of a token at this position.
+  std::int64_t weight(int position) const { return row_weight + key_weight * (position + 1); }
+};
+
 /// What the scheduler has done so far.
 struct SchedulerCounters {
   std::int64_t preemptions = 0;
@@ -79,9 +90,9 @@ class Scheduler {
   void end_overdue(Clock::time_point now);
 
   /// Divides the step: sequences with one pending token first, then slices of the oldest prompts, then admission in
-  /// strict order of arrival. While anything decodes, prompts get at most `prefill_tokens` rows. Valid until the next
-  /// plan(). Empty if there is nothing to compute.
-  const StepPlan& plan(int prefill_tokens = std::numeric_limits<int>::max());
+  /// strict order of arrival. While anything decodes, prompts get no more rows than `prompts` has work for, but always
+  /// one, if there is any work. Valid until the next plan(). Empty if there is nothing to compute.
+  const StepPlan& plan(PromptBudget prompts = {});
 
   /// Takes the outcome of a plan: `sampled[i]` is the token of entry i (ignored where it does not sample).
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);

@@ -1,31 +1,62 @@
 #include "engine/step_times.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace nb::engine {
 
 namespace {
 
-/// A moving average that forgets half in about six steps; the first value counts whole.
-void blend(double& average, double value) { average = average > 0.0 ? 0.9 * average + 0.1 * value : value; }
+constexpr double kForget = 0.998;        // per step, of the moments
+constexpr double kLeastKeySpread = 128;  // standard deviation of keys below which they tell nothing
+
+/// A moving average that forgets half in about six steps; the first value counts whole. A value far above the average
+/// is more often somebody else's use of the processor than a change, so that it counts as `most` times the average.
+void blend(double& average, double value, double most) {
+  average = average > 0.0 ? 0.9 * average + 0.1 * std::min(value, most * average) : value;
+}
 
 }  // namespace
 
-void StepTimes::record(int decode_rows, int prompt_rows, double seconds) {
+void StepTimes::record(int decode_rows, int prompt_rows, double prompt_keys, double seconds) {
   if (prompt_rows == 0) {
-    if (decode_rows > 0) blend(decode_seconds_, seconds);
+    if (decode_rows > 0) blend(decode_seconds_, seconds, 2.0);
     return;
   }
-  // Few rows say little about the cost of one: reading the weights is most of it.
-  if (prompt_rows < kFewestRows) return;
+  // Reading the weights is most of a short step; beside decodes that is part of theirs.
+  if (decode_rows == 0 && prompt_rows < kFewestRowsAlone) return;
   const double own = seconds - (decode_rows > 0 ? decode_seconds_ : 0.0);
-  blend(prompt_seconds_, std::max(own, 0.1 * seconds) / prompt_rows);
+  const double keys = prompt_keys / prompt_rows;
+  double row = std::max(own, 0.1 * seconds) / prompt_rows;
+  if (row_seconds_ > 0.0) row = std::min(row, 4.0 * row_seconds_ * (1.0 + key_share() * keys));
+  moments_.weight = kForget * moments_.weight + 1.0;
+  moments_.keys = kForget * moments_.keys + keys;
+  moments_.seconds = kForget * moments_.seconds + row;
+  moments_.keys_keys = kForget * moments_.keys_keys + keys * keys;
+  moments_.keys_seconds = kForget * moments_.keys_seconds + keys * row;
+  blend(row_seconds_, row / (1.0 + key_share() * keys), 4.0);
 }
 
-int StepTimes::prompt_rows() const {
-  if (decode_seconds_ <= 0.0 || prompt_seconds_ <= 0.0) return kFirstRows;
-  const double rows = (kLongest - 1.0) * decode_seconds_ / prompt_seconds_;
-  return static_cast<int>(std::clamp(rows, static_cast<double>(kFewestRows), 1e6));
+/// Least squares of row seconds = a (1 + share * keys), the share kept within bounds: a bad guess of it would be a
+/// wrong budget for the next prompt, which begins without context.
+double StepTimes::key_share() const {
+  if (moments_.weight == 0.0) return kFirstKeyShare;
+  const double keys = moments_.keys / moments_.weight;
+  const double variance = moments_.keys_keys / moments_.weight - keys * keys;
+  if (variance < kLeastKeySpread * kLeastKeySpread) return kFirstKeyShare;
+  const double seconds = moments_.seconds / moments_.weight;
+  const double slope = (moments_.keys_seconds / moments_.weight - keys * seconds) / variance;
+  const double first = seconds - slope * keys;
+  return first > 0.0 ? std::clamp(slope / first, 0.0, kMostKeyShare) : kMostKeyShare;
+}
+
+PromptBudget StepTimes::prompt_budget() const {
+  constexpr double kRowWeight = 1e4;  // fine enough for the smallest share that matters
+  const bool known = decode_seconds_ > 0.0 && row_seconds_ > 0.0;
+  const double rows = known ? (kLongest - 1.0) * decode_seconds_ / row_seconds_ : kFirstRows;
+  return {.work = static_cast<std::int64_t>(std::min(rows, 1e6) * kRowWeight),
+          .row_weight = static_cast<std::int64_t>(kRowWeight),
+          .key_weight = std::llround(key_share() * kRowWeight)};
 }
 
 }  // namespace nb::engine

@@ -1,26 +1,46 @@
-// How many prompt rows a step may compute while others wait for their next token: from the times of past steps.
+// How much of prompts a step may compute while others wait for their next token: from the times of past steps.
 //
-// A step with prompt rows should take at most kLongest times one without. Only the slicing of prompts follows from it,
-// never a token, since results do not depend on slices. Used by the thread that runs steps.
+// A step with prompt rows should take at most kLongest times one without. A prompt row costs its share of the matrix
+// products, and one more share for each key it attends to: far into a long prompt that is most of it. Both are learnt.
+// Only the slicing of prompts follows from it, never a token, since results do not depend on slices. Used by the thread
+// that runs steps.
 #pragma once
+
+#include "engine/scheduler.h"
 
 namespace nb::engine {
 
 class StepTimes {
  public:
-  static constexpr double kLongest = 2.5;  ///< times a step that only decodes
-  static constexpr int kFewestRows = 16;   ///< a step computes at least this much of a prompt
-  static constexpr int kFirstRows = 64;    ///< before anything is known
+  static constexpr double kLongest = 2.5;         ///< times a step that only decodes
+  static constexpr int kFirstRows = 64;           ///< before anything is known, of a prompt without context
+  static constexpr double kFirstKeyShare = 1e-3;  ///< cost of a key, in rows without context, before it is known
+  static constexpr double kMostKeyShare = 1e-2;   ///< and at most
+  static constexpr int kFewestRowsAlone = 64;     ///< a step of fewer prompt rows and nothing else says little
 
-  /// What a step took: rows of sequences that decode, rows of prompts, seconds.
-  void record(int decode_rows, int prompt_rows, double seconds);
+  /// What a step took: rows of sequences that decode, rows of prompts, the keys that these attend to (summed over the
+  /// rows), seconds.
+  void record(int decode_rows, int prompt_rows, double prompt_keys, double seconds);
 
-  /// The most prompt rows of the next step, if anything decodes.
-  int prompt_rows() const;
+  /// What the prompts of the next step may weigh, if anything decodes.
+  PromptBudget prompt_budget() const;
 
  private:
+  double key_share() const;
+
+  /// Of the cost of a row over the keys it attends to: sums that forget half in about 350 steps, long enough to hold
+  /// rows with few keys and with many.
+  struct Moments {
+    double weight = 0.0;
+    double keys = 0.0;
+    double seconds = 0.0;
+    double keys_keys = 0.0;
+    double keys_seconds = 0.0;
+  };
+
   double decode_seconds_ = 0.0;  // of a step that only decodes; 0: not known yet
-  double prompt_seconds_ = 0.0;  // of one prompt row; 0: not known yet
+  double row_seconds_ = 0.0;     // of a prompt row without context; 0: not known yet
+  Moments moments_;
 };
 
 }  // namespace nb::engine

@@ -279,6 +279,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("logprobs", &logprobs_of)
       .def_property_readonly("prompt_logprobs", &prompt_logprobs_of)
       .def_property_readonly("prompt_logits", &logits_of)
+      .def_property_readonly("num_prompt_tokens", [](const engine::StepOutput& self) { return self.num_prompt_tokens; })
       .def_property_readonly("num_cached_tokens", [](const engine::StepOutput& self) { return self.num_cached_tokens; })
       .def_property_readonly("metrics", &metrics_of);
 

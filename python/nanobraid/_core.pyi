@@ -241,6 +241,8 @@ class StepOutput:
     def prompt_logits(self) -> NDArray[np.float32] | None:
         """With the final output of a request that asked for them: float32[num_prompt_tokens, vocab_size]."""
     @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
     def num_cached_tokens(self) -> int: ...
     @property
     def metrics(self) -> dict[str, float]:

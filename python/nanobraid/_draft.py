@@ -36,6 +36,18 @@ class _Answer:
         )
 
 
+def _metrics(output: _core.StepOutput) -> RequestMetrics:
+    """Times of an answer that ended with `output`."""
+    times = output.metrics
+    return RequestMetrics(
+        queue_ms=times.get("queue_ms", 0.0),
+        ttft_ms=times.get("ttft_ms", 0.0),
+        total_ms=times.get("total_ms", 0.0),
+        tokens_per_s=times.get("tokens_per_s", 0.0),
+        kv_reuse_ratio=output.num_cached_tokens / max(output.num_prompt_tokens, 1),
+    )
+
+
 class Draft:
     """The texts and tokens of one request as they grow. Used by one thread at a time.
 
@@ -87,7 +99,8 @@ class Draft:
             return StreamPiece("", [], None, index=output.choice)
         begin, answer.reported = answer.reported, len(answer.token_ids)
         logprobs = None if answer.logprobs is None else answer.logprobs[begin:]
-        return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice)
+        metrics = _metrics(output) if finished else None
+        return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice, metrics)
 
     def pieces(self, output: _core.StepOutput) -> Iterator[StreamPiece]:
         """As `add`, without pieces that say nothing.
@@ -114,14 +127,6 @@ class Draft:
         assert output is not None
         outputs = [answer.result(index) for index, answer in enumerate(self._answers)]
         first = outputs[0]
-        times = output.metrics
-        metrics = RequestMetrics(
-            queue_ms=times.get("queue_ms", 0.0),
-            ttft_ms=times.get("ttft_ms", 0.0),
-            total_ms=times.get("total_ms", 0.0),
-            tokens_per_s=times.get("tokens_per_s", 0.0),
-            kv_reuse_ratio=output.num_cached_tokens / len(prompt_ids),
-        )
         return RequestOutput(
             text=first.text,
             token_ids=first.token_ids,
@@ -129,7 +134,7 @@ class Draft:
             prompt=prompt,
             prompt_token_ids=prompt_ids,
             num_cached_tokens=output.num_cached_tokens,
-            metrics=metrics,
+            metrics=_metrics(output),
             logprobs=first.logprobs,
             prompt_logprobs=self._prompt_logprobs(output),
             error=first.error,

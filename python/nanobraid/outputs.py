@@ -114,6 +114,7 @@ class StreamPiece:
         finish_reason: None until the last piece; then as in `RequestOutput`.
         logprobs: With ``SamplingParams(logprobs=...)``: one entry for each of `token_ids`.
         index: Which of the n answers it belongs to.
+        metrics: With the last piece of an answer, its times; None before.
     """
 
     text: str
@@ -121,6 +122,7 @@ class StreamPiece:
     finish_reason: str | None
     logprobs: list[TokenLogprobs] | None = None
     index: int = 0
+    metrics: RequestMetrics | None = None
 
 
 @dataclass(frozen=True)

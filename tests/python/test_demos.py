@@ -125,13 +125,71 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(llm: nb.LLM, model_path: P
     done = run("batched_infer_multi_prompts", *common, "--prompts-file", file, prompts[0])
     outputs = [llm.generate(prompt, GREEDY)[0] for prompt in prompts]
     assert text_of(done) == "".join(f"[{i}] {prompts[i]}{out.text}\n" for i, out in enumerate(outputs))
+    rows, total = table_of(done)
+    for row, out in zip(rows, outputs, strict=True):
+        assert row[:2] == [len(out.prompt_token_ids), 0]
+        assert row[2] == len(out.token_ids)
+        assert 0 <= row[3] < row[4]
+    num_tokens = sum(len(out.token_ids) for out in outputs)
+    assert total["requests"] == 23 and total["tokens"] == num_tokens
+    assert total["steps"] < num_tokens / 4  # computed together
+    assert total["preemptions"] == total["hits"] == 0
+
+
+def table_of(done: subprocess.CompletedProcess[bytes]) -> tuple[list[list[float]], dict[str, float]]:
+    """Rows of the table (prompt, cached, new, queue ms, TTFT ms, tokens/s), and the totals."""
     lines = done.stderr.decode().splitlines()
-    for i, out in enumerate(outputs):
-        count = f"{len(out.prompt_token_ids)} prompt tokens, {len(out.token_ids)} new"
-        assert re.match(rf"\[{i}\] {count}, first token \d+ ms, [\d.]+ tokens/s, (stop|length)$", lines[i])
-    total = sum(len(out.token_ids) for out in outputs)
-    assert re.match(rf"total: 23 requests, {total} new tokens in [\d.]+ s, [\d.]+ tokens/s, (\d+) steps", lines[-1])
-    assert int(lines[-1].split()[-2]) < total / 4  # computed together
+    first = next(i for i, line in enumerate(lines) if line.split()[:2] == ["request", "prompt"])
+    last = next(i for i, line in enumerate(lines) if line.startswith("total: "))
+    rows = []
+    for i, line in enumerate(lines[first + 1 : last]):
+        words = line.split()
+        assert int(words[0]) == i and words[-1] in ("stop", "length"), line
+        rows.append([float(word) for word in words[1:-1]])
+    found = re.fullmatch(
+        r"total: (\d+) requests, (\d+) new tokens in [\d.]+ s, [\d.]+ tokens/s, (\d+) steps, "
+        r"([\d.]+) answers in a step, (\d+) preemptions, (\d+) tokens from the prefix cache",
+        lines[last],
+    )
+    assert found, lines[last]
+    names = ("requests", "tokens", "steps", "occupancy", "preemptions", "hits")
+    return rows, dict(zip(names, map(float, found.groups()), strict=True))
+
+
+def test_a_batch_repeats_prompts_with_lengths_in_turn(llm: nb.LLM, model_path: Path) -> None:
+    prompts = ["The capital of France is", "One, two, three, four, five, six, seven, eight, nine, ten,"]
+    lengths = [3, 20, 9]
+    common = ["--model", str(model_path), "--max-model-len", "256", "--max-num-seqs", "2"]
+    done = run("batched_infer_multi_prompts", *common, "--repeat=3", "--output-lens", "3,20,9", "--verify", *prompts)
+    outputs = [
+        llm.generate(prompts[i % 2], nb.SamplingParams(temperature=0, max_tokens=lengths[i % 3]))[0] for i in range(6)
+    ]
+    assert text_of(done) == "".join(f"[{i}] {prompts[i % 2]}{out.text}\n" for i, out in enumerate(outputs))
+    rows, total = table_of(done)
+    assert [row[2] for row in rows] == [len(out.token_ids) for out in outputs]
+    long = len(outputs[1].prompt_token_ids)
+    assert [row[1] for row in rows[2:]] == [0, (long - 1) // 16 * 16] * 2  # full blocks, asked before
+    assert total["hits"] == sum(row[1] for row in rows) > 0
+    assert 1 < total["occupancy"] <= 2
+    assert total["occupancy"] * total["steps"] >= total["tokens"] - 0.01 * total["steps"]
+    assert b"verify: 6 of 6 answers are those of the prompts alone" in done.stderr
+
+
+def test_a_batch_survives_preemption(model_path: Path) -> None:
+    prompts = [f"Chapter {i}. Once upon a time, there was" for i in range(6)]
+    block_bytes = 16 * 30 * 2 * 3 * 64 * 2  # tokens, layers, K and V, heads, dimensions, bf16
+    common = ["--model", str(model_path), "--max-model-len", "64", "--max-tokens", "48", "--verify"]
+    done = run("batched_infer_multi_prompts", *common, "--kv-cache-bytes", 10 * block_bytes, *prompts)
+    text_of(done)
+    rows, total = table_of(done)
+    assert len(rows) == 6 and total["preemptions"] > 0
+    assert b"verify: 6 of 6" in done.stderr
+
+
+def test_verify_wants_answers_that_can_be_repeated(model_path: Path) -> None:
+    common = ["batched_infer_multi_prompts", "--model", str(model_path), "--max-tokens", "8", "--verify", PROMPT]
+    assert_one_line_error(common[0], run(*common, "--temperature", "1"), "--verify needs --seed")
+    assert b"verify: 1 of 1" in run(*common, "--temperature", "1", "--seed", "4").stderr
 
 
 def test_strategies_stand_side_by_side(llm: nb.LLM, model_path: Path) -> None:
@@ -232,8 +290,15 @@ def test_wrong_files_devices_and_arguments(name: str, model_path: Path, tmp_path
         assert_one_line_error(name, run(name, *model, "--prompts-file", tmp_path / "none"), "cannot open .*none")
         assert_one_line_error(name, run(name, *model, "--prompts-file", tmp_path), "prompts|read")
         assert_one_line_error(name, run(name, *model, "ok", ""), "prompt is empty")
+        assert_one_line_error(name, run(name, *model, "--repeat", "0", "ok"), "--repeat must be")
+        assert_one_line_error(name, run(name, *model, "--output-lens", "4,,5", "ok"), '--output-lens must be .*""')
+        assert_one_line_error(name, run(name, *model, "--output-lens", "4,0", "ok"), '--output-lens must be .*"0"')
+        assert_one_line_error(name, run(name, *model, "--max-num-seqs", "0", "ok"), "--max-num-seqs must be")
+        assert_one_line_error(name, run(name, *model, "--kv-cache-bytes", "x", "ok"), "--kv-cache-bytes must be")
+        assert_one_line_error(name, run(name, *model, "--verify=1", "ok"), '"--verify" takes no value')
     else:
-        assert_one_line_error(name, run(name, *model, "--prompts-file", "x"), "unknown option")
+        for flag in ("--prompts-file", "--repeat", "--verify"):
+            assert_one_line_error(name, run(name, *model, flag, "1"), "unknown option")
 
 
 @pytest.mark.parametrize("name", DEMOS)

@@ -191,6 +191,17 @@ def test_stream_gives_the_text_of_generate(llm: nb.LLM) -> None:
     assert [i for piece in pieces for i in piece.token_ids] == out.token_ids
     assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
     assert len(pieces) > 8
+    assert all(piece.metrics is None for piece in pieces[:-1])
+
+
+def test_the_last_piece_of_a_stream_has_the_times(llm: nb.LLM) -> None:
+    prompt = list(range(100, 140))
+    llm.generate([prompt], GREEDY)
+    metrics = list(llm.stream(prompt, GREEDY))[-1].metrics
+    assert metrics is not None
+    assert metrics.kv_reuse_ratio == 32 / 40  # full blocks of 16 tokens
+    assert 0 < metrics.queue_ms < metrics.ttft_ms < metrics.total_ms
+    assert metrics.tokens_per_s > 0
 
 
 def test_stream_never_cuts_a_character(llm: nb.LLM) -> None:

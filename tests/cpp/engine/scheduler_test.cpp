@@ -202,13 +202,43 @@ TEST(Scheduler, PromptsGetFewRowsWhileOthersDecode) {
   scheduler.submit(make_sequence(1, 4, 10));
   run_step(scheduler);
   scheduler.submit(make_sequence(2, 100, 1));
-  const StepPlan& plan = scheduler.plan(8);
+  const StepPlan& plan = scheduler.plan({.work = 8});
   EXPECT_EQ(shares(plan), (Shares{{1, 1}, {2, 8}}));
   scheduler.commit(plan, std::vector<TokenId>(2, 100));
   scheduler.cancel(1);
   run_step(scheduler);
-  const StepPlan& alone = scheduler.plan(8);
+  const StepPlan& alone = scheduler.plan({.work = 8});
   EXPECT_EQ(shares(alone), (Shares{{2, 28}})) << "nothing decodes, so that nobody is delayed";
+}
+
+TEST(Scheduler, RowsOfPromptsWeighTheirKeys) {
+  Scheduler scheduler({.max_batch_tokens = 512, .max_num_seqs = 4}, 200);
+  scheduler.submit(make_sequence(1, 4, 400));
+  run_step(scheduler);
+  scheduler.submit(make_sequence(2, 1000, 1));
+  scheduler.submit(make_sequence(3, 100, 1));
+  int first = 0;
+  while (first < 999) {
+    const std::int64_t work = first < 900 ? 5000 : 12;
+    const StepPlan& plan = scheduler.plan({.work = work, .row_weight = 10, .key_weight = 1});
+    ASSERT_GE(plan.entries.size(), 2u);
+    const PlannedSequence& slice = plan.entries[1];
+    ASSERT_EQ(slice.sequence->id, 2u);
+    ASSERT_EQ(slice.first, first);
+    std::int64_t weight = 0;  // row by row, the slow way
+    for (int row = 0; row < slice.count; ++row) weight += 10 + (first + row + 1);
+    if (work == 12) {
+      EXPECT_EQ(slice.count, 1) << "a prompt goes on, whatever its row weighs";
+      EXPECT_EQ(plan.entries.size(), 2u);
+    } else {
+      EXPECT_LE(weight, work);
+      EXPECT_GT(weight + 10 + first + slice.count + 1, work) << "one more row would have been too much";
+    }
+    first += slice.count;
+    scheduler.commit(plan, std::vector<TokenId>(plan.entries.size(), 100));
+    scheduler.forget_finished();
+  }
+  EXPECT_EQ(scheduler.plan({.work = 0}).entries.size(), 2u) << "the last row of a prompt is one of those that decode";
 }
 
 TEST(Scheduler, ReportsFreshAndFreedBlocks) {
@@ -348,8 +378,13 @@ class RandomRun {
     EXPECT_EQ(scheduler_.cancel(id), lives);
   }
 
+  PromptBudget random_budget() {
+    if (pick(0, 3) > 0) return {};
+    return {.work = pick(1, 8), .row_weight = 1, .key_weight = pick(0, 2)};
+  }
+
   void one_step() {
-    const StepPlan& plan = scheduler_.plan(pick(0, 3) == 0 ? pick(1, 8) : 1000);
+    const StepPlan& plan = scheduler_.plan(random_budget());
     update_memory();
     check_plan(plan);
     compute(plan);

@@ -2,34 +2,144 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+#include <vector>
+
 namespace nb::engine {
 namespace {
 
+/// Rows that the budget pays for from a position on, one by one.
+int rows_from(const PromptBudget& budget, int position) {
+  std::int64_t left = budget.work;
+  int rows = 0;
+  while (rows < 512 && left >= budget.weight(position + rows)) left -= budget.weight(position + rows++);
+  return std::max(rows, 1);  // a prompt always goes on
+}
+
+double keys_of(int position, int rows) { return rows * (position + 0.5 * (rows + 1)); }
+
+/// A machine that takes exactly this long, but for noise.
+struct Machine {
+  double decode = 0.008;
+  double row = 0.33e-3;
+  double key = 0.65e-6;
+  double noise = 0.05;
+  std::mt19937 random{1};
+
+  double seconds(int decode_rows, int rows, double keys) {
+    const double exact = (decode_rows > 0 ? decode : 0.5 * decode) + row * rows + key * keys;
+    return exact * std::uniform_real_distribution<double>(1.0 - noise, 1.0 + noise)(random);
+  }
+};
+
+/// Runs a prompt from `position` to `end` beside decodes; returns the length of each step in steps without prompts.
+std::vector<double> run_prompt(StepTimes& times, Machine& machine, int position, int end) {
+  std::vector<double> lengths;
+  while (position < end) {
+    const int rows = std::min(rows_from(times.prompt_budget(), position), end - position);
+    const double keys = keys_of(position, rows);
+    const double seconds = machine.seconds(4, rows, keys);
+    times.record(4, rows, keys, seconds);
+    lengths.push_back(seconds / machine.decode);
+    position += rows;
+  }
+  return lengths;
+}
+
+double share_above(const std::vector<double>& values, double limit) {
+  const auto above = std::count_if(values.begin(), values.end(), [&](double value) { return value > limit; });
+  return static_cast<double>(above) / static_cast<double>(values.size());
+}
+
+StepTimes after_decodes(Machine& machine) {
+  StepTimes times;
+  for (int i = 0; i < 50; ++i) times.record(4, 0, 0.0, machine.seconds(4, 0, 0.0));
+  return times;
+}
+
 TEST(StepTimes, BeforeAnythingIsKnown) {
   StepTimes times;
-  EXPECT_EQ(times.prompt_rows(), StepTimes::kFirstRows);
-  times.record(4, 0, 0.004);
-  EXPECT_EQ(times.prompt_rows(), StepTimes::kFirstRows);  // nothing about prompts yet
+  const PromptBudget first = times.prompt_budget();
+  EXPECT_EQ(first.work, StepTimes::kFirstRows * first.row_weight);
+  EXPECT_GT(first.key_weight, 0) << "the beginning of a prompt behind a long prefix would be too long";
+  times.record(4, 0, 0.0, 0.004);
+  EXPECT_EQ(times.prompt_budget().work, first.work);  // nothing about prompts yet
+  EXPECT_LT(rows_from(first, 4000), 20);
 }
 
-TEST(StepTimes, APromptRowFitsIntoWhatIsLeft) {
-  StepTimes times;
-  for (int i = 0; i < 100; ++i) {
-    times.record(4, 0, 0.004);
-    times.record(4, 100, 0.004 + 100 * 0.0001);
+TEST(StepTimes, AStepWithPromptsTakesWhatItMay) {
+  Machine machine;
+  StepTimes times = after_decodes(machine);
+  run_prompt(times, machine, 0, 4000);
+  for (int prompt = 0; prompt < 3; ++prompt) {
+    const std::vector<double> lengths = run_prompt(times, machine, 0, 4000);
+    EXPECT_LT(share_above(lengths, 3.0), 0.01);
+    EXPECT_GT(share_above(lengths, 2.0), 0.8) << "time that prompts might have had";
+    EXPECT_LT(*std::max_element(lengths.begin(), lengths.end()), 3.6);
   }
-  EXPECT_NEAR(times.prompt_rows(), (StepTimes::kLongest - 1.0) * 0.004 / 0.0001, 1);
-  for (int i = 0; i < 100; ++i) times.record(0, 100, 100 * 0.0002);  // steps of prompts alone count too
-  EXPECT_NEAR(times.prompt_rows(), (StepTimes::kLongest - 1.0) * 0.004 / 0.0002, 1);
 }
 
-TEST(StepTimes, AlwaysLeavesSomeRows) {
-  StepTimes times;
-  times.record(1, 0, 0.001);
-  times.record(0, 100, 10.0);
-  EXPECT_EQ(times.prompt_rows(), StepTimes::kFewestRows);
-  times.record(1, 1, 100.0);  // too few rows to say anything
-  EXPECT_EQ(times.prompt_rows(), StepTimes::kFewestRows);
+TEST(StepTimes, TheFirstPromptEverIsSlicedToo) {
+  for (const int start : {0, 3000}) {  // with nothing cached, and behind a cached prefix
+    Machine machine;
+    StepTimes times = after_decodes(machine);
+    EXPECT_LT(share_above(run_prompt(times, machine, start, 6000), 3.0), 0.02) << start;
+  }
+}
+
+TEST(StepTimes, AJumpToALongContextIsForeseen) {
+  for (const int known : {300, 4000}) {  // what a key costs is a guess, and learnt
+    Machine machine;
+    StepTimes times = after_decodes(machine);
+    for (int prompt = 0; prompt < 5; ++prompt) run_prompt(times, machine, 0, known);
+    for (int prompt = 0; prompt < 5; ++prompt) run_prompt(times, machine, 0, 300);
+    EXPECT_LT(run_prompt(times, machine, 3000, 3100).front(), known > 3000 ? 3.5 : 4.5) << known;
+  }
+}
+
+TEST(StepTimes, OtherMachinesAndModels) {
+  for (const double scale : {0.1, 1.0, 20.0}) {
+    for (const double key : {0.0, 0.1e-6, 2.5e-6}) {
+      Machine machine{.decode = 0.008 * scale, .row = 0.33e-3 * scale, .key = key * scale};
+      StepTimes times = after_decodes(machine);
+      run_prompt(times, machine, 0, 4000);
+      const std::vector<double> lengths = run_prompt(times, machine, 0, 4000);
+      EXPECT_LT(share_above(lengths, 3.0), 0.02) << scale << ' ' << key;
+      EXPECT_GT(share_above(lengths, 2.0), 0.6) << scale << ' ' << key;
+    }
+  }
+}
+
+TEST(StepTimes, PromptsAloneCountIfTheyAreLong) {
+  Machine machine{.noise = 0.0};
+  StepTimes times = after_decodes(machine);
+  for (int i = 0; i < 100; ++i) times.record(0, 512, keys_of(0, 512), 512 * 0.1e-3);
+  const PromptBudget budget = times.prompt_budget();
+  EXPECT_NEAR(rows_from(budget, 0) * 0.1e-3, (StepTimes::kLongest - 1.0) * machine.decode, 0.3 * machine.decode);
+  times.record(0, StepTimes::kFewestRowsAlone - 1, 10.0, 5.0);  // too few rows to say anything
+  EXPECT_EQ(times.prompt_budget().work, budget.work);
+}
+
+TEST(StepTimes, AHiccupIsNotTheRule) {
+  Machine machine{.noise = 0.0};
+  StepTimes times = after_decodes(machine);
+  run_prompt(times, machine, 0, 2000);
+  const int usual = rows_from(times.prompt_budget(), 500);
+  times.record(4, usual, keys_of(500, usual), 1.0);  // 50 times what it should take
+  EXPECT_GT(rows_from(times.prompt_budget(), 500), usual / 2);
+  times.record(4, 0, 0.0, 1.0);
+  EXPECT_LT(rows_from(times.prompt_budget(), 500), usual * 3 / 2);
+}
+
+TEST(StepTimes, ASlowerMachineIsNoticed) {
+  Machine machine;
+  StepTimes times = after_decodes(machine);
+  run_prompt(times, machine, 0, 4000);
+  machine.row *= 3;
+  machine.key *= 3;
+  run_prompt(times, machine, 0, 400);
+  EXPECT_LT(share_above(run_prompt(times, machine, 400, 4000), 3.0), 0.02);
 }
 
 }  // namespace

@@ -66,6 +66,19 @@ void EngineThread::cancel_all(const Outbox& outbox) {
   arrived_.notify_one();
 }
 
+void EngineThread::hold() {
+  const std::lock_guard lock(mutex_);
+  ++num_holds_;
+}
+
+void EngineThread::release() {
+  {
+    const std::lock_guard lock(mutex_);
+    --num_holds_;
+  }
+  arrived_.notify_one();
+}
+
 EngineStats EngineThread::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
@@ -118,10 +131,13 @@ void EngineThread::work() {
 /// Takes what has arrived, or waits for it if there is nothing else to do. False when it is time to end.
 bool EngineThread::take_inbox() {
   std::unique_lock lock(mutex_);
-  arrived_.wait(
-      lock, [&] { return closed_ || (!broken_ && (!inbox_.empty() || !cancelled_.empty() || engine_.has_work())); });
+  arrived_.wait(lock, [&] {
+    const bool arrived = (!inbox_.empty() && num_holds_ == 0) || !cancelled_.empty();
+    return closed_ || (!broken_ && (arrived || engine_.has_work()));
+  });
   if (closed_ && num_unfinished_ == 0) return false;
-  std::swap(arrivals_, inbox_);
+  // What is cancelled or closed may be among what is held.
+  if (num_holds_ == 0 || closed_ || !cancelled_.empty()) std::swap(arrivals_, inbox_);
   std::swap(cancels_, cancelled_);
   return true;
 }

@@ -320,6 +320,10 @@ void bind_engine(py::module_& module) {
           "cancel_all", [](ModelEngine& self, const Outbox& outbox) { self.engine.cancel_all(outbox); },
           py::arg("outbox"), py::call_guard<py::gil_scoped_release>())
       .def(
+          "hold", [](ModelEngine& self) { self.engine.hold(); }, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "release", [](ModelEngine& self) { self.engine.release(); }, py::call_guard<py::gil_scoped_release>())
+      .def(
           "drain", [](ModelEngine& self, double seconds) { return self.engine.drain(Outbox::Seconds(seconds)); },
           py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def(

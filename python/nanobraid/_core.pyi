@@ -325,6 +325,9 @@ class Engine:
         """Stops a request; the next step reports it with finish_reason 'abort'. Unknown ids are ignored."""
     def cancel_all(self, outbox: Outbox) -> None:
         """Stops all requests of an outbox."""
+    def hold(self) -> None:
+        """What is submitted until `release` enters one step together. Calls may nest."""
+    def release(self) -> None: ...
     def drain(self, seconds: float) -> bool:
         """Refuses new requests and waits (GIL released) until those there have ended; whether they have."""
     def close(self) -> None:

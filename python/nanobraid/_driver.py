@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nanobraid import _core
@@ -63,6 +65,16 @@ class Driver:
         self.check_open()
         with core_errors():
             return self._engine.stats()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is submitted inside enters one step together."""
+        self.check_open()
+        self._engine.hold()
+        try:
+            yield
+        finally:
+            self._engine.release()
 
     def submit(self, call: Call, index: int, prompt_token_ids: list[int], **options: Any) -> int:
         """Queues a request whose outputs go to `call` under `index`; returns its id."""

@@ -228,8 +228,9 @@ class LLM:
             progress = len(prompt_ids) > 1
         call = Call(streams=False)
         try:
-            for i, ids in enumerate(prompt_ids):
-                self._driver.submit(call, i, ids, **options[i])
+            with self._driver.together():
+                for i, ids in enumerate(prompt_ids):
+                    self._driver.submit(call, i, ids, **options[i])
             with _progress_bar(len(prompt_ids)) if progress and sys.stderr.isatty() else nullcontext() as bar:
                 while outputs := self._driver.wait(call):
                     for i, output in outputs:

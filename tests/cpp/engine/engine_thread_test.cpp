@@ -140,6 +140,27 @@ TEST(EngineThread, OutputsNobodyReadBecomeOne) {
   EXPECT_EQ(outbox->num_unfinished(), 0);
 }
 
+TEST(EngineThread, WhatIsHeldEntersOneStepTogether) {
+  const auto model = make_tiny_model();
+  EngineThread engine(*model, {.max_num_seqs = 8});
+  const auto outbox = std::make_shared<Outbox>();
+  engine.hold();
+  engine.hold();
+  for (unsigned i = 0; i < 4; ++i) engine.submit(random_request(i, 5, 10), outbox);
+  engine.release();
+  EXPECT_FALSE(outbox->wait_for_ends(20ms));
+  EXPECT_EQ(engine.stats().steps, 0);
+  EXPECT_EQ(engine.stats().waiting, 4);
+  engine.release();
+  EXPECT_EQ(read_all(*outbox).size(), 4u);
+  EXPECT_EQ(engine.stats().steps, 10);
+  engine.hold();
+  engine.submit(random_request(5, 5, 10), outbox);
+  engine.cancel_all(*outbox);  // ends what is held too
+  EXPECT_TRUE(outbox->wait_for_ends(kForEver));
+  engine.release();
+}
+
 TEST(EngineThread, SubmitRefusesAtOnceAndLeavesNothingBehind) {
   const auto model = make_tiny_model();
   EngineThread engine(*model, {.max_num_seqs = 1, .max_waiting = 1});

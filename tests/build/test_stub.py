@@ -83,7 +83,7 @@ def read_module(module: Any) -> tuple[Functions, set[str]]:
             if isinstance(attribute, property):
                 others.add(f"{name}.{member}")
             elif (not member.startswith("_") or member in CONTEXT_MANAGER) and callable(attribute):
-                functions[f"{name}.{member}"] = documented_parameters(attribute)
+                functions[f"{name}.{member}"] = documented_parameters(getattr(value, member))
             elif member == "__init__" and str(attribute.__doc__).startswith("__init__(self"):
                 functions[f"{name}.__init__"] = documented_parameters(attribute)
     return functions, others

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/memory_info.h"
+#include "engine/cascade_plan.h"
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
 
@@ -134,6 +135,7 @@ std::vector<StepOutput> Engine::run_step() {
     plan = &scheduler_.plan(times_.prompt_rows());
     update_storage();
     build_batch(*plan, batch_);
+    cascade_saved_ = options_.cascade ? plan_cascade(batch_.inputs, model_.config().sliding_window) : 0;
   }
   sampled_.assign(plan->entries.size(), 0);
   if (plan->num_tokens > 0) {
@@ -169,6 +171,7 @@ void Engine::forward(const StepPlan& plan) {
   }
   head_.run(hidden, batch_, plan, sampled_, ctx, stats_);
   ++stats_.steps;
+  stats_.cascade_saved_tokens += cascade_saved_;
 #ifndef NDEBUG
   NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths);
 #endif

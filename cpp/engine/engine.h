@@ -32,6 +32,7 @@ struct EngineOptions {
   std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
   std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
   bool enable_prefix_caching = true;
+  bool cascade = true;  ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
 /// What one step did for one answer to a request.
@@ -93,6 +94,7 @@ class Engine {
   Workspace workspace_;
   HeadRunner head_;
   StepBatch batch_;
+  std::int64_t cascade_saved_ = 0;  // of the present step
   std::vector<TokenId> sampled_;
   StepShapes shapes_;
   StepTimes times_;

@@ -1,0 +1,24 @@
+// Finds what the sequences of a step have in common at their beginning, so that attention reads it once for all.
+//
+// Integers only: sequences share a prefix where their lists of blocks begin alike, which the prefix cache and forks
+// have seen to. Not for deciding who computes what (scheduler.h), and without influence on any result: it orders
+// segments and says which keys neighbours share. Used by the thread that runs steps.
+#pragma once
+
+#include <cstdint>
+
+#include "model/step_inputs.h"
+
+namespace nb::engine {
+
+/// Fewer keys in common with the neighbour are not worth joining two segments: one tile of keys of the CPU kernels.
+inline constexpr int kMinSharedKeys = 64;
+
+/// Orders `inputs.segments` so that those which share leading blocks stand together, longest common prefix next to
+/// each other (the depth-first order of the trie of their blocks), and sets `shared_keys` of each. Where nothing that
+/// the rows see is shared, the order stays. `window` is the model's sliding window, 0 for none. Every segment must
+/// have one run at offset 0 and shared_keys 0. Returns the keys that need not be read again: for each segment what it
+/// shares with the one before it, as far as its rows see it. O(S log S) comparisons of lists; allocates nothing.
+std::int64_t plan_cascade(model::StepInputs& inputs, int window);
+
+}  // namespace nb::engine

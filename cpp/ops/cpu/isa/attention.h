@@ -319,21 +319,32 @@ inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* bloc
   }
 }
 
-// The same for all columns of a column tile: neighbouring spans with the same blocks in this tile of keys go together.
+// Adds keys [begin, end) of a run to the split states of spans [first, last), which share the keys before `begin`: tile
+// by tile as long as all of them have the same blocks, then group by group, each to the end before the next one, so
+// that no more streams through memory alternate than there must.
 template <quant::KvFormat kFormat>
-inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin,
-                         const Visibility& seen, ColumnScratch& s) {
+inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run_index, int first, int last, int begin,
+                         int end, const Visibility& seen, ColumnScratch& s) {
+  KeyRange range = kNoKeys;
+  int shared = 0x7fffffff;
+  for (int i = first; i < last; ++i) {
+    widen(range, seen.span[i]);
+    if (i > first && tile.spans[i].segment->shared_keys < shared) shared = tile.spans[i].segment->shared_keys;
+  }
+  if (range.end < end) end = range.end;
+  const int32_t* blocks = a.blocks + run_of(a, tile.spans[first], run_index).block_begin;
+  const int column = tile.spans[first].first_column;
+  const int last_column = tile.spans[last - 1].first_column + tile.spans[last - 1].num_columns;
+  for (; begin < end && begin + kTileKeys <= shared; begin += kTileKeys) {
+    if (begin + kTileKeys <= range.begin) continue;
+    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, column, last_column, range, seen, s);
+  }
+  if (begin >= end) return;
   int next;
-  for (int i = 0; i < tile.num_spans; i = next) {
-    KeyRange range = seen.span[i];
-    for (next = i + 1; next < tile.num_spans; ++next) {
-      if (tile.spans[next].segment->shared_keys < begin + kTileKeys) break;
-      widen(range, seen.span[next]);
-    }
-    if (range.begin >= begin + kTileKeys || range.end <= begin) continue;
-    const TileSpan& last = tile.spans[next - 1];
-    attend_tile<kFormat>(a, tile.kv_head, a.blocks + run_of(a, tile.spans[i], run_index).block_begin, begin,
-                         tile.spans[i].first_column, last.first_column + last.num_columns, range, seen, s);
+  for (int i = first; i < last; i = next) {
+    next = i + 1;
+    while (next < last && tile.spans[next].segment->shared_keys >= begin + kTileKeys) ++next;
+    attend_spans<kFormat>(a, tile, run_index, i, next, begin, end, seen, s);
   }
 }
 
@@ -345,12 +356,11 @@ inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run
     s.split[c] = {-__builtin_inff(), 0.0f};
     for (int d = 0; d < dim; ++d) s.acc[c * dim + d] = 0.0f;
   }
-  for (int at = begin; at < begin + kSplitKeys && at < seen.all.end; at += kTileKeys) {
-    if (a.kv.format == quant::KvFormat::bf16) {
-      attend_spans<quant::KvFormat::bf16>(a, tile, run_index, at, seen, s);
-    } else {
-      attend_spans<quant::KvFormat::f32>(a, tile, run_index, at, seen, s);
-    }
+  const int end = begin + kSplitKeys;
+  if (a.kv.format == quant::KvFormat::bf16) {
+    attend_spans<quant::KvFormat::bf16>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
+  } else {
+    attend_spans<quant::KvFormat::f32>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
   }
 }
 

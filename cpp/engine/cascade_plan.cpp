@@ -54,9 +54,11 @@ std::int64_t plan_cascade(model::StepInputs& inputs, int window) {
     const int common = common_keys(inputs, segments[i - 1], segments[i]);
     const int below =
         std::max(first_visible(inputs, segments[i - 1], window), first_visible(inputs, segments[i], window));
-    if (common - below < kMinSharedKeys) continue;
+    const int own = std::max(run_of(inputs, segments[i - 1]).num_keys, run_of(inputs, segments[i]).num_keys) - common;
+    const int seen = common - below;
+    if (seen < kMinSharedKeys || own > kMaxOwnRatio * seen) continue;
     segments[i].shared_keys = common;
-    saved += common - below;
+    saved += seen;
   }
   if (saved == 0) {
     std::sort(segments.begin(), segments.end(),

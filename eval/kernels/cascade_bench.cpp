@@ -165,7 +165,7 @@ int main(int argc, char** argv) {
     for (const int shared : {64, 256, 1024, 4096}) {
       for (const int sequences : {2, 4, 8, 16}) bench_operator(backend, threads, rounds, sequences, shared, 64);
     }
-    for (const int sequences : {2, 16}) bench_operator(backend, threads, rounds, sequences, 64, 2048);
+    for (const int own : {512, 1024, 2048, 4096}) bench_operator(backend, threads, rounds, 16, 512, own);
     if (path.empty()) return 0;
     const auto file = nb::io::open_model(path);
     const auto model = nb::model::load_model(*file, {.backend = name, .num_threads = threads});

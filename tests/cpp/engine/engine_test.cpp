@@ -168,8 +168,8 @@ TEST(Engine, AnswersToOnePromptReadItOnce) {
     while (engine.has_work()) engine.step();
     return engine.stats().cascade_saved_tokens;
   };
-  // 144 tokens are in full blocks that the forks share. The first answer is a step ahead: all three take part in 8 steps,
-  // in the first of which the forks compute the last prompt token again, and the forks alone in one more.
+  // 144 tokens are in full blocks that the forks share. The first answer is a step ahead: all three take part in 8
+  // steps, in the first of which the forks compute the last prompt token again, and the forks alone in one more.
   EXPECT_EQ(saved(true), 2 * 144 * 8 + 144);
   EXPECT_EQ(saved(false), 0);
 }

@@ -348,6 +348,21 @@ inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run
   }
 }
 
+// The same for all columns of a tile; one span is most often all there is, and has a loop of its own.
+template <quant::KvFormat kFormat>
+inline void attend_keys(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int end,
+                        const Visibility& seen, ColumnScratch& s) {
+  if (tile.num_spans > 1) {
+    attend_spans<kFormat>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
+    return;
+  }
+  const int32_t* blocks = a.blocks + run_of(a, tile.spans[0], run_index).block_begin;
+  for (; begin < end && begin < seen.all.end; begin += kTileKeys) {
+    if (begin + kTileKeys <= seen.all.begin) continue;
+    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, 0, tile.columns(), seen.all, seen, s);
+  }
+}
+
 // The states of all columns over one split (keys from `begin`) of a run, from empty. s.q holds the run's queries.
 inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin,
                          const Visibility& seen, ColumnScratch& s) {
@@ -356,11 +371,10 @@ inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run
     s.split[c] = {-__builtin_inff(), 0.0f};
     for (int d = 0; d < dim; ++d) s.acc[c * dim + d] = 0.0f;
   }
-  const int end = begin + kSplitKeys;
   if (a.kv.format == quant::KvFormat::bf16) {
-    attend_spans<quant::KvFormat::bf16>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
+    attend_keys<quant::KvFormat::bf16>(a, tile, run_index, begin, begin + kSplitKeys, seen, s);
   } else {
-    attend_spans<quant::KvFormat::f32>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
+    attend_keys<quant::KvFormat::f32>(a, tile, run_index, begin, begin + kSplitKeys, seen, s);
   }
 }
 

@@ -16,9 +16,9 @@ inline constexpr int kMinSharedKeys = 64;
 
 /// Nor are they when either has more than so many times as many keys to itself. Rows of one sequence read its KV heads
 /// one soon after the other; joined rows come back to them later, which costs up to a tenth of the time for keys of
-/// their own where these come from memory: more than joining saves, from about twice as many on
+/// their own where these come from memory. Measured, that is as much as joining saves at about four times as many
 /// (eval/kernels/cascade_bench.cpp).
-inline constexpr int kMaxOwnRatio = 1;
+inline constexpr int kMaxOwnRatio = 2;
 
 /// Orders `inputs.segments` so that those which share leading blocks stand together, longest common prefix next to
 /// each other (the depth-first order of the trie of their blocks), and sets `shared_keys` of each to what it has in

@@ -182,8 +182,8 @@ TEST(CascadePlan, OnlyWhatIsFullLongEnoughAndSeenCounts) {
   };
   EXPECT_EQ(saved(160, 160, 0), 160);
   EXPECT_EQ(saved(159, 160, 0), 144);
-  EXPECT_EQ(saved(64, 128, 0), 64);
-  EXPECT_EQ(saved(64, 129, 0), 0);  // too much of its own
+  EXPECT_EQ(saved(64, 64 + 128, 0), 64);
+  EXPECT_EQ(saved(64, 64 + 129, 0), 0);  // too much of its own
   EXPECT_EQ(saved(63, 160, 0), 0);
   EXPECT_EQ(saved(160, 160, 160), 160);
   EXPECT_EQ(saved(160, 160, 100), 100);  // keys 60 to 159

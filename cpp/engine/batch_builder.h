@@ -28,8 +28,8 @@ struct StepBatch {
   void reserve(int max_tokens, int max_sequences, int max_blocks);
 };
 
-/// Overwrites `batch`. One segment and one run per sequence, at position offset 0; the run ends with the keys that
-/// this step writes. Block tables have been grown by plan().
+/// Overwrites `batch`. One segment (sharing nothing yet) and one run per sequence, at position offset 0; the run ends
+/// with the keys that this step writes. Block tables have been grown by plan().
 void build_batch(const StepPlan& plan, StepBatch& batch);
 
 }  // namespace nb::engine

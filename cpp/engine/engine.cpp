@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/memory_info.h"
+#include "engine/cascade_plan.h"
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
 
@@ -188,6 +189,7 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
     plan = &scheduler_.plan(times_.prompt_budget());
     update_storage();
     build_batch(*plan, batch_);
+    cascade_saved_ = options_.cascade ? plan_cascade(batch_.inputs, model_.config().sliding_window) : 0;
   }
   sampled_.assign(plan->entries.size(), 0);
   if (plan->num_tokens > 0) {
@@ -236,6 +238,7 @@ void Engine::forward(const StepPlan& plan) {
   }
   head_.run(hidden, batch_, plan, sampled_, ctx, stats_, trace_.get());
   ++stats_.steps;
+  stats_.cascade_saved_tokens += cascade_saved_;
 #ifndef NDEBUG
   NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths);
 #endif
@@ -280,7 +283,7 @@ void Engine::measure(const StepPlan& plan, const EngineStats& before, Clock::tim
   work.generated_tokens = stats_.generated_tokens - before.generated_tokens;
   work.forward_seconds = stats_.forward_seconds - before.forward_seconds;
   if (plan.num_tokens > 0) {
-    work.read_bytes = traffic_.bytes(batch_.inputs, HeadRunner::num_groups(batch_.logit_uses.size()));
+    work.read_bytes = traffic_.bytes(batch_.inputs, HeadRunner::num_groups(batch_.logit_uses.size()), cascade_saved_);
   }
   const Clock::time_point ended = Clock::now();
   throughput_.record(work, begun, ended, scheduler_.has_work());

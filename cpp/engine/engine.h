@@ -36,6 +36,7 @@ struct EngineOptions {
   std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
   bool enable_prefix_caching = true;
   std::string trace_path{};  ///< file for a trace of the steps, see StepTrace; empty: none
+  bool cascade = true;       ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
 /// What one step did for one answer to a request.
@@ -109,6 +110,7 @@ class Engine {
   Workspace workspace_;
   HeadRunner head_;
   StepBatch batch_;
+  std::int64_t cascade_saved_ = 0;  // of the present step
   std::vector<TokenId> sampled_;
   StepShapes shapes_;
   StepTimes times_;

@@ -51,11 +51,12 @@ struct EngineStats {
   int blocks_total = 0;
   int blocks_free = 0;
   int blocks_owned = 0;
-  int blocks_cached = 0;               ///< kept for the prefix cache, given away when others need them
-  std::int64_t prefix_hit_tokens = 0;  ///< tokens taken from the prefix cache instead of being computed
-  std::int64_t forked_tokens = 0;      ///< prompt tokens shared with another answer to the same prompt
-  std::int64_t preemptions = 0;        ///< sequences that gave their blocks back and were computed again
-  std::int64_t kv_bytes = 0;           ///< reserved; resident only where blocks were used
+  int blocks_cached = 0;                  ///< kept for the prefix cache, given away when others need them
+  std::int64_t prefix_hit_tokens = 0;     ///< tokens taken from the prefix cache instead of being computed
+  std::int64_t forked_tokens = 0;         ///< prompt tokens shared with another answer to the same prompt
+  std::int64_t cascade_saved_tokens = 0;  ///< KV tokens that steps did not read again for sequences that share them
+  std::int64_t preemptions = 0;           ///< sequences that gave their blocks back and were computed again
+  std::int64_t kv_bytes = 0;              ///< reserved; resident only where blocks were used
   std::int64_t workspace_bytes = 0;
   std::int64_t workspace_growths = 0;  ///< times a step asked for memory; constant once warm
   std::int64_t steps = 0;              ///< forward passes that completed

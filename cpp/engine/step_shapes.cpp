@@ -9,6 +9,17 @@ namespace nb::engine {
 
 namespace {
 
+/// How rows share tiles of columns, as a number for comparing: 0 where no segment shares keys.
+int arrangement(const model::StepInputs& inputs) {
+  std::uint32_t hash = 0;
+  bool shares = false;
+  for (const auto& segment : inputs.segments) {
+    shares = shares || segment.shared_keys > 0;
+    hash = (hash * 31 + static_cast<std::uint32_t>(segment.row_count)) * 2 + (segment.shared_keys > 0 ? 1 : 0);
+  }
+  return shares ? static_cast<int>(hash % 0x3fffffff) + 1 : 0;
+}
+
 /// Few rows are prepared once per thread, many rows once: so fewer rows can take more memory.
 int private_rows(int rows) { return rows <= ops::kPrivateRows ? rows : 0; }
 
@@ -36,11 +47,20 @@ StepShapes::Shape StepShapes::shape_of(const StepBatch& batch, int logits_rows) 
     splits += ceil_div(keys, kSplitTokens);
     row_splits += segment.row_count * ceil_div(keys, kSplitTokens);
   }
+  const int arranged = arrangement(inputs);  // both signs: covered by the same arrangement only
   const int head_rows = static_cast<int>(inputs.logit_rows.size());
   const int last_group = head_rows % HeadRunner::kGroupRows;  // the only one that may be small
-  return {rows,       private_rows(rows), static_cast<int>(inputs.segments.size()),    longest,
-          splits,     row_splits,         std::min(head_rows, HeadRunner::kGroupRows), private_rows(last_group),
-          logits_rows};
+  return {rows,
+          private_rows(rows),
+          static_cast<int>(inputs.segments.size()),
+          longest,
+          splits,
+          row_splits,
+          std::min(head_rows, HeadRunner::kGroupRows),
+          private_rows(last_group),
+          logits_rows,
+          arranged,
+          -arranged};
 }
 
 }  // namespace nb::engine

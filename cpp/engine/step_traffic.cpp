@@ -16,8 +16,8 @@ StepTraffic::StepTraffic(const model::Model& model, const kv::KvShape& kv_shape)
   row_bytes_ = weights.embedding.bytes / model.config().vocab_size;
 }
 
-std::int64_t StepTraffic::bytes(const model::StepInputs& inputs, int head_passes) const {
-  std::int64_t keys = 0;
+std::int64_t StepTraffic::bytes(const model::StepInputs& inputs, int head_passes, std::int64_t saved_keys) const {
+  std::int64_t keys = -saved_keys;
   for (const ops::AttentionSegment& segment : inputs.segments) {
     for (int i = segment.run_begin; i < segment.run_begin + segment.run_count; ++i) {
       const int stored = inputs.runs[static_cast<std::size_t>(i)].num_keys;

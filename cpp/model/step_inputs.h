@@ -19,7 +19,8 @@ struct StepInputs {
   std::vector<std::int32_t> key_positions;  ///< position in the run the key is stored for; rotates the key
   std::vector<std::int32_t> slots;          ///< block * kBlockTokens + index: where the row's KV goes
 
-  // Attention in CSR form: segment -> runs -> blocks. A run includes the keys this step writes.
+  // Attention in CSR form: segment -> runs -> blocks. A run includes the keys this step writes. Segments come in any
+  // order of their rows; engine/cascade_plan puts those side by side that share leading blocks.
   std::vector<ops::AttentionSegment> segments;
   std::vector<ops::AttentionRun> runs;
   std::vector<std::int32_t> blocks;

@@ -66,11 +66,17 @@ struct AttentionRun {
 
 /// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees the key at
 /// position s = position_offset + i of a run if s <= p and, with a window W > 0, s > p - W.
+///
+/// `shared_keys` (a multiple of 16, 0 for none) says that so many leading keys lie in the same blocks as those of the
+/// segment before it; both then have one run, at the same offset. A backend may read such keys once for the rows of
+/// both; no row's result depends on it. In trie order (blocks compared from the first on) segments i < j have
+/// min(shared_keys of i + 1 .. j) keys in common.
 struct AttentionSegment {
   int32_t row_begin;
   int32_t row_count;
   int32_t run_begin;
   int32_t run_count;
+  int32_t shared_keys = 0;
 };
 
 struct EmbedArgs {

@@ -1,5 +1,7 @@
 #include "ops/ops.h"
 
+#include <algorithm>
+
 #include "base/align.h"
 #include "base/error.h"
 #include "base/ids.h"
@@ -49,6 +51,31 @@ void check_positions(std::span<const int32_t> positions, const RopeTable& table)
   for (int32_t position : positions) {
     NB_CHECK(position >= 0 && position < table.num_positions, invalid_argument, "position ", position,
              " is outside the rotation table of ", table.num_positions);
+  }
+}
+
+// A wrong claim of equal blocks would be a wrong answer, and to compare a few hundred ids costs nothing beside the
+// step.
+void check_shared_keys(const AttentionPlan& plan) {
+  for (std::size_t i = 0; i < plan.segments.size(); ++i) {
+    const AttentionSegment& segment = plan.segments[i];
+    if (segment.shared_keys == 0) continue;
+    NB_CHECK(i > 0, invalid_argument, "attention: segment 0 shares keys with none before it");
+    const AttentionSegment& before = plan.segments[i - 1];
+    NB_CHECK(segment.run_count == 1 && before.run_count == 1 && segment.row_count > 0 && before.row_count > 0,
+             invalid_argument, "attention: segments ", i - 1, " and ", i,
+             " share keys without rows or with several runs");
+    const AttentionRun& run = plan.runs[static_cast<std::size_t>(segment.run_begin)];
+    const AttentionRun& run_before = plan.runs[static_cast<std::size_t>(before.run_begin)];
+    NB_CHECK(segment.shared_keys > 0 && segment.shared_keys % kBlockTokens == 0 &&
+                 segment.shared_keys <= std::min(run.num_keys, run_before.num_keys),
+             invalid_argument, "attention: segment ", i, " cannot share ", segment.shared_keys, " keys");
+    const int32_t* blocks = plan.blocks.data() + run.block_begin;
+    NB_CHECK(run.position_offset == run_before.position_offset &&
+                 std::equal(blocks, blocks + segment.shared_keys / kBlockTokens,
+                            plan.blocks.data() + run_before.block_begin),
+             invalid_argument, "attention: segments ", i - 1, " and ", i, " do not share their first ",
+             segment.shared_keys, " keys");
   }
 }
 
@@ -209,6 +236,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
            kv.num_kv_heads, " KV heads evenly");
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
+  check_shared_keys(plan);
   AttentionArgs args{};
   args.q = q.as<const float>();
   args.q_stride = q.row_stride;

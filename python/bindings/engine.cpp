@@ -186,6 +186,7 @@ py::dict stats_of(const ModelEngine& self) {
   out["blocks_cached"] = stats.blocks_cached;
   out["prefix_hit_tokens"] = stats.prefix_hit_tokens;
   out["forked_tokens"] = stats.forked_tokens;
+  out["cascade_saved_tokens"] = stats.cascade_saved_tokens;
   out["preemptions"] = stats.preemptions;
   out["kv_bytes"] = stats.kv_bytes;
   out["workspace_bytes"] = stats.workspace_bytes;

@@ -117,6 +117,63 @@ TEST_P(EveryBackend, SeveralAnswersAreThoseOfSeveralRequests) {
   }
 }
 
+// Reading shared blocks once is invisible but for the counter: with a shared system prompt, forks and another length.
+TEST_P(EveryBackend, ReadingSharedBlocksOnceChangesNoBit) {
+  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+  const bool slow = GetParam() == "reference";
+  const std::vector<TokenId> system = random_request(5, slow ? 90 : 333, 1).prompt;
+  std::vector<Request> requests;
+  for (unsigned i = 0; i < (slow ? 3u : 7u); ++i) {
+    Request request = random_request(20 + i, static_cast<int>(3 + 20 * i), 12);
+    request.prompt.insert(request.prompt.begin(), system.begin(), system.end());
+    request.sampling.logprobs = 2;
+    if (i % 3 == 1) request.sampling.temperature = 1.0, request.sampling.seed = i;
+    requests.push_back(request);
+  }
+  requests.push_back(random_request(40, 30, 12));  // shares nothing
+  const auto run = [&](const EngineOptions& options, std::int64_t& saved) {
+    Engine engine(*model, options);
+    std::vector<Answer> answers = answer_all(engine, requests);
+    saved = engine.stats().cascade_saved_tokens;
+    return answers;
+  };
+  std::int64_t saved_on = 0, saved_off = 0, saved_without_cache = 0;
+  const auto on = run({.max_num_seqs = 8, .max_batch_tokens = 100}, saved_on);
+  const auto off = run({.max_num_seqs = 8, .max_batch_tokens = 100, .cascade = false}, saved_off);
+  const auto alone = run({.max_num_seqs = 8, .enable_prefix_caching = false}, saved_without_cache);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    for (const auto* other : {&off[i], &alone[i]}) {
+      EXPECT_EQ(on[i].tokens, other->tokens) << i;
+      ASSERT_EQ(on[i].logprobs.size(), other->logprobs.size()) << i;
+      for (std::size_t j = 0; j < on[i].logprobs.size(); ++j) {
+        EXPECT_EQ(on[i].logprobs[j].token, other->logprobs[j].token);
+        EXPECT_EQ(on[i].logprobs[j].logprob, other->logprobs[j].logprob) << i << ", " << j;
+      }
+    }
+  }
+  // All but the first of those with the prefix read its full blocks again, in at least 8 of the 11 steps that decode.
+  const auto again = static_cast<std::int64_t>(requests.size() - 2);
+  EXPECT_GE(saved_on, 8 * again * static_cast<std::int64_t>(system.size() / kBlockTokens * kBlockTokens));
+  EXPECT_EQ(saved_off, 0);
+  EXPECT_EQ(saved_without_cache, 0);
+}
+
+TEST(Engine, AnswersToOnePromptReadItOnce) {
+  const auto model = make_tiny_model({.num_threads = 2});
+  Request request = random_request(3, 150, 9);
+  request.n = 3;
+  const auto saved = [&](bool cascade) {
+    Engine engine(*model, {.max_num_seqs = 4, .enable_prefix_caching = false, .cascade = cascade});
+    engine.submit(request);
+    while (engine.has_work()) engine.step();
+    return engine.stats().cascade_saved_tokens;
+  };
+  // 144 tokens are in full blocks that the forks share. The first answer is a step ahead: all three take part in 8
+  // steps, in the first of which the forks compute the last prompt token again, and the forks alone in one more.
+  EXPECT_EQ(saved(true), 2 * 144 * 8 + 144);
+  EXPECT_EQ(saved(false), 0);
+}
+
 TEST(Engine, APrefixThatManyWaitForIsComputedOnce) {
   const auto model = make_tiny_model();
   Engine engine(*model, {.max_num_seqs = 8, .max_batch_tokens = 32});

@@ -37,5 +37,26 @@ TEST(StepShapes, StepsAreNotMixed) {
   EXPECT_FALSE(shapes.seen_at_least(make_batch(100, 500, 1), 0));
 }
 
+// Rows that share keys are computed together, and fewer tiles of columns may need partial states where more did not.
+TEST(StepShapes, SharingIsCoveredByTheSameSharingOnly) {
+  const auto make = [](std::vector<int> shared_keys) {
+    StepBatch batch;
+    for (const int shared : shared_keys) {
+      const auto row = static_cast<std::int32_t>(batch.inputs.segments.size());
+      batch.inputs.segments.push_back(
+          {.row_begin = row, .row_count = 1, .run_begin = row, .run_count = 1, .shared_keys = shared});
+      batch.inputs.runs.push_back({.block_begin = 0, .num_keys = 300, .position_offset = 0});
+      batch.inputs.token_ids.push_back(0);
+    }
+    return batch;
+  };
+  StepShapes shapes;
+  EXPECT_FALSE(shapes.seen_at_least(make({0, 0, 0, 0}), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make({0, 64, 0, 64}), 0));
+  EXPECT_TRUE(shapes.seen_at_least(make({0, 128, 0, 64}), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make({0, 64, 64, 0}), 0));
+  EXPECT_TRUE(shapes.seen_at_least(make({0, 0, 0}), 0));
+}
+
 }  // namespace
 }  // namespace nb::engine

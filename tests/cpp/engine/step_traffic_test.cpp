@@ -34,6 +34,7 @@ TEST(StepTraffic, CountsWeightsOnceAndKeysAndValuesOfEveryRun) {
   const StepTraffic traffic(*model, kShape);
   EXPECT_EQ(traffic.bytes(inputs_of({{1, 100}}), 1), 2 * kLayer + kHead + kRow + 100 * kToken);
   EXPECT_EQ(traffic.bytes(inputs_of({{1, 100}, {40, 57}}), 1), 2 * kLayer + kHead + 41 * kRow + 157 * kToken);
+  EXPECT_EQ(traffic.bytes(inputs_of({{1, 100}, {40, 57}}), 1, 48), 2 * kLayer + kHead + 41 * kRow + 109 * kToken);
   EXPECT_EQ(traffic.bytes(inputs_of({{40, 57}}), 0), 2 * kLayer + 40 * kRow + 57 * kToken);  // no logits wanted
   EXPECT_EQ(traffic.bytes(inputs_of({{40, 57}}), 2), 2 * kLayer + 2 * kHead + 40 * kRow + 57 * kToken);
 }

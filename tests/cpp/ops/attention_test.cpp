@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/error.h"
 #include "base/ids.h"
 #include "kv/kv_storage.h"
 #include "ops/ops_fixture.h"
@@ -230,6 +231,106 @@ TEST_P(Attention, RowsDoNotDependOnThePlan) {
       }
     }
   }
+}
+
+// Sequences of which each shares a random number of leading blocks with the one before it, as the engine's cascade plan
+// orders them, over KV of random values. Decodes and slices, lengths around the edges of blocks, tiles and splits.
+struct SharedProblem {
+  explicit SharedProblem(unsigned seed) {
+    std::mt19937 random(seed);
+    const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+    const int edges[] = {16, 64, 128, 256, 512, 768};
+    const int shapes[][3] = {{9, 3, 16}, {4, 4, 16}, {14, 2, 32}, {30, 1, 16}};
+    const auto& shape = shapes[draw(0, 3)];
+    num_heads = shape[0], num_kv_heads = shape[1], head_dim = shape[2];
+    format = draw(0, 1) == 0 ? quant::KvFormat::f32 : quant::KvFormat::bf16;
+    const int windows[] = {0, 0, 0, 17, 100, 300};
+    window = windows[draw(0, 5)];
+    std::vector<int32_t> previous;
+    int previous_keys = 0;
+    for (int s = draw(2, 12); s > 0; --s) {
+      const int keys = std::max(1, edges[draw(0, 5)] + draw(-17, 17));
+      const int most = std::min(keys, previous_keys) / kBlockTokens;
+      const int shared = draw(0, 4) == 0 ? 0 : std::min(most, draw(0, 1) == 0 ? most : draw(0, most));
+      std::vector<int32_t> own(previous.begin(), previous.begin() + shared);
+      while (static_cast<int>(own.size()) * kBlockTokens < keys) own.push_back(num_blocks++);
+      const int rows = draw(0, 3) > 0 ? 1 : draw(1, std::min(keys, 60));
+      plan.segments.push_back({static_cast<int32_t>(plan.positions.size()), rows,
+                               static_cast<int32_t>(plan.runs.size()), 1, shared * kBlockTokens});
+      plan.runs.push_back({static_cast<int32_t>(plan.blocks.size()), keys, 0});
+      plan.blocks.insert(plan.blocks.end(), own.begin(), own.end());
+      for (int i = keys - rows; i < keys; ++i) plan.positions.push_back(i);
+      previous = own, previous_keys = keys;
+    }
+  }
+
+  Matrix attend(Bench& bench, const std::vector<float>& cos_sin, bool grouped) const {
+    const RopeTable rope_table{cos_sin.data(), head_dim, static_cast<int32_t>(cos_sin.size()) / head_dim};
+    kv::KvStorage storage({format, 1, num_kv_heads, head_dim}, num_blocks);
+    std::vector<int32_t> slots(static_cast<std::size_t>(num_blocks * kBlockTokens));
+    std::iota(slots.begin(), slots.end(), 0);
+    Matrix k = Matrix::random(num_blocks * kBlockTokens, num_kv_heads * head_dim, 1);
+    Matrix v = Matrix::random(k.num_rows, k.num_cols, 2);
+    kv_write(storage.layer(0), k.view(), v.view(), slots, bench.ctx);
+    std::vector<AttentionSegment> segments = plan.segments;
+    if (!grouped) {
+      for (AttentionSegment& segment : segments) segment.shared_keys = 0;
+    }
+    Matrix q = Matrix::random(static_cast<std::int64_t>(plan.positions.size()), num_heads * head_dim, 3, 1.5f);
+    Matrix out(q.num_rows, q.num_cols, -3.0f);
+    attention(out.view(), q.view(), num_heads, 0.25f, window, rope_table, storage.layer(0),
+              {plan.positions, segments, plan.runs, plan.blocks}, bench.ctx);
+    return out;
+  }
+
+  int num_heads, num_kv_heads, head_dim, window, num_blocks = 0;
+  quant::KvFormat format;
+  Plan plan;
+};
+
+// Promise 1 for shared prefixes: reading a block once for the rows of several sequences changes no bit of any.
+TEST_P(Attention, SharedPrefixesChangeNoBit) {
+  Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
+  for (unsigned seed = 0; seed < 120; ++seed) {
+    const SharedProblem problem(seed);
+    const auto table = make_rotations(problem.head_dim, 800);
+    const Matrix alone = problem.attend(two, table, false);
+    for (Bench* bench : {&one, &two, &three}) {
+      EXPECT_TRUE(same_bits(problem.attend(*bench, table, true), alone))
+          << "seed " << seed << ", " << bench->pool.num_threads() << " threads";
+    }
+  }
+}
+
+TEST(AttentionShared, ReferenceHonoursTheSameInputs) {
+  Bench reference("reference");
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    const SharedProblem problem(seed);
+    const auto table = make_rotations(problem.head_dim, 800);
+    EXPECT_TRUE(same_bits(problem.attend(reference, table, true), problem.attend(reference, table, false)));
+  }
+}
+
+TEST(AttentionShared, AWrongClaimIsRefused) {
+  Bench bench("");
+  const auto table = make_rotations(16, 100);
+  const RopeTable rope_table{table.data(), 16, 100};
+  kv::KvStorage storage({quant::KvFormat::f32, 1, 1, 16}, 8);
+  const auto attend = [&](std::vector<AttentionSegment> segments, std::vector<AttentionRun> runs) {
+    const std::vector<int32_t> blocks = {0, 1, 2, 3, 0, 1, 2, 4}, positions = {60, 60};
+    Matrix q(2, 16), out(2, 16);
+    attention(out.view(), q.view(), 1, 0.3f, 0, rope_table, storage.layer(0), {positions, segments, runs, blocks},
+              bench.ctx);
+  };
+  const std::vector<AttentionRun> runs = {{0, 61, 0}, {4, 61, 0}};
+  EXPECT_NO_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 48}}, runs));
+  EXPECT_THROW(attend({{0, 1, 0, 1, 16}, {1, 1, 1, 1}}, runs), Error);  // nothing before it
+  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 64}}, runs), Error);  // more than there are
+  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 40}}, runs), Error);  // not whole blocks
+  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, -16}}, runs), Error);
+  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 64}}, {{0, 64, 0}, {4, 64, 0}}), Error);  // another fourth block
+  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 16}}, {{0, 61, 0}, {4, 56, 5}}), Error);  // another offset
+  EXPECT_THROW(attend({{0, 2, 0, 2}, {2, 0, 1, 1, 16}}, runs), Error);                      // two runs, no rows
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Attention, testing::ValuesIn(fast_backends()), backend_test_name);

@@ -7,7 +7,10 @@
 // A sliding window moves no cut: a split of which a column sees nothing is the empty state, a tile of which it sees
 // nothing changes no state, so both may be skipped where no column of the tile of columns sees them.
 // When there are few columns and many keys, splits are shared out between threads and folded after a barrier: the
-// same arithmetic, in the same order. Source of the online softmax: Milakov & Gimelshein 2018; Dao et al. 2022.
+// same arithmetic, in the same order. Segments that share leading blocks form a bundle; a tile of columns takes rows
+// from all of a bundle, and loads a tile of keys once for neighbours whose blocks are the same there. That changes
+// which columns are computed side by side and nothing else. Source of the online softmax: Milakov & Gimelshein 2018,
+// Dao et al. 2022; of reading shared prefixes once: Juravsky et al. 2024 (Hydragen).
 #pragma once
 
 constexpr int kSplitKeys = kSplitTokens;
@@ -45,14 +48,23 @@ inline ColumnScratch column_scratch(const AttentionArgs& a, int index) {
   return scratch;
 }
 
-// A tile of columns: rows [row, row + num_rows) of a segment times query heads [head, head + num_heads) of a KV head.
-struct ColumnTile {
+// Consecutive rows of one segment inside a tile of columns.
+struct TileSpan {
   const AttentionSegment* segment;
-  int row, num_rows;
+  int first_column, num_columns;
+};
+
+// A tile of columns: `num_rows` rows times query heads [head, head + num_heads) of a KV head. The rows belong to one
+// segment or, in a bundle, to neighbouring ones, which then have one run each at one position offset.
+struct ColumnTile {
+  TileSpan spans[kMaxColumns];
+  int rows[kMaxColumns];
+  int num_spans, num_rows;
   int kv_head, head, num_heads;
+  bool opens;  // the first tile of its bundle for these heads
 
   int columns() const { return num_rows * num_heads; }
-  int row_of(int column) const { return row + column / num_heads; }
+  int row_of(int column) const { return rows[column / num_heads]; }
   int head_of(int column) const { return head + column % num_heads; }
 };
 
@@ -73,28 +85,79 @@ inline TilePlan plan_tiles(const AttentionArgs& a) {
   return plan;
 }
 
-inline int tiles_of(const AttentionSegment& segment, const TilePlan& plan, int num_kv_heads) {
-  return (segment.row_count + plan.rows_per_tile - 1) / plan.rows_per_tile * num_kv_heads * plan.head_tiles;
+// Segments [begin, end): each but the first shares keys with the one before it.
+struct Bundle {
+  int begin, end;
+  int num_rows;
+};
+
+inline Bundle bundle_at(const AttentionArgs& a, int begin) {
+  Bundle bundle = {begin, begin + 1, a.segments[begin].row_count};
+  while (bundle.end < a.num_segments && a.segments[bundle.end].shared_keys > 0) {
+    bundle.num_rows += a.segments[bundle.end++].row_count;
+  }
+  return bundle;
 }
 
-inline ColumnTile tile_at(const AttentionSegment& segment, const TilePlan& plan, int num_kv_heads, int index) {
-  ColumnTile tile;
-  tile.segment = &segment;
-  const int heads = num_kv_heads * plan.head_tiles;
-  const int first = index / heads * plan.rows_per_tile;
-  tile.row = segment.row_begin + first;
-  tile.num_rows = segment.row_count - first < plan.rows_per_tile ? segment.row_count - first : plan.rows_per_tile;
-  tile.kv_head = index % heads / plan.head_tiles;
-  const int begin = index % plan.head_tiles * plan.heads_per_tile;
-  tile.head = tile.kv_head * plan.group + begin;
-  tile.num_heads = plan.group - begin < plan.heads_per_tile ? plan.group - begin : plan.heads_per_tile;
-  return tile;
+// Where the next tile of a bundle begins.
+struct RowCursor {
+  int segment;
+  int row;  // in the segment
+};
+
+// Fills the rows of a tile from the cursor on.
+inline void take_rows(const AttentionArgs& a, const Bundle& bundle, int rows_per_tile, RowCursor& at,
+                      ColumnTile& tile) {
+  tile.num_spans = 0;
+  tile.num_rows = 0;
+  while (at.segment < bundle.end && tile.num_rows < rows_per_tile) {
+    const AttentionSegment& segment = a.segments[at.segment];
+    const int left = segment.row_count - at.row, room = rows_per_tile - tile.num_rows;
+    const int count = left < room ? left : room;
+    if (count > 0) {
+      tile.spans[tile.num_spans++] = {&segment, tile.num_rows * tile.num_heads, count * tile.num_heads};
+    }
+    for (int i = 0; i < count; ++i) tile.rows[tile.num_rows++] = segment.row_begin + at.row + i;
+    at = count == left ? RowCursor{at.segment + 1, 0} : RowCursor{at.segment, at.row + count};
+  }
 }
 
-// Keys [begin, end) of a run that a column sees, or its tile of columns together; empty if begin >= end.
+// Calls visit(tile) for every tile of every bundle, in order: heads outside, so that the tiles that read the same
+// keys follow each other.
+template <class Visit>
+inline void for_each_tile(const AttentionArgs& a, const TilePlan& plan, Visit&& visit) {
+  Bundle bundle;
+  for (int s = 0; s < a.num_segments; s = bundle.end) {
+    bundle = bundle_at(a, s);
+    const int tiles = (bundle.num_rows + plan.rows_per_tile - 1) / plan.rows_per_tile;
+    for (int h = 0; h < a.kv.num_kv_heads * plan.head_tiles; ++h) {
+      ColumnTile tile;
+      const int begin = h % plan.head_tiles * plan.heads_per_tile;
+      tile.kv_head = h / plan.head_tiles;
+      tile.head = tile.kv_head * plan.group + begin;
+      tile.num_heads = plan.group - begin < plan.heads_per_tile ? plan.group - begin : plan.heads_per_tile;
+      RowCursor at = {bundle.begin, 0};
+      for (int t = 0; t < tiles; ++t) {
+        take_rows(a, bundle, plan.rows_per_tile, at, tile);
+        tile.opens = t == 0;
+        visit(tile);
+      }
+    }
+  }
+}
+
+// Keys [begin, end) of a run that a column sees, or several columns together; empty if begin >= end.
 struct KeyRange {
   int begin, end;
 };
+
+inline void widen(KeyRange& range, const KeyRange& by) {
+  if (by.begin >= by.end) return;
+  if (by.begin < range.begin) range.begin = by.begin;
+  if (by.end > range.end) range.end = by.end;
+}
+
+constexpr KeyRange kNoKeys = {0x7fffffff, 0};
 
 inline KeyRange visible_keys(const AttentionArgs& a, const AttentionRun& run, int row) {
   const int limit = a.positions[row] - run.position_offset + 1;
@@ -102,30 +165,40 @@ inline KeyRange visible_keys(const AttentionArgs& a, const AttentionRun& run, in
   return {first, limit < run.num_keys ? limit : run.num_keys};
 }
 
-// What all columns of a tile see of a run, and each of them.
+// Run `index` of a span's segment.
+inline const AttentionRun& run_of(const AttentionArgs& a, const TileSpan& span, int index) {
+  return a.runs[span.segment->run_begin + index];
+}
+
+// What all columns of a tile see of a run, the columns of each span, and each column.
 struct Visibility {
   KeyRange all;
+  KeyRange span[kMaxColumns];
   KeyRange column[kMaxColumns];
 };
 
-inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run) {
+inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, int run_index) {
   Visibility seen;
-  seen.all = {run.num_keys, 0};
-  for (int c = 0; c < tile.columns(); ++c) {
-    const KeyRange range = visible_keys(a, run, tile.row_of(c));
-    seen.column[c] = range;
-    if (range.begin >= range.end) continue;
-    if (range.begin < seen.all.begin) seen.all.begin = range.begin;
-    if (range.end > seen.all.end) seen.all.end = range.end;
+  seen.all = kNoKeys;
+  for (int i = 0; i < tile.num_spans; ++i) {
+    const TileSpan& span = tile.spans[i];
+    const AttentionRun& run = run_of(a, span, run_index);
+    seen.span[i] = kNoKeys;
+    for (int c = span.first_column; c < span.first_column + span.num_columns; ++c) {
+      seen.column[c] = visible_keys(a, run, tile.row_of(c));
+      widen(seen.span[i], seen.column[c]);
+    }
+    widen(seen.all, seen.span[i]);
   }
   return seen;
 }
 
-inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, ColumnScratch& s) {
+inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, ColumnScratch& s) {
   constexpr float kLog2e = 1.44269504f;
   const int dim = a.kv.head_dim;
+  const int offset = run_of(a, tile.spans[0], run_index).position_offset;
   for (int c = 0; c < tile.columns(); ++c) {
-    const int position = a.positions[tile.row_of(c)] - run.position_offset;
+    const int position = a.positions[tile.row_of(c)] - offset;
     if (position < 0) continue;  // sees nothing of this run
     rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
            s.q + c * dim);
@@ -205,27 +278,28 @@ inline void soften_column(float* scores, KeyRange seen, SplitState& state, float
   }
 }
 
-// Adds the tile of keys [begin, begin + 64) of a run to the split states of all columns.
+// Adds the tile of keys [begin, begin + 64) to the split states of columns [first, last), which together see `range` of
+// them; `blocks` are those of the run.
 template <quant::KvFormat kFormat>
-inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, int begin,
-                        const Visibility& seen, ColumnScratch& s) {
-  const int dim = a.kv.head_dim, columns = tile.columns();
-  const int first_block = seen.all.begin > begin ? (seen.all.begin - begin) / 16 : 0;
-  const int keys = seen.all.end - begin < kTileKeys ? seen.all.end - begin : kTileKeys;
+inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* blocks, int begin, int first, int last,
+                        const KeyRange& range, const Visibility& seen, ColumnScratch& s) {
+  const int dim = a.kv.head_dim;
+  const int first_block = range.begin > begin ? (range.begin - begin) / 16 : 0;
+  const int keys = range.end - begin < kTileKeys ? range.end - begin : kTileKeys;
   const int num_blocks = (keys + 15) / 16;
-  const int32_t* blocks = a.blocks + run.block_begin + begin / 16;
+  blocks += begin / 16;
   const auto for_columns = [&](auto&& six, auto&& one) {
-    int c = 0;
-    for (; c + kColumnGroup <= columns; c += kColumnGroup) six(c);
-    for (; c < columns; ++c) one(c);
+    int c = first;
+    for (; c + kColumnGroup <= last; c += kColumnGroup) six(c);
+    for (; c < last; ++c) one(c);
   };
   for (int b = first_block; b < num_blocks; ++b) {
-    const uint8_t* cell = kv_cell(a.kv, blocks[b], 0, tile.kv_head);
+    const uint8_t* cell = kv_cell(a.kv, blocks[b], 0, kv_head);
     for_columns(
         [&](int c) { score_block<kFormat, kColumnGroup>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); },
         [&](int c) { score_block<kFormat, 1>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); });
   }
-  for (int c = 0; c < columns; ++c) {
+  for (int c = first; c < last; ++c) {
     KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
     if (own.begin < 0) own.begin = 0;
     if (own.end > kTileKeys) own.end = kTileKeys;
@@ -236,7 +310,7 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const At
     }
   }
   for (int b = first_block; b < num_blocks; ++b) {
-    const uint8_t* cell = kv_cell(a.kv, blocks[b], 1, tile.kv_head);
+    const uint8_t* cell = kv_cell(a.kv, blocks[b], 1, kv_head);
     for_columns(
         [&](int c) {
           value_block<kFormat, kColumnGroup>(cell, dim, s.scores + c * kTileKeys + 16 * b, s.acc + c * dim);
@@ -245,21 +319,62 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, const At
   }
 }
 
+// Adds keys [begin, end) of a run to the split states of spans [first, last), which share the keys before `begin`: tile
+// by tile as long as all of them have the same blocks, then group by group, each to the end before the next one, so
+// that no more streams through memory alternate than there must.
+template <quant::KvFormat kFormat>
+inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run_index, int first, int last, int begin,
+                         int end, const Visibility& seen, ColumnScratch& s) {
+  KeyRange range = kNoKeys;
+  int shared = 0x7fffffff;
+  for (int i = first; i < last; ++i) {
+    widen(range, seen.span[i]);
+    if (i > first && tile.spans[i].segment->shared_keys < shared) shared = tile.spans[i].segment->shared_keys;
+  }
+  if (range.end < end) end = range.end;
+  const int32_t* blocks = a.blocks + run_of(a, tile.spans[first], run_index).block_begin;
+  const int column = tile.spans[first].first_column;
+  const int last_column = tile.spans[last - 1].first_column + tile.spans[last - 1].num_columns;
+  for (; begin < end && begin + kTileKeys <= shared; begin += kTileKeys) {
+    if (begin + kTileKeys <= range.begin) continue;
+    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, column, last_column, range, seen, s);
+  }
+  if (begin >= end) return;
+  int next;
+  for (int i = first; i < last; i = next) {
+    next = i + 1;
+    while (next < last && tile.spans[next].segment->shared_keys >= begin + kTileKeys) ++next;
+    attend_spans<kFormat>(a, tile, run_index, i, next, begin, end, seen, s);
+  }
+}
+
+// The same for all columns of a tile; one span is most often all there is, and has a loop of its own.
+template <quant::KvFormat kFormat>
+inline void attend_keys(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int end,
+                        const Visibility& seen, ColumnScratch& s) {
+  if (tile.num_spans > 1) {
+    attend_spans<kFormat>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
+    return;
+  }
+  const int32_t* blocks = a.blocks + run_of(a, tile.spans[0], run_index).block_begin;
+  for (; begin < end && begin < seen.all.end; begin += kTileKeys) {
+    if (begin + kTileKeys <= seen.all.begin) continue;
+    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, 0, tile.columns(), seen.all, seen, s);
+  }
+}
+
 // The states of all columns over one split (keys from `begin`) of a run, from empty. s.q holds the run's queries.
-inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, const AttentionRun& run, int begin,
+inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin,
                          const Visibility& seen, ColumnScratch& s) {
   const int dim = a.kv.head_dim;
   for (int c = 0; c < tile.columns(); ++c) {
     s.split[c] = {-__builtin_inff(), 0.0f};
     for (int d = 0; d < dim; ++d) s.acc[c * dim + d] = 0.0f;
   }
-  for (int at = begin; at < begin + kSplitKeys && at < seen.all.end; at += kTileKeys) {
-    if (at + kTileKeys <= seen.all.begin) continue;
-    if (a.kv.format == quant::KvFormat::bf16) {
-      attend_tile<quant::KvFormat::bf16>(a, tile, run, at, seen, s);
-    } else {
-      attend_tile<quant::KvFormat::f32>(a, tile, run, at, seen, s);
-    }
+  if (a.kv.format == quant::KvFormat::bf16) {
+    attend_keys<quant::KvFormat::bf16>(a, tile, run_index, begin, begin + kSplitKeys, seen, s);
+  } else {
+    attend_keys<quant::KvFormat::f32>(a, tile, run_index, begin, begin + kSplitKeys, seen, s);
   }
 }
 
@@ -293,25 +408,27 @@ inline void write_column(const AttentionArgs& a, int row, int head, const SplitS
   for (int d = 0; d < dim; d += kLanes) f_store(out + d, f_load(acc + d) * inverse);
 }
 
-// Calls visit(run, split_begin, seen) for every split any column of the tile can see, in order.
+// Calls visit(run_index, split_begin, number, seen) for every split any column of the tile can see, in order. `number`
+// counts the splits of the runs, seen or not, so that the tiles of a bundle agree on it.
 template <class Visit>
 inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit&& visit) {
-  for (int r = tile.segment->run_begin; r < tile.segment->run_begin + tile.segment->run_count; ++r) {
-    const AttentionRun& run = a.runs[r];
-    const Visibility seen = visibility(a, tile, run);
-    for (int begin = seen.all.begin / kSplitKeys * kSplitKeys; begin < seen.all.end; begin += kSplitKeys) {
-      visit(run, begin, seen);
+  int number = 0;  // of the run's first split
+  for (int r = 0; r < tile.spans[0].segment->run_count; ++r) {
+    const Visibility seen = visibility(a, tile, r);
+    for (int split = seen.all.begin / kSplitKeys; split * kSplitKeys < seen.all.end; ++split) {
+      visit(r, split * kSplitKeys, number + split, seen);
     }
+    number += (run_of(a, tile.spans[0], r).num_keys + kSplitKeys - 1) / kSplitKeys;
   }
 }
 
 inline void attend_whole_tile(const AttentionArgs& a, const ColumnTile& tile, ColumnScratch& s) {
   const int dim = a.kv.head_dim;
   begin_totals(tile, dim, s);
-  const AttentionRun* rotated = nullptr;
-  for_each_split(a, tile, [&](const AttentionRun& run, int begin, const Visibility& seen) {
-    if (rotated != &run) rotate_columns(a, tile, run, s);
-    rotated = &run;
+  int rotated = -1;
+  for_each_split(a, tile, [&](int run, int begin, int, const Visibility& seen) {
+    if (rotated != run) rotate_columns(a, tile, run, s);
+    rotated = run;
     attend_split(a, tile, run, begin, seen, s);
     for (int c = 0; c < tile.columns(); ++c) fold(s.total[c], s.out + c * dim, s.split[c], s.acc + c * dim, dim);
   });
@@ -320,26 +437,28 @@ inline void attend_whole_tile(const AttentionArgs& a, const ColumnTile& tile, Co
 }
 
 // ---- sharing splits between threads ----
-// Partial states live behind the per-thread scratch: for item i (a tile's split, counted over all tiles in order) and
-// column c: max, sum, then D values.
+// Partial states live behind the per-thread scratch, for every split of every tile in order: for each column its max,
+// its sum and D values.
 
-inline int64_t partial_floats(int head_dim) { return static_cast<int64_t>(kMaxColumns) * (head_dim + 2); }
+inline int64_t partial_floats(const ColumnTile& tile, int head_dim) {
+  return static_cast<int64_t>(tile.columns()) * (head_dim + 2);
+}
 
 struct Work {
   int tiles;
-  int splits;  // over all tiles
+  int splits;              // over all tiles
+  int64_t partial_floats;  // over all splits
 };
 
 inline Work count_work(const AttentionArgs& a, const TilePlan& plan) {
-  Work work = {0, 0};
-  for (int s = 0; s < a.num_segments; ++s) {
-    const int tiles = tiles_of(a.segments[s], plan, a.kv.num_kv_heads);
-    work.tiles += tiles;
-    for (int i = 0; i < tiles; ++i) {
-      const ColumnTile tile = tile_at(a.segments[s], plan, a.kv.num_kv_heads, i);
-      for_each_split(a, tile, [&](const AttentionRun&, int, const Visibility&) { ++work.splits; });
-    }
-  }
+  Work work = {0, 0, 0};
+  for_each_tile(a, plan, [&](const ColumnTile& tile) {
+    ++work.tiles;
+    for_each_split(a, tile, [&](int, int, int, const Visibility&) {
+      ++work.splits;
+      work.partial_floats += partial_floats(tile, a.kv.head_dim);
+    });
+  });
   return work;
 }
 
@@ -351,50 +470,46 @@ inline bool shares_splits(const Work& work, int num_threads) {
 inline int64_t attention_scratch_bytes(const AttentionArgs& a, int num_threads) {
   const Work work = count_work(a, plan_tiles(a));
   int64_t floats = num_threads * column_scratch_floats(a.kv.head_dim);
-  if (shares_splits(work, num_threads)) floats += work.splits * partial_floats(a.kv.head_dim);
+  if (shares_splits(work, num_threads)) floats += work.partial_floats;
   return floats * 4;
 }
 
-// Calls visit(tile) for every tile of every segment, in order.
-template <class Visit>
-inline void for_each_tile(const AttentionArgs& a, const TilePlan& plan, Visit&& visit) {
-  for (int s = 0; s < a.num_segments; ++s) {
-    const int tiles = tiles_of(a.segments[s], plan, a.kv.num_kv_heads);
-    for (int i = 0; i < tiles; ++i) visit(tile_at(a.segments[s], plan, a.kv.num_kv_heads, i));
-  }
-}
-
+// Threads take turns by the number of the split, so that what the tiles of a bundle read in common stays with one.
 inline void attend_shared(const AttentionArgs& a, const TilePlan& plan, ColumnScratch& s, const Part& part) {
   const int dim = a.kv.head_dim;
-  float* partials = reinterpret_cast<float*>(a.scratch) + part.count * column_scratch_floats(dim);
-  int item = 0;
+  float* const partials = reinterpret_cast<float*>(a.scratch) + part.count * column_scratch_floats(dim);
+  float* partial = partials;
+  int first = 0, next = 0;  // turn of the first split of the present tiles, and of what follows them
   for_each_tile(a, plan, [&](const ColumnTile& tile) {
-    const AttentionRun* rotated = nullptr;
-    for_each_split(a, tile, [&](const AttentionRun& run, int begin, const Visibility& seen) {
-      const int mine = item++;
-      if (mine % part.count != part.index) return;
-      if (rotated != &run) rotate_columns(a, tile, run, s);
-      rotated = &run;
+    if (tile.opens) first = next;
+    int rotated = -1;
+    for_each_split(a, tile, [&](int run, int begin, int number, const Visibility& seen) {
+      float* out = partial;
+      partial += partial_floats(tile, dim);
+      if (first + number >= next) next = first + number + 1;
+      if ((first + number) % part.count != part.index) return;
+      if (rotated != run) rotate_columns(a, tile, run, s);
+      rotated = run;
       attend_split(a, tile, run, begin, seen, s);
-      float* partial = partials + mine * partial_floats(dim);
-      for (int c = 0; c < tile.columns(); ++c, partial += dim + 2) {
-        partial[0] = s.split[c].max;
-        partial[1] = s.split[c].sum;
-        for (int d = 0; d < dim; ++d) partial[2 + d] = s.acc[c * dim + d];
+      for (int c = 0; c < tile.columns(); ++c, out += dim + 2) {
+        out[0] = s.split[c].max;
+        out[1] = s.split[c].sum;
+        for (int d = 0; d < dim; ++d) out[2 + d] = s.acc[c * dim + d];
       }
     });
   });
   part.barrier();
-  item = 0;
+  partial = partials;
   int index = 0;
   for_each_tile(a, plan, [&](const ColumnTile& tile) {
     const bool mine = index++ % part.count == part.index;
     if (mine) begin_totals(tile, dim, s);
-    for_each_split(a, tile, [&](const AttentionRun&, int, const Visibility&) {
-      const float* partial = partials + item++ * partial_floats(dim);
+    for_each_split(a, tile, [&](int, int, int, const Visibility&) {
+      const float* in = partial;
+      partial += partial_floats(tile, dim);
       if (!mine) return;
-      for (int c = 0; c < tile.columns(); ++c, partial += dim + 2) {
-        fold(s.total[c], s.out + c * dim, {partial[0], partial[1]}, partial + 2, dim);
+      for (int c = 0; c < tile.columns(); ++c, in += dim + 2) {
+        fold(s.total[c], s.out + c * dim, {in[0], in[1]}, in + 2, dim);
       }
     });
     if (!mine) return;

@@ -132,7 +132,8 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
     if (sequence.ends_early() || !decodes(sequence) || budget == 0) continue;
     if (take_blocks(sequence, sequence.len())) budget -= add(sequence, budget);
   }
-  if (plan_.entries.empty()) prompts = {};
+  const auto streams = [](const PlannedSequence& entry) { return entry.sequence->request.streams; };
+  if (std::none_of(plan_.entries.begin(), plan_.entries.end(), streams)) prompts = {};
   bool must_advance = true;
   const auto add_slice = [&](Sequence& sequence) {
     const int rows = pay(prompts, sequence, budget, must_advance);

@@ -134,7 +134,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
                  std::optional<std::vector<TokenId>> allowed_token_ids, std::optional<int> logprobs,
                  std::optional<int> prompt_logprobs, bool prompt_logits, std::string cache_salt, int n,
                  const FileTokenizer* stop_tokenizer, std::vector<std::string> stop, double timeout_seconds,
-                 const py::object& guided) {
+                 const py::object& guided, bool streams) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -158,6 +158,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
   request.cache_salt = std::move(cache_salt);
   request.n = n;
   request.timeout_seconds = timeout_seconds;
+  request.streams = streams;
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
@@ -313,7 +314,7 @@ void bind_engine(py::module_& module) {
            py::arg("allowed_token_ids") = py::none(), py::arg("logprobs") = py::none(),
            py::arg("prompt_logprobs") = py::none(), py::arg("prompt_logits") = false, py::arg("cache_salt") = "",
            py::arg("n") = 1, py::arg("stop_tokenizer") = py::none(), py::arg("stop") = std::vector<std::string>{},
-           py::arg("timeout_seconds") = 0.0, py::arg("guided") = py::none())
+           py::arg("timeout_seconds") = 0.0, py::arg("guided") = py::none(), py::arg("streams") = true)
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())

@@ -314,10 +314,12 @@ class Engine:
         stop: list[str] = ...,
         timeout_seconds: float = 0.0,
         guided: Any = None,
+        streams: bool = True,
     ) -> int:
         """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
         prompt_logprobs or prompt_logits.
         `guided` is None or has ``matcher()``, which is called for each answer (see nanobraid.guided).
+        Prompts that are computed beside a request that `streams` are cut so that steps stay short.
 
         Raises CoreError (invalid_argument, overloaded) and leaves the engine unchanged on bad input.
         """

@@ -92,14 +92,11 @@ class Driver:
             NanobraidError: A step failed.
         """
         while True:
-            outputs = call.outbox.wait(_PIECE_SECONDS)
-            if not outputs and call.outbox.num_unfinished == 0:
-                outputs = call.outbox.wait(0.0)  # what came between the two lines
-                if not outputs:
-                    return []
+            ended = call.outbox.num_unfinished == 0  # asked first: what it counts has been put in
+            outputs = call.outbox.wait(0.0 if ended else _PIECE_SECONDS)
             for output in outputs:
                 self.check(output)
-            if outputs:
+            if outputs or ended:
                 return [(call.indices[output.request_id], output) for output in outputs]
 
     def check(self, output: _core.StepOutput) -> None:

@@ -132,7 +132,7 @@ def request_options(
     }
 
 
-def call_options(cache_salt: str, timeout_s: float | None) -> dict[str, Any]:
+def call_options(cache_salt: str, timeout_s: float | None, *, streams: bool) -> dict[str, Any]:
     """Returns what a call says about all of its requests, as options for the engine.
 
     Raises:
@@ -141,7 +141,7 @@ def call_options(cache_salt: str, timeout_s: float | None) -> dict[str, Any]:
     if not isinstance(cache_salt, str):
         raise InvalidArgumentError(f"cache_salt must be a string, got {cache_salt!r}")
     if timeout_s is None:
-        return {"cache_salt": cache_salt}
+        return {"cache_salt": cache_salt, "streams": streams}
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
         raise InvalidArgumentError(f"timeout_s must be a number of seconds > 0, or None, got {timeout_s!r}")
-    return {"cache_salt": cache_salt, "timeout_seconds": float(min(timeout_s, 1e300))}
+    return {"cache_salt": cache_salt, "streams": streams, "timeout_seconds": float(min(timeout_s, 1e300))}

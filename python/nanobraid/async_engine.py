@@ -163,7 +163,9 @@ class AsyncEngine:
             InvalidArgumentError: As `LLM.generate`.
             OverloadedError: Too many requests wait, or the engine is shutting down.
         """
-        prepared = self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s)
+        return self._submit(self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s))
+
+    def _submit(self, prepared: Prepared) -> AsyncRequest:
         request = AsyncRequest(self._driver, prepared)
         with self._lock:  # so that the first output does not come before the request is known
             request._id = self._driver.submit(self._call, 0, prepared.ids, **prepared.options)
@@ -206,7 +208,8 @@ class AsyncEngine:
         Raises:
             InvalidArgumentError, OverloadedError: As `submit`.
         """
-        request = self.submit(prompt, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
+        prepared = self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=False)
+        request = self._submit(prepared)
         try:
             return await request.result()
         finally:

@@ -217,7 +217,7 @@ class LLM:
         """
         texts, prompt_ids = encode_prompts(self._tokenizer, prompts)
         params = params_for(sampling_params, len(prompt_ids))
-        shared = call_options(cache_salt, timeout_s)
+        shared = call_options(cache_salt, timeout_s, streams=False)
         options = [self._request(ids, p, i) | shared for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))]
         drafts = [
             Draft(self._tokenizer, what, include_stop=p.include_stop_str_in_output)
@@ -279,11 +279,13 @@ class LLM:
         sampling_params: SamplingParams | None,
         cache_salt: str,
         timeout_s: float | None,
+        *,
+        streams: bool = True,
     ) -> Prepared:
         text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
         (text,), (ids,) = encode_prompts(self._tokenizer, text_or_ids)
         (params,) = params_for(sampling_params, 1)
-        options = self._request(ids, params) | call_options(cache_salt, timeout_s)
+        options = self._request(ids, params) | call_options(cache_salt, timeout_s, streams=streams)
         draft = Draft(self._tokenizer, options, include_stop=params.include_stop_str_in_output)
         return Prepared(text, ids, options, draft)
 

@@ -211,6 +211,16 @@ TEST(Scheduler, PromptsGetFewRowsWhileOthersDecode) {
   EXPECT_EQ(shares(alone), (Shares{{2, 28}})) << "nothing decodes, so that nobody is delayed";
 }
 
+TEST(Scheduler, NobodyIsDelayedWhoDoesNotReadTokensAsTheyCome) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 4}, 20);
+  auto patient = make_sequence(1, 4, 10);
+  patient->request.streams = false;
+  scheduler.submit(std::move(patient));
+  run_step(scheduler);
+  scheduler.submit(make_sequence(2, 100, 1));
+  EXPECT_EQ(shares(scheduler.plan({.work = 8})), (Shares{{1, 1}, {2, 63}}));
+}
+
 TEST(Scheduler, RowsOfPromptsWeighTheirKeys) {
   Scheduler scheduler({.max_batch_tokens = 512, .max_num_seqs = 4}, 200);
   scheduler.submit(make_sequence(1, 4, 400));

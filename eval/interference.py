@@ -1,12 +1,13 @@
 """How long prompts disturb answers: the time between tokens of running requests while others arrive.
 
-    python eval/interference.py [--peer BUILD/bin/llama-server] [--running 4] [--prompt-tokens 4000] [--arrivals 4]
+    python eval/interference.py [--peer BUILD/bin/llama-server] [--running 4] [--prompt-tokens 4000] [--arrivals 2]
                                 [--rounds 3] [--json out.json]
 
 Some short requests run. First nothing else does: the median time between two of their tokens is the idle step. Then
 prompts of --prompt-tokens arrive, each when the one before has got its answer of one token; the percentiles are over
-every gap that ends in that time, of all the running requests, with nothing left out. Both sides in turn, in every round
-with new prompts and new requests.
+every gap that ends in that time, of all the running requests, with nothing left out. Then nothing arrives again: the
+contexts of the running requests have grown meanwhile, and so has the idle step. Both sides in turn, in every round with
+new prompts and new requests.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ async def one_round(side: Side, prompts: Prompts, args: argparse.Namespace) -> d
         await until(listeners, max(len(listener.times) for listener in listeners) + 1)
         # The gap in which the last prompt ended may end after it.
         end = max([end, *(next(t for t in listener.times if t > end) for listener in listeners)])
+        after = max(len(listener.times) for listener in listeners)
+        rest = time.perf_counter()
+        await until(listeners, after + args.idle_tokens)
+        last = time.perf_counter()
         check(listeners)
     finally:
         for listener in listeners:
@@ -82,25 +87,40 @@ async def one_round(side: Side, prompts: Prompts, args: argparse.Namespace) -> d
         await asyncio.gather(*(listener.task for listener in listeners), return_exceptions=True)
     return {
         "idle_ms": [gap for listener in listeners for gap in listener.gaps_ms(begin, middle)],
-        "loaded_ms": [gap for listener in listeners for gap in listener.gaps_ms(middle, end)],
+        "idle_after_ms": [gap for listener in listeners for gap in listener.gaps_ms(rest, last)],
+        "loaded_ms": [listener.gaps_ms(middle, end) for listener in listeners],
         "prompt_ttft_ms": ttft,
     }
 
 
+def relative(one: dict[str, Any]) -> list[float]:
+    """The gaps of a round over the idle step at that time, between the one before and the one after."""
+    before, after = (statistics.median(one[key]) for key in ("idle_ms", "idle_after_ms"))
+    ratios = []
+    for gaps in one["loaded_ms"]:
+        for i, gap in enumerate(gaps):
+            ratios.append(gap / (before + (after - before) * (i + 0.5) / len(gaps)))
+    return ratios
+
+
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     idle = [gap for one in rounds for gap in one["idle_ms"]]
-    loaded = [gap for one in rounds for gap in one["loaded_ms"]]
+    loaded = [gap for one in rounds for gaps in one["loaded_ms"] for gap in gaps]
     step = statistics.median(idle)
+    step_after = statistics.median(gap for one in rounds for gap in one["idle_after_ms"])
     result = percentiles(loaded)
     return {
         "idle_step_ms": step,
+        "idle_step_after_ms": step_after,
+        "loaded_over_idle_then": percentiles([ratio for one in rounds for ratio in relative(one)]),
         "idle_ms": percentiles(idle),
         "loaded_ms": result,
         "p99_over_idle_step": result["p99"] / step,
         "gaps": len(loaded),
         "prompt_ttft_ms": statistics.median(ttft for one in rounds for ttft in one["prompt_ttft_ms"]),
         "p99_over_idle_step_by_round": [
-            percentiles(one["loaded_ms"])["p99"] / statistics.median(one["idle_ms"]) for one in rounds
+            percentiles([gap for gaps in one["loaded_ms"] for gap in gaps])["p99"] / statistics.median(one["idle_ms"])
+            for one in rounds
         ],
     }
 
@@ -122,7 +142,7 @@ def main() -> int:
     parser = parser_of(__doc__, max_model_len=8192, slots=5)
     parser.add_argument("--running", type=int, default=4, help="requests that are being answered; fewer than --slots")
     parser.add_argument("--prompt-tokens", type=int, default=4000)
-    parser.add_argument("--arrivals", type=int, default=4, help="prompts, one after another")
+    parser.add_argument("--arrivals", type=int, default=2, help="prompts, one after another")
     parser.add_argument("--idle-tokens", type=int, default=64, help="tokens of each request before the first arrives")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -140,7 +160,8 @@ def main() -> int:
         print(
             f"{name:<10} idle step {side['idle_step_ms']:.1f} ms; while prompts of {args.prompt_tokens} tokens arrive "
             f"p50 {loaded['p50']:.1f}, p90 {loaded['p90']:.1f}, p99 {loaded['p99']:.1f} ms = "
-            f"{side['p99_over_idle_step']:.2f} x idle, max {loaded['max']:.1f} ms ({side['gaps']} gaps); "
+            f"{side['p99_over_idle_step']:.2f} x idle; idle step after that {side['idle_step_after_ms']:.1f} ms, p99 of gaps "
+            f"over the idle step of their time {side['loaded_over_idle_then']['p99']:.2f}; max {loaded['max']:.1f} ms ({side['gaps']} gaps); "
             f"TTFT of a prompt {side['prompt_ttft_ms']:.0f} ms"
         )
     return 0

@@ -10,19 +10,22 @@ namespace {
 constexpr double kForget = 0.998;        // per step, of the moments
 constexpr double kLeastKeySpread = 128;  // standard deviation of keys below which they tell nothing
 
-/// A moving average that forgets half in about six steps; the first value counts whole. A value far above the average
+/// A moving average of which a value is the given share; the first value counts whole. A value far above the average
 /// is more often somebody else's use of the processor than a change, so that it counts as `most` times the average.
-void blend(double& average, double value, double most) {
-  average = average > 0.0 ? 0.9 * average + 0.1 * std::min(value, most * average) : value;
+void blend(double& average, double value, double share, double most) {
+  average = average > 0.0 ? (1.0 - share) * average + share * std::min(value, most * average) : value;
 }
 
 }  // namespace
 
 void StepTimes::record(int decode_rows, int prompt_rows, double prompt_keys, double seconds) {
   if (prompt_rows == 0) {
-    if (decode_rows > 0) blend(decode_seconds_, seconds, 2.0);
+    // One of few says more than one of many.
+    if (decode_rows > 0) blend(decode_seconds_, seconds, num_mixed_ > 0 ? 0.4 : 0.1, 2.0);
+    num_mixed_ = 0;
     return;
   }
+  num_mixed_ = decode_rows > 0 ? num_mixed_ + 1 : 0;
   // Reading the weights is most of a short step; beside decodes that is part of theirs.
   if (decode_rows == 0 && prompt_rows < kFewestRowsAlone) return;
   const double own = seconds - (decode_rows > 0 ? decode_seconds_ : 0.0);
@@ -34,7 +37,7 @@ void StepTimes::record(int decode_rows, int prompt_rows, double prompt_keys, dou
   moments_.seconds = kForget * moments_.seconds + row;
   moments_.keys_keys = kForget * moments_.keys_keys + keys * keys;
   moments_.keys_seconds = kForget * moments_.keys_seconds + keys * row;
-  blend(row_seconds_, row / (1.0 + key_share() * keys), 4.0);
+  blend(row_seconds_, row / (1.0 + key_share() * keys), 0.1, 4.0);
 }
 
 /// Least squares of row seconds = a (1 + share * keys), the share kept within bounds: a bad guess of it would be a
@@ -53,6 +56,7 @@ double StepTimes::key_share() const {
 PromptBudget StepTimes::prompt_budget() const {
   constexpr double kRowWeight = 1e4;  // fine enough for the smallest share that matters
   const bool known = decode_seconds_ > 0.0 && row_seconds_ > 0.0;
+  if (num_mixed_ >= kProbeEvery) return {.work = 0};
   const double rows = known ? (kLongest - 1.0) * decode_seconds_ / row_seconds_ : kFirstRows;
   return {.work = static_cast<std::int64_t>(std::min(rows, 1e6) * kRowWeight),
           .row_weight = static_cast<std::int64_t>(kRowWeight),

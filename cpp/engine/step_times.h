@@ -2,6 +2,8 @@
 //
 // A step with prompt rows should take at most kLongest times one without. A prompt row costs its share of the matrix
 // products, and one more share for each key it attends to: far into a long prompt that is most of it. Both are learnt.
+// What a step without prompts takes changes too, as contexts grow and requests come and go, and cannot be seen beside
+// prompts: so every kProbeEvery-th step has none.
 // Only the slicing of prompts follows from it, never a token, since results do not depend on slices. Used by the thread
 // that runs steps.
 #pragma once
@@ -12,17 +14,18 @@ namespace nb::engine {
 
 class StepTimes {
  public:
-  static constexpr double kLongest = 2.5;         ///< times a step that only decodes
+  static constexpr double kLongest = 2.0;         ///< times a step that only decodes
   static constexpr int kFirstRows = 64;           ///< before anything is known, of a prompt without context
   static constexpr double kFirstKeyShare = 1e-3;  ///< cost of a key, in rows without context, before it is known
   static constexpr double kMostKeyShare = 1e-2;   ///< and at most
-  static constexpr int kFewestRowsAlone = 64;     ///< a step of fewer prompt rows and nothing else says little
+  static constexpr int kProbeEvery = 16;
+  static constexpr int kFewestRowsAlone = 64;  ///< a step of fewer prompt rows and nothing else says little
 
   /// What a step took: rows of sequences that decode, rows of prompts, the keys that these attend to (summed over the
   /// rows), seconds.
   void record(int decode_rows, int prompt_rows, double prompt_keys, double seconds);
 
-  /// What the prompts of the next step may weigh, if anything decodes.
+  /// What the prompts of the next step may weigh, if anything decodes; nothing if it is time for a step without them.
   PromptBudget prompt_budget() const;
 
  private:
@@ -39,6 +42,7 @@ class StepTimes {
   };
 
   double decode_seconds_ = 0.0;  // of a step that only decodes; 0: not known yet
+  int num_mixed_ = 0;            // steps with both since the last that only decoded
   double row_seconds_ = 0.0;     // of a prompt row without context; 0: not known yet
   Moments moments_;
 };

@@ -160,9 +160,9 @@ def main() -> int:
         print(
             f"{name:<10} idle step {side['idle_step_ms']:.1f} ms; while prompts of {args.prompt_tokens} tokens arrive "
             f"p50 {loaded['p50']:.1f}, p90 {loaded['p90']:.1f}, p99 {loaded['p99']:.1f} ms = "
-            f"{side['p99_over_idle_step']:.2f} x idle; idle step after that {side['idle_step_after_ms']:.1f} ms, p99 of gaps "
-            f"over the idle step of their time {side['loaded_over_idle_then']['p99']:.2f}; max {loaded['max']:.1f} ms ({side['gaps']} gaps); "
-            f"TTFT of a prompt {side['prompt_ttft_ms']:.0f} ms"
+            f"{side['p99_over_idle_step']:.2f} x idle, max {loaded['max']:.1f} ms ({side['gaps']} gaps); "
+            f"idle step after that {side['idle_step_after_ms']:.1f} ms; p99 of gaps over the idle step of their time "
+            f"{side['loaded_over_idle_then']['p99']:.2f}; TTFT of a prompt {side['prompt_ttft_ms']:.0f} ms"
         )
     return 0
 

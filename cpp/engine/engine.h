@@ -86,6 +86,10 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   const model::Model& model() const { return model_; }
 
+  /// Has the system provide a little of the memory that the next blocks will need; false when enough of it is there.
+  /// For times without work.
+  bool touch_memory_ahead() { return storage_.touch_ahead(kTouchedAheadBytes); }
+
   /// Completes the trace, as the destructor does.
   void end_trace() { trace_.reset(); }
 
@@ -94,6 +98,8 @@ class Engine {
   void check_invariants() { scheduler_.check_invariants(); }
 
  private:
+  static constexpr std::int64_t kTouchedAheadBytes = 8 << 20;
+
   std::vector<StepOutput> run_step(Clock::time_point begun);
   void forward(const StepPlan& plan);
   void record_time(const StepPlan& plan, double seconds);

@@ -131,10 +131,16 @@ void EngineThread::work() {
 /// Takes what has arrived, or waits for it if there is nothing else to do. False when it is time to end.
 bool EngineThread::take_inbox() {
   std::unique_lock lock(mutex_);
-  arrived_.wait(lock, [&] {
+  const auto is_ready = [&] {
     const bool arrived = (!inbox_.empty() && num_holds_ == 0) || !cancelled_.empty();
     return closed_ || (!broken_ && (arrived || engine_.has_work()));
-  });
+  };
+  while (!is_ready()) {
+    lock.unlock();
+    const bool goes_on = engine_.touch_memory_ahead();
+    lock.lock();
+    if (!goes_on) arrived_.wait(lock, is_ready);
+  }
   if (closed_ && num_unfinished_ == 0) return false;
   // What is cancelled or closed may be among what is held.
   if (num_holds_ == 0 || closed_ || !cancelled_.empty()) std::swap(arrivals_, inbox_);

@@ -58,7 +58,7 @@ struct Request {
   bool prompt_logits = false;  ///< logits of every prompt position
   /// Somebody reads each token when it comes: prompts that are computed beside it are cut so that steps stay short.
   bool streams = true;
-  int n = 1;                   ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers
+  int n = 1;  ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers
   std::function<std::unique_ptr<TokenMonitor>()> make_monitor{};  ///< one for each answer; empty: none
   /// One for each answer; empty: none. Not together with ignore_eos. An answer that is complete ends with `stop`; one
   /// that needs a token which other masks forbid (min_tokens too, if it is complete before) ends with `error`.

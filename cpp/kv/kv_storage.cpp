@@ -1,5 +1,6 @@
 #include "kv/kv_storage.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
@@ -32,10 +33,27 @@ ops::KvLayer KvStorage::layer(int index) const {
           .format = shape_.format};
 }
 
-void KvStorage::zero(BlockId id) { std::memset(block(id), 0, static_cast<std::size_t>(shape_.block_bytes())); }
+std::uint8_t* KvStorage::used_block(BlockId id) {
+  used_bytes_ = std::max(used_bytes_, (id + 1) * shape_.block_bytes());
+  return block(id);
+}
+
+void KvStorage::zero(BlockId id) { std::memset(used_block(id), 0, static_cast<std::size_t>(shape_.block_bytes())); }
 
 void KvStorage::copy(BlockId from, BlockId to) {
-  std::memcpy(block(to), block(from), static_cast<std::size_t>(shape_.block_bytes()));
+  std::memcpy(used_block(to), block(from), static_cast<std::size_t>(shape_.block_bytes()));
+}
+
+bool KvStorage::touch_ahead(std::int64_t ahead_bytes) {
+  touched_bytes_ = std::max(touched_bytes_, used_bytes_);
+  const std::int64_t wanted = std::min(used_bytes_ + ahead_bytes, bytes());
+  if (touched_bytes_ >= wanted) return false;
+  const std::int64_t end = std::min(touched_bytes_ + static_cast<std::int64_t>(kHugePageBytes), wanted);
+  volatile std::uint8_t* const base = memory_.as<std::uint8_t>();
+  for (std::int64_t i = touched_bytes_; i < end; i += 4096) base[i] = 0;  // nobody's yet: zero already
+  base[end - 1] = 0;
+  touched_bytes_ = end;
+  return true;
 }
 
 void KvStorage::poison([[maybe_unused]] BlockId id) {

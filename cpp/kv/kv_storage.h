@@ -40,15 +40,23 @@ class KvStorage {
   /// Copies all of a block over another one.
   void copy(BlockId from, BlockId to);
 
+  /// Has the system provide up to 2 MB behind the blocks used so far, which takes it milliseconds that a step would
+  /// wait for. Returns false, and does nothing, when `ahead_bytes` are there. Unused blocks are used in ascending
+  /// order.
+  bool touch_ahead(std::int64_t ahead_bytes);
+
   /// Fills a freed block with NaN in Debug builds, so that a read after free is seen.
   void poison(BlockId block);
 
  private:
   std::uint8_t* block(BlockId id) const;
+  std::uint8_t* used_block(BlockId id);
 
   KvShape shape_;
   int num_blocks_;
   Buffer memory_;
+  std::int64_t used_bytes_ = 0;     // up to the end of the last block ever used
+  std::int64_t touched_bytes_ = 0;  // what the system has provided, at least
 };
 
 }  // namespace nb::kv

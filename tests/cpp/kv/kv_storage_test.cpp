@@ -1,8 +1,12 @@
 #include "kv/kv_storage.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <set>
+#include <vector>
 
 #include "base/error.h"
 
@@ -26,6 +30,47 @@ TEST(KvStorage, CellsTileABlockWithoutOverlap) {
   }
   EXPECT_EQ(cells.size(), 3u * 4 * 4);
   EXPECT_EQ(*cells.rbegin() - *cells.begin(), storage.bytes() - 16 * 32 * 2);
+}
+
+// Pages of the storage that the system has provided.
+std::int64_t resident_bytes(const KvStorage& storage) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t bytes = static_cast<std::size_t>(storage.bytes()) / page * page;
+  std::vector<unsigned char> pages(bytes / page);
+  EXPECT_EQ(mincore(storage.layer(0).base, bytes, pages.data()), 0);
+  return std::count_if(pages.begin(), pages.end(), [](unsigned char flags) { return (flags & 1) != 0; }) *
+         static_cast<std::int64_t>(page);
+}
+
+TEST(KvStorage, TouchesALittleBehindWhatIsUsed) {
+  const KvShape shape{quant::KvFormat::f32, 8, 8, 128};  // blocks of 1 MiB
+  KvStorage storage(shape, 40);
+  const std::int64_t block = shape.block_bytes();
+  ASSERT_EQ(block, 1 << 20);
+  EXPECT_EQ(resident_bytes(storage), 0);
+  int calls = 0;
+  while (storage.touch_ahead(5 * block)) ++calls;
+  EXPECT_EQ(calls, 3);
+  EXPECT_GE(resident_bytes(storage), 5 * block);
+  EXPECT_LE(resident_bytes(storage), 6 * block);
+  storage.zero(0);
+  storage.zero(9);
+  while (storage.touch_ahead(5 * block)) ++calls;
+  EXPECT_GE(resident_bytes(storage), 7 * block);
+  storage.layer(0).base[39 * block] = 1;
+  storage.zero(39);
+  EXPECT_FALSE(storage.touch_ahead(5 * block)) << "all blocks have been used";
+}
+
+TEST(KvStorage, TouchingChangesNoUsedBlock) {
+  const KvShape shape{quant::KvFormat::f32, 1, 1, 16};
+  KvStorage storage(shape, 10);
+  const ops::KvLayer layer = storage.layer(0);
+  storage.zero(2);
+  std::fill(layer.base, layer.base + 3 * shape.block_bytes(), std::uint8_t{7});
+  while (storage.touch_ahead(1 << 20)) {
+  }
+  EXPECT_EQ(std::count(layer.base, layer.base + storage.bytes(), std::uint8_t{7}), 3 * shape.block_bytes());
 }
 
 TEST(KvStorage, ZeroClearsOneBlockOnly) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
 import threading
@@ -153,6 +154,9 @@ class AsyncEngine:
     ) -> AsyncRequest:
         """Queues a request and returns at once. To be called in the event loop that will read it.
 
+        The first request with `SamplingParams.guided` takes tenths of a second to prepare; `stream` and `generate` do
+        that in a thread of its own.
+
         Args:
             prompt: A text or a list of token ids.
             sampling_params: None is ``SamplingParams()``.
@@ -164,6 +168,20 @@ class AsyncEngine:
             OverloadedError: Too many requests wait, or the engine is shutting down.
         """
         return self._submit(self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s))
+
+    async def _prepare(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None,
+        cache_salt: str,
+        timeout_s: float | None,
+        *,
+        streams: bool,
+    ) -> Prepared:
+        prepare = functools.partial(self._llm._prepare, prompt, sampling_params, cache_salt, timeout_s, streams=streams)
+        if isinstance(sampling_params, SamplingParams) and sampling_params.guided is not None:
+            return await asyncio.to_thread(prepare)  # the first grammar takes tenths of a second
+        return prepare()
 
     def _submit(self, prepared: Prepared) -> AsyncRequest:
         request = AsyncRequest(self._driver, prepared)
@@ -188,7 +206,7 @@ class AsyncEngine:
         Raises:
             InvalidArgumentError, OverloadedError: As `submit`, by the first step of the iteration.
         """
-        request = self.submit(prompt, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
+        request = self._submit(await self._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=True))
         try:
             async for piece in request:
                 yield piece
@@ -208,8 +226,7 @@ class AsyncEngine:
         Raises:
             InvalidArgumentError, OverloadedError: As `submit`.
         """
-        prepared = self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=False)
-        request = self._submit(prepared)
+        request = self._submit(await self._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=False))
         try:
             return await request.result()
         finally:

@@ -79,6 +79,18 @@ def test_several_answers(engine: nb.AsyncEngine, llm: nb.LLM) -> None:
     assert indices == {0, 1, 2}
 
 
+def test_guided_answers(engine: nb.AsyncEngine) -> None:
+    params = nb.SamplingParams(temperature=1, seed=1, max_tokens=8, guided=nb.Guided.choice(["yes", "no"]))
+
+    async def work() -> list[str]:
+        outputs = await asyncio.gather(*(engine.generate("Is the sea blue?", params) for _ in range(3)))
+        streamed = "".join([piece.text async for piece in engine.stream("Is the sea blue?", params)])
+        return [*(out.text for out in outputs), streamed]
+
+    texts = asyncio.run(work())
+    assert len(set(texts)) == 1 and texts[0] in ("yes", "no")
+
+
 @pytest.mark.parametrize("how", ["aclose", "break", "cancel"])
 def test_leaving_a_stream_gives_the_memory_back(engine: nb.AsyncEngine, how: str) -> None:
     async def read() -> None:

@@ -39,7 +39,10 @@ rm -f "$logs"/*.log
 
 export CMAKE_BUILD_PARALLEL_LEVEL=$jobs PIP_DISABLE_PIP_VERSION_CHECK=1
 if [[ $full == 1 ]]; then export NANOBRAID_TEST_FULL=1; else unset NANOBRAID_TEST_FULL; fi
-if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
+# Paths inside the checkout do not count for the compiler cache, so that one checkout profits from another.
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+fi
 
 # ---- parts ----
 

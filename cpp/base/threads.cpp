@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <cfenv>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -75,6 +76,11 @@ ThreadPool::~ThreadPool() {
   generation_.value.fetch_add(1, std::memory_order_release);
   generation_.value.notify_all();
   for (std::thread& thread : workers_) thread.join();
+}
+
+bool ThreadPool::is_worker() const {
+  const auto is_caller = [](const std::thread& worker) { return worker.get_id() == std::this_thread::get_id(); };
+  return std::any_of(workers_.begin(), workers_.end(), is_caller);
 }
 
 void ThreadPool::await_change(std::atomic<std::uint32_t>& flag, std::uint32_t old) {

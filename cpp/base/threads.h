@@ -27,6 +27,9 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
+  /// Whether the caller is one of the threads that the pool has started.
+  bool is_worker() const;
+
   /// Calls `phase(context, part)` once per member and returns when all are done. `phase` must not throw. Sets the
   /// default floating-point environment (round to nearest, no flush to zero) on every member for the phase.
   void run(Phase phase, const void* context);

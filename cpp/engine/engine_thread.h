@@ -46,12 +46,13 @@ class EngineThread {
   /// Refuses new requests and waits, at most `timeout`, until those there have ended; whether they have.
   bool drain(Outbox::Seconds timeout);
 
-  /// Refuses new requests, ends those there with `abort` and stops the thread. The thread itself, which may run foreign
-  /// code (see TokenMonitor), cannot wait for its own end: there this returns at once, and the destructor must not run.
+  /// Refuses new requests, ends those there with `abort` and stops the thread. The thread and its team, which may run
+  /// foreign code (see TokenConstraint), cannot wait for their own end: there this returns at once, and the destructor
+  /// must not run.
   void close();
 
-  /// Whether the caller is the thread that makes the steps.
-  bool is_this_thread() const { return std::this_thread::get_id() == thread_id_; }
+  /// Whether the caller makes the steps: it is the thread, or one of the team that works for it.
+  bool is_this_thread() const { return std::this_thread::get_id() == thread_id_ || engine_.model().pool().is_worker(); }
 
   const EngineOptions& options() const { return engine_.options(); }
 

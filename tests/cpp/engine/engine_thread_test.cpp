@@ -4,6 +4,7 @@
 #include <limits>
 #include <thread>
 
+#include "base/code_of.h"
 #include "engine/engine_fixture.h"
 
 namespace nb::engine {
@@ -14,17 +15,6 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr Outbox::Seconds kForEver{std::numeric_limits<double>::infinity()};
-
-template <class Function>
-ErrorCode code_thrown(const Function& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return ErrorCode::internal;
-}
 
 // Reads an outbox until all its answers have ended.
 Answers read_all(Outbox& outbox) {
@@ -161,17 +151,52 @@ TEST(EngineThread, WhatIsHeldEntersOneStepTogether) {
   engine.release();
 }
 
+// Says of every thread that asks it for a mask whether the engine knows it as its own.
+class Witness : public TokenConstraint {
+ public:
+  Witness(const EngineThread& engine, std::atomic<int>& own, std::atomic<int>& foreign)
+      : engine_(engine), own_(own), foreign_(foreign) {}
+  bool allow(std::span<std::uint32_t> bits) override {
+    ++(engine_.is_this_thread() ? own_ : foreign_);
+    std::fill(bits.begin(), bits.end(), ~0u);
+    return false;
+  }
+  bool accept(TokenId) noexcept override { return false; }
+
+ private:
+  const EngineThread& engine_;
+  std::atomic<int>& own_;
+  std::atomic<int>& foreign_;
+};
+
+TEST(EngineThread, TheTeamCountsAsItsThread) {
+  const auto model = make_tiny_model({.num_threads = 3});
+  EngineThread engine(*model, {});
+  std::atomic<int> own{0};
+  std::atomic<int> foreign{0};
+  Request request = random_request(1, 5, 6);
+  request.make_constraint = [&] { return std::make_unique<Witness>(engine, own, foreign); };
+  const auto outbox = std::make_shared<Outbox>();
+  engine.hold();
+  for (int i = 0; i < 6; ++i) engine.submit(request, outbox);  // rows for every member
+  engine.release();
+  read_all(*outbox);
+  EXPECT_EQ(own, 36);
+  EXPECT_EQ(foreign, 0);
+  EXPECT_FALSE(engine.is_this_thread());
+}
+
 TEST(EngineThread, SubmitRefusesAtOnceAndLeavesNothingBehind) {
   const auto model = make_tiny_model();
   EngineThread engine(*model, {.max_num_seqs = 1, .max_waiting = 1});
   const auto outbox = std::make_shared<Outbox>();
-  EXPECT_EQ(code_thrown([&] { engine.submit(random_request(1, 0, 5), outbox); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 0, 5), outbox); }), ErrorCode::invalid_argument);
   std::atomic<int> gate{0};
   engine.submit(gated(gate), outbox);
   engine.submit(random_request(1, 5, 5), outbox);
-  EXPECT_EQ(code_thrown([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::overloaded);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::overloaded);
   wait_until_reached(gate);
-  EXPECT_EQ(code_thrown([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::overloaded);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::overloaded);
   EXPECT_EQ(outbox->num_unfinished(), 2);
   open(gate);
   EXPECT_EQ(read_all(*outbox).size(), 2u);
@@ -184,7 +209,7 @@ TEST(EngineThread, TheWholePoolBeingTooSmallIsSaidBySubmit) {
   Engine probe(*model, {.max_model_len = 16, .max_num_seqs = 1});
   EngineThread engine(*model, {.max_num_seqs = 1, .kv_cache_bytes = 2 * probe.stats().kv_bytes});
   const auto outbox = std::make_shared<Outbox>();
-  EXPECT_EQ(code_thrown([&] { engine.submit(random_request(1, 30, 30), outbox); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 30, 30), outbox); }), ErrorCode::invalid_argument);
   EXPECT_EQ(outbox->num_unfinished(), 0);
 }
 
@@ -239,7 +264,7 @@ TEST(EngineThread, DrainingFinishesWhatIsThereAndTakesNoMore) {
   engine.submit(gated(gate, 30), outbox);
   wait_until_reached(gate);
   EXPECT_FALSE(engine.drain(1ms));
-  EXPECT_EQ(code_thrown([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::overloaded);
+  EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::overloaded);
   open(gate);
   EXPECT_TRUE(engine.drain(kForEver));
   const auto outputs = outbox->poll();
@@ -260,7 +285,7 @@ TEST(EngineThread, ClosingEndsWhatIsThereAndMayBeRepeated) {
     open(gate);
     closes.join();
     engine.close();
-    EXPECT_EQ(code_thrown([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::invalid_argument);
+    EXPECT_EQ(code_of([&] { engine.submit(random_request(1, 5, 5), outbox); }), ErrorCode::invalid_argument);
   }
   const Answers answers = read_all(*outbox);
   ASSERT_EQ(answers.size(), 2u);
@@ -295,7 +320,7 @@ TEST(EngineThread, ATimeoutEndsARequestWithWhatItHas) {
   EXPECT_EQ(answers[third].finish_reason, FinishReason::length);
   for (const double bad : {-1.0, std::numeric_limits<double>::quiet_NaN()}) {
     slow.timeout_seconds = bad;
-    EXPECT_EQ(code_thrown([&] { engine.submit(slow, outbox); }), ErrorCode::invalid_argument);
+    EXPECT_EQ(code_of([&] { engine.submit(slow, outbox); }), ErrorCode::invalid_argument);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/wait.h"
 
 namespace nb::engine {
 
@@ -89,12 +90,7 @@ EngineStats EngineThread::stats() const {
 bool EngineThread::drain(Outbox::Seconds timeout) {
   std::unique_lock lock(mutex_);
   draining_ = true;
-  const auto idle = [&] { return num_unfinished_ == 0; };
-  constexpr Outbox::Seconds kLongestWait{3600.0};  // what the clock can add up
-  for (; timeout > kLongestWait; timeout -= kLongestWait) {
-    if (ended_.wait_for(lock, kLongestWait, idle)) return true;
-  }
-  return ended_.wait_for(lock, std::max(timeout, Outbox::Seconds::zero()), idle);
+  return wait_at_most(ended_, lock, timeout, [&] { return num_unfinished_ == 0; });
 }
 
 void EngineThread::close() {

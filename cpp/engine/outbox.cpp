@@ -1,24 +1,12 @@
 #include "engine/outbox.h"
 
-#include <algorithm>
 #include <utility>
+
+#include "base/wait.h"
 
 namespace nb::engine {
 
 namespace {
-
-/// Waiting in pieces keeps any duration, infinity included, within what a clock can add up.
-constexpr Outbox::Seconds kLongestWait{3600.0};
-
-template <class Condition>
-bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, Outbox::Seconds timeout,
-                const Condition& condition) {
-  while (timeout > kLongestWait) {
-    if (changed.wait_for(lock, kLongestWait, condition)) return true;
-    timeout -= kLongestWait;
-  }
-  return changed.wait_for(lock, std::max(timeout, Outbox::Seconds::zero()), condition);
-}
 
 std::uint64_t key_of(const StepOutput& output) {
   return static_cast<std::uint64_t>(output.request_id) * kMaxChoices + static_cast<std::uint64_t>(output.choice);
@@ -34,8 +22,8 @@ void append(StepOutput& output, StepOutput&& later) {
 
 std::vector<StepOutput> Outbox::wait(Seconds timeout) {
   std::unique_lock lock(mutex_);
-  wait_until(changed_, lock, timeout,
-             [&] { return closed_ || (wake_ == Wake::each_step ? !outputs_.empty() : num_ends_ > 0); });
+  wait_at_most(changed_, lock, timeout,
+               [&] { return closed_ || (wake_ == Wake::each_step ? !outputs_.empty() : num_ends_ > 0); });
   places_.clear();
   num_ends_ = 0;
   return std::exchange(outputs_, {});
@@ -43,7 +31,7 @@ std::vector<StepOutput> Outbox::wait(Seconds timeout) {
 
 bool Outbox::wait_for_ends(Seconds timeout) {
   std::unique_lock lock(mutex_);
-  return wait_until(changed_, lock, timeout, [&] { return num_unfinished_ == 0; });
+  return wait_at_most(changed_, lock, timeout, [&] { return num_unfinished_ == 0; });
 }
 
 int Outbox::num_unfinished() const {

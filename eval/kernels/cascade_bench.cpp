@@ -21,6 +21,7 @@
 #include "model/loader.h"
 #include "ops/backends.h"
 #include "ops/ops.h"
+#include "random_values.h"
 
 namespace {
 
@@ -45,14 +46,6 @@ struct Rounds {
     return median(ratios);
   }
 };
-
-std::vector<float> random_values(std::size_t count) {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 // One decode row each for `sequences` with `shared` keys in common and `own` of their own. `layers` copies of the KV
 // stand for the layers of a model: together they do not fit into a cache.

@@ -21,6 +21,7 @@
 #include "ops/ops.h"
 #include "quant/format.h"
 #include "quant/kv_format.h"
+#include "random_values.h"
 
 namespace {
 
@@ -56,14 +57,6 @@ double seconds_of(const Function& function) {
   for (double& sample : samples) sample = run(count) / count;
   std::nth_element(samples.begin(), samples.begin() + 7, samples.end());
   return samples[7];
-}
-
-std::vector<float> random_values(std::size_t count) {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
 }
 
 void bench_threads(Machine& machine) {

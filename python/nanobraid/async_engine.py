@@ -247,7 +247,7 @@ class AsyncEngine:
             drain: Let the requests end by themselves; otherwise they are stopped at once.
             timeout_s: Seconds to wait for that; what has not ended then is stopped. None: any time.
         """
-        if self._llm._driver.closed:
+        if self._driver.closed:
             return
         if drain:
             await asyncio.to_thread(self._driver.drain, math.inf if timeout_s is None else timeout_s)

@@ -30,6 +30,7 @@ void StepTimes::record(int decode_rows, int prompt_rows, double prompt_keys, dou
   if (decode_rows == 0 && prompt_rows < kFewestRowsAlone) return;
   const double own = seconds - (decode_rows > 0 ? decode_seconds_ : 0.0);
   const double keys = prompt_keys / prompt_rows;
+  last_keys_ = keys;
   double row = std::max(own, 0.1 * seconds) / prompt_rows;
   if (row_seconds_ > 0.0) row = std::min(row, 4.0 * row_seconds_ * (1.0 + key_share() * keys));
   moments_.weight = kForget * moments_.weight + 1.0;
@@ -58,7 +59,8 @@ PromptBudget StepTimes::prompt_budget() const {
   const bool known = decode_seconds_ > 0.0 && row_seconds_ > 0.0;
   if (num_mixed_ >= kProbeEvery) return {.work = 0};
   const double rows = known ? (kLongest - 1.0) * decode_seconds_ / row_seconds_ : kFirstRows;
-  return {.work = static_cast<std::int64_t>(std::min(rows, 1e6) * kRowWeight),
+  const double half_a_row = known ? 0.5 * (1.0 + key_share() * last_keys_) : 0.0;
+  return {.work = static_cast<std::int64_t>(std::min(rows + half_a_row, 1e6) * kRowWeight),
           .row_weight = static_cast<std::int64_t>(kRowWeight),
           .key_weight = std::llround(key_share() * kRowWeight)};
 }

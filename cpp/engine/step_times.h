@@ -4,6 +4,9 @@
 // products, and one more share for each key it attends to: far into a long prompt that is most of it. Both are learnt.
 // What a step without prompts takes changes too, as contexts grow and requests come and go, and cannot be seen beside
 // prompts: so every kProbeEvery-th step has none.
+// The first row of a step costs more than the others, since the keys it attends to must be read whoever needs them; a
+// share of a step seen with one row is too much for two. So rows are rounded, not cut off: where 1.8 seem to be allowed
+// there will be two, then perhaps three.
 // Only the slicing of prompts follows from it, never a token, since results do not depend on slices. Used by the thread
 // that runs steps.
 #pragma once
@@ -14,7 +17,7 @@ namespace nb::engine {
 
 class StepTimes {
  public:
-  static constexpr double kLongest = 2.0;         ///< times a step that only decodes
+  static constexpr double kLongest = 1.7;         ///< times a step that only decodes
   static constexpr int kFirstRows = 64;           ///< before anything is known, of a prompt without context
   static constexpr double kFirstKeyShare = 1e-3;  ///< cost of a key, in rows without context, before it is known
   static constexpr double kMostKeyShare = 1e-2;   ///< and at most
@@ -44,6 +47,7 @@ class StepTimes {
   double decode_seconds_ = 0.0;  // of a step that only decodes; 0: not known yet
   int num_mixed_ = 0;            // steps with both since the last that only decoded
   double row_seconds_ = 0.0;     // of a prompt row without context; 0: not known yet
+  double last_keys_ = 0.0;       // that a prompt row of the last step with some attended to
   Moments moments_;
 };
 

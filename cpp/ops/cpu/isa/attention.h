@@ -1,11 +1,11 @@
 // Paged attention over runs: one routine for prefill, slices and decode.
 //
-// Included inside the unnamed namespace of kernels_<isa>.cpp, after rows.h. A 'column' is one (row, query head) pair;
-// the columns that share a KV head are computed together. Rules that keep a column's bits independent of everything
-// else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of 64; each
-// split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in order.
-// A sliding window moves no cut: a split of which a column sees nothing is the empty state, a tile of which it sees
-// nothing changes no state, so both may be skipped where no column of the tile of columns sees them.
+// Included inside the unnamed namespace of kernels_<isa>.cpp, after attention_inner.h. A 'column' is one (row, query
+// head) pair; the columns that share a KV head are computed together. Rules that keep a column's bits independent of
+// everything else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of
+// 64; each split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in
+// order. A sliding window moves no cut: a split of which a column sees nothing is the empty state, a tile of which it
+// sees nothing changes no state, so both may be skipped where no column of the tile of columns sees them.
 // When there are few columns and many keys, splits are shared out between threads and folded after a barrier: the
 // same arithmetic, in the same order. Segments that share leading blocks form a bundle; a tile of columns takes rows
 // from all of a bundle, and loads a tile of keys once for neighbours whose blocks are the same there. That changes
@@ -14,14 +14,7 @@
 #pragma once
 
 constexpr int kSplitKeys = kSplitTokens;
-constexpr int kTileKeys = 64;
 constexpr int kMaxColumns = 24;
-constexpr int kColumnGroup = kLanes == 16 ? 6 : 3;  // columns per inner kernel: accumulators fit the registers
-
-struct SplitState {
-  float max;  // of scores in base 2; -infinity when empty
-  float sum;
-};
 
 // Per-thread scratch for one tile of columns.
 struct ColumnScratch {
@@ -146,11 +139,6 @@ inline void for_each_tile(const AttentionArgs& a, const TilePlan& plan, Visit&& 
   }
 }
 
-// Keys [begin, end) of a run that a column sees, or several columns together; empty if begin >= end.
-struct KeyRange {
-  int begin, end;
-};
-
 inline void widen(KeyRange& range, const KeyRange& by) {
   if (by.begin >= by.end) return;
   if (by.begin < range.begin) range.begin = by.begin;
@@ -205,100 +193,26 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
   }
 }
 
-// Scores of kColumns columns against the 16 keys of a cell.
-template <quant::KvFormat kFormat, int kColumns>
-inline void score_block(const uint8_t* cell, int dim, const float* q, float* scores) {
-  for (int part = 0; part < kParts; ++part) {
-    F acc[kColumns];
-    for (int c = 0; c < kColumns; ++c) acc[c] = f_zero();
-    const uint8_t* keys = cell + part * kLanes * 4;
-    if constexpr (kFormat == quant::KvFormat::bf16) {
-      for (int d = 0; d < dim; d += 2, keys += 64) {
-        const I pair = i_load(keys);
-        const F first = bits_to_float(shift_left<16>(pair));
-        const F second = bits_to_float(pair & i_set1(static_cast<int32_t>(0xffff0000u)));
-        for (int c = 0; c < kColumns; ++c) acc[c] = muladd(first, f_set1(q[c * dim + d]), acc[c]);
-        for (int c = 0; c < kColumns; ++c) acc[c] = muladd(second, f_set1(q[c * dim + d + 1]), acc[c]);
-      }
-    } else {
-      for (int d = 0; d < dim; ++d, keys += 64) {
-        const F key = bits_to_float(i_load(keys));
-        for (int c = 0; c < kColumns; ++c) acc[c] = muladd(key, f_set1(q[c * dim + d]), acc[c]);
-      }
-    }
-    for (int c = 0; c < kColumns; ++c) f_store(scores + c * kTileKeys + part * kLanes, acc[c]);
-  }
-}
-
-// acc += p V over the 16 keys of a cell, for kColumns columns.
-template <quant::KvFormat kFormat, int kColumns>
-inline void value_block(const uint8_t* cell, int dim, const float* p, float* acc) {
-  for (int d = 0; d < dim; d += kLanes) {
-    F sums[kColumns];
-    for (int c = 0; c < kColumns; ++c) sums[c] = f_load(acc + c * dim + d);
-    if constexpr (kFormat == quant::KvFormat::bf16) {
-      for (int pair = 0; pair < 8; ++pair) {
-        const I both = i_load(cell + (pair * dim + d) * 4);
-        const F first = bits_to_float(shift_left<16>(both));
-        const F second = bits_to_float(both & i_set1(static_cast<int32_t>(0xffff0000u)));
-        for (int c = 0; c < kColumns; ++c) sums[c] = muladd(first, f_set1(p[c * kTileKeys + 2 * pair]), sums[c]);
-        for (int c = 0; c < kColumns; ++c) sums[c] = muladd(second, f_set1(p[c * kTileKeys + 2 * pair + 1]), sums[c]);
-      }
-    } else {
-      for (int key = 0; key < 16; ++key) {
-        const F value = bits_to_float(i_load(cell + (key * dim + d) * 4));
-        for (int c = 0; c < kColumns; ++c) sums[c] = muladd(value, f_set1(p[c * kTileKeys + key]), sums[c]);
-      }
-    }
-    for (int c = 0; c < kColumns; ++c) f_store(acc + c * dim + d, sums[c]);
-  }
-}
-
-// Turns the 64 raw scores of one column into weights, of which only those in `seen` count, and rescales its state.
-inline void soften_column(float* scores, KeyRange seen, SplitState& state, float* acc, int dim) {
-  for (int k = 0; k < seen.begin; ++k) scores[k] = -__builtin_inff();
-  for (int k = seen.end; k < kTileKeys; ++k) scores[k] = -__builtin_inff();
-  F largest = f_load(scores);
-  for (int k = kLanes; k < kTileKeys; k += kLanes) largest = f_max(largest, f_load(scores + k));
-  const float tile_max = max_lanes(largest);
-  const float next = tile_max > state.max ? tile_max : state.max;
-  F sum = f_zero();
-  for (int k = 0; k < kTileKeys; k += kLanes) {
-    const F weight = exp2(f_load(scores + k) - f_set1(next));
-    f_store(scores + k, weight);
-    sum = sum + weight;
-  }
-  float lanes[kLanes];
-  f_store(lanes, exp2(f_set1(state.max - next)));
-  const float rescale = lanes[0];  // exactly 0 for a state that was empty
-  state.sum = state.sum * rescale + sum_lanes(sum);
-  state.max = next;
-  if (rescale != 1.0f) {
-    for (int d = 0; d < dim; d += kLanes) f_store(acc + d, f_load(acc + d) * f_set1(rescale));
-  }
-}
-
 // Adds the tile of keys [begin, begin + 64) to the split states of columns [first, last), which together see `range` of
 // them; `blocks` are those of the run.
 template <quant::KvFormat kFormat>
-inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* blocks, int begin, int first, int last,
-                        const KeyRange& range, const Visibility& seen, ColumnScratch& s) {
+inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* blocks, int begin, int end, int first,
+                        int last, const KeyRange& range, const Visibility& seen, ColumnScratch& s) {
   const int dim = a.kv.head_dim;
   const int first_block = range.begin > begin ? (range.begin - begin) / 16 : 0;
   const int keys = range.end - begin < kTileKeys ? range.end - begin : kTileKeys;
   const int num_blocks = (keys + 15) / 16;
-  blocks += begin / 16;
-  const auto for_columns = [&](auto&& six, auto&& one) {
-    int c = first;
-    for (; c + kColumnGroup <= last; c += kColumnGroup) six(c);
-    for (; c < last; ++c) one(c);
-  };
-  for (int b = first_block; b < num_blocks; ++b) {
-    const uint8_t* cell = kv_cell(a.kv, blocks[b], 0, kv_head);
-    for_columns(
-        [&](int c) { score_block<kFormat, kColumnGroup>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); },
-        [&](int c) { score_block<kFormat, 1>(cell, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b); });
-  }
+  const uint8_t* cells[kTileKeys / 16];
+  for (int b = first_block; b < num_blocks; ++b) cells[b] = kv_cell(a.kv, blocks[begin / 16 + b], 0, kv_head);
+  const uint8_t* values[kTileKeys / 16];
+  for (int b = first_block; b < num_blocks; ++b) values[b] = kv_cell(a.kv, blocks[begin / 16 + b], 1, kv_head);
+  prefetch_cells(values + first_block, num_blocks - first_block, a.kv.cell_bytes);
+  with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
+    in_halves<side_by_side(columns.value)>(first_block, num_blocks, [&](auto count, int b) {
+      score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim,
+                                                       s.scores + c * kTileKeys + 16 * b);
+    });
+  });
   for (int c = first; c < last; ++c) {
     KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
     if (own.begin < 0) own.begin = 0;
@@ -309,14 +223,18 @@ inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* bloc
       for (int k = 0; k < kTileKeys; ++k) s.scores[c * kTileKeys + k] = 0.0f;
     }
   }
-  for (int b = first_block; b < num_blocks; ++b) {
-    const uint8_t* cell = kv_cell(a.kv, blocks[b], 1, kv_head);
-    for_columns(
-        [&](int c) {
-          value_block<kFormat, kColumnGroup>(cell, dim, s.scores + c * kTileKeys + 16 * b, s.acc + c * dim);
-        },
-        [&](int c) { value_block<kFormat, 1>(cell, dim, s.scores + c * kTileKeys + 16 * b, s.acc + c * dim); });
+  const int more = (range.end < end ? range.end : end) - begin - kTileKeys;
+  if (more > 0) {
+    const int next_blocks = more < kTileKeys ? (more + 15) / 16 : kTileKeys / 16;
+    for (int b = 0; b < next_blocks; ++b) cells[b] = kv_cell(a.kv, blocks[begin / 16 + 4 + b], 0, kv_head);
+    prefetch_cells(cells, next_blocks, a.kv.cell_bytes);
   }
+  with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
+    in_halves<side_by_side(columns.value)>(0, dim / kLanes, [&](auto count, int v) {
+      value_cells<kFormat, columns.value, count.value>(values + first_block, num_blocks - first_block, dim, v * kLanes,
+                                                       s.scores + c * kTileKeys + 16 * first_block, s.acc + c * dim);
+    });
+  });
 }
 
 // Adds keys [begin, end) of a run to the split states of spans [first, last), which share the keys before `begin`: tile
@@ -337,7 +255,7 @@ inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run
   const int last_column = tile.spans[last - 1].first_column + tile.spans[last - 1].num_columns;
   for (; begin < end && begin + kTileKeys <= shared; begin += kTileKeys) {
     if (begin + kTileKeys <= range.begin) continue;
-    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, column, last_column, range, seen, s);
+    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, end, column, last_column, range, seen, s);
   }
   if (begin >= end) return;
   int next;
@@ -359,7 +277,7 @@ inline void attend_keys(const AttentionArgs& a, const ColumnTile& tile, int run_
   const int32_t* blocks = a.blocks + run_of(a, tile.spans[0], run_index).block_begin;
   for (; begin < end && begin < seen.all.end; begin += kTileKeys) {
     if (begin + kTileKeys <= seen.all.begin) continue;
-    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, 0, tile.columns(), seen.all, seen, s);
+    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, end, 0, tile.columns(), seen.all, seen, s);
   }
 }
 

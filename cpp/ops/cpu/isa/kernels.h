@@ -22,7 +22,9 @@ namespace {
 // simd.h comes first: the others are written over it.
 #include "ops/cpu/isa/linear.h"
 #include "ops/cpu/isa/rows.h"
-// rows.h uses linear.h; attention.h and fused.h use both.
+// rows.h uses linear.h; what follows uses both.
+#include "ops/cpu/isa/attention_inner.h"
+// attention.h uses attention_inner.h.
 #include "ops/cpu/isa/attention.h"
 // fused.h comes last.
 #include "ops/cpu/isa/fused.h"

@@ -1,0 +1,169 @@
+// The inner kernels of attention: scores of some columns against some keys, softmax of a tile of keys, weighted values.
+//
+// Included inside the unnamed namespace of kernels_<isa>.cpp, before attention.h, which has the words and the rules.
+// How many columns, cells or vectors are computed side by side changes no bit: every score is a sum over dimensions in
+// order, every output a sum over keys in order.
+#pragma once
+
+constexpr int kTileKeys = 64;
+constexpr int kColumnGroup = kLanes == 16 ? 6 : 3;  // columns per inner kernel: accumulators fit the registers
+
+struct SplitState {
+  float max;  // of scores in base 2; -infinity when empty
+  float sum;
+};
+
+// Keys [begin, end) of a run that a column sees, or several columns together; empty if begin >= end.
+struct KeyRange {
+  int begin, end;
+};
+
+// A number that is known when compiling, as an argument.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// Calls visit(Constant<n>, i) for stretches of n from `i` on that cover [begin, end): of kMost as long as there are
+// that many, then of half of that, and so on.
+template <int kMost, class Visit>
+inline void in_halves(int begin, int end, Visit&& visit) {
+  for (; begin + kMost <= end; begin += kMost) visit(Constant<kMost>{}, begin);
+  if constexpr (kMost > 1) {
+    if (begin < end) in_halves<kMost / 2>(begin, end, visit);
+  }
+}
+
+// The same with one stretch of what is left at the end.
+template <int kMost, class Visit>
+inline void with_rest(int begin, int end, Visit&& visit) {
+  for (; begin + kMost <= end; begin += kMost) visit(Constant<kMost>{}, begin);
+  if constexpr (kMost > 1) {
+    if (begin < end) with_rest<kMost - 1>(begin, end, visit);
+  }
+}
+
+// What goes on side by side in the inner kernels: enough to cover the latency of a multiply-add, and not more than fits
+// the registers. Which cells or vectors are neighbours changes no sum.
+constexpr int side_by_side(int columns) {
+  if (kLanes == 16) return columns <= 3 ? 4 : 2;
+  return columns == 1 ? 4 : 2;
+}
+
+// Scores of kColumns columns against the 16 keys of each of kCells cells.
+template <quant::KvFormat kFormat, int kColumns, int kCells>
+inline void score_cells(const uint8_t* const* cells, int dim, const float* q, float* scores) {
+  for (int part = 0; part < kParts; ++part) {
+    F acc[kCells][kColumns];
+    const uint8_t* keys[kCells];
+    for (int i = 0; i < kCells; ++i) {
+      keys[i] = cells[i] + part * kLanes * 4;
+      for (int c = 0; c < kColumns; ++c) acc[i][c] = f_zero();
+    }
+    if constexpr (kFormat == quant::KvFormat::bf16) {
+      for (int d = 0; d < dim; d += 2) {
+        F first[kCells], second[kCells];
+        for (int i = 0; i < kCells; ++i) {
+          const I pair = i_load(keys[i] + d * 32);
+          first[i] = bits_to_float(shift_left<16>(pair));
+          second[i] = bits_to_float(pair & i_set1(static_cast<int32_t>(0xffff0000u)));
+        }
+        for (int c = 0; c < kColumns; ++c) {
+          const F query = f_set1(q[c * dim + d]);
+          for (int i = 0; i < kCells; ++i) acc[i][c] = muladd(first[i], query, acc[i][c]);
+        }
+        for (int c = 0; c < kColumns; ++c) {
+          const F query = f_set1(q[c * dim + d + 1]);
+          for (int i = 0; i < kCells; ++i) acc[i][c] = muladd(second[i], query, acc[i][c]);
+        }
+      }
+    } else {
+      for (int d = 0; d < dim; ++d) {
+        F key[kCells];
+        for (int i = 0; i < kCells; ++i) key[i] = bits_to_float(i_load(keys[i] + d * 64));
+        for (int c = 0; c < kColumns; ++c) {
+          const F query = f_set1(q[c * dim + d]);
+          for (int i = 0; i < kCells; ++i) acc[i][c] = muladd(key[i], query, acc[i][c]);
+        }
+      }
+    }
+    for (int i = 0; i < kCells; ++i) {
+      for (int c = 0; c < kColumns; ++c) f_store(scores + c * kTileKeys + i * 16 + part * kLanes, acc[i][c]);
+    }
+  }
+}
+
+// acc += p V over the 16 keys of each of `num_cells` cells, for kColumns columns and kVectors * kLanes dimensions from
+// `first_dim` on.
+template <quant::KvFormat kFormat, int kColumns, int kVectors>
+inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int first_dim, const float* p,
+                        float* acc) {
+  F sums[kVectors][kColumns];
+  for (int v = 0; v < kVectors; ++v) {
+    for (int c = 0; c < kColumns; ++c) sums[v][c] = f_load(acc + c * dim + first_dim + v * kLanes);
+  }
+  for (int i = 0; i < num_cells; ++i, p += 16) {
+    const uint8_t* values = cells[i] + first_dim * 4;
+    if constexpr (kFormat == quant::KvFormat::bf16) {
+      for (int pair = 0; pair < 8; ++pair, values += dim * 4) {
+        F first[kVectors], second[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          const I both = i_load(values + v * kLanes * 4);
+          first[v] = bits_to_float(shift_left<16>(both));
+          second[v] = bits_to_float(both & i_set1(static_cast<int32_t>(0xffff0000u)));
+        }
+        for (int c = 0; c < kColumns; ++c) {
+          const F weight = f_set1(p[c * kTileKeys + 2 * pair]);
+          for (int v = 0; v < kVectors; ++v) sums[v][c] = muladd(first[v], weight, sums[v][c]);
+        }
+        for (int c = 0; c < kColumns; ++c) {
+          const F weight = f_set1(p[c * kTileKeys + 2 * pair + 1]);
+          for (int v = 0; v < kVectors; ++v) sums[v][c] = muladd(second[v], weight, sums[v][c]);
+        }
+      }
+    } else {
+      for (int key = 0; key < 16; ++key, values += dim * 4) {
+        F value[kVectors];
+        for (int v = 0; v < kVectors; ++v) value[v] = bits_to_float(i_load(values + v * kLanes * 4));
+        for (int c = 0; c < kColumns; ++c) {
+          const F weight = f_set1(p[c * kTileKeys + key]);
+          for (int v = 0; v < kVectors; ++v) sums[v][c] = muladd(value[v], weight, sums[v][c]);
+        }
+      }
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    for (int c = 0; c < kColumns; ++c) f_store(acc + c * dim + first_dim + v * kLanes, sums[v][c]);
+  }
+}
+
+// Turns the 64 raw scores of one column into weights, of which only those in `seen` count, and rescales its state.
+inline void soften_column(float* scores, KeyRange seen, SplitState& state, float* acc, int dim) {
+  for (int k = 0; k < seen.begin; ++k) scores[k] = -__builtin_inff();
+  for (int k = seen.end; k < kTileKeys; ++k) scores[k] = -__builtin_inff();
+  F largest = f_load(scores);
+  for (int k = kLanes; k < kTileKeys; k += kLanes) largest = f_max(largest, f_load(scores + k));
+  const float tile_max = max_lanes(largest);
+  const float next = tile_max > state.max ? tile_max : state.max;
+  F sum = f_zero();
+  for (int k = 0; k < kTileKeys; k += kLanes) {
+    const F weight = exp2(f_load(scores + k) - f_set1(next));
+    f_store(scores + k, weight);
+    sum = sum + weight;
+  }
+  float lanes[kLanes];
+  f_store(lanes, exp2(f_set1(state.max - next)));
+  const float rescale = lanes[0];  // exactly 0 for a state that was empty
+  state.sum = state.sum * rescale + sum_lanes(sum);
+  state.max = next;
+  if (rescale != 1.0f) {
+    for (int d = 0; d < dim; d += kLanes) f_store(acc + d, f_load(acc + d) * f_set1(rescale));
+  }
+}
+
+// Asks for cells that are read soon: blocks lie too far apart for the processor to guess what comes next.
+inline void prefetch_cells(const uint8_t* const* cells, int count, int64_t bytes) {
+  for (int i = 0; i < count; ++i) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(cells[i] + at, 0, 3);
+  }
+}

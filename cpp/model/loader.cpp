@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "quant/finite.h"
 #include "quant/format.h"
+#include "tensor/device_memory.h"
 #include "text/unicode.h"
 
 namespace nb::model {
@@ -31,6 +32,7 @@ class Loader {
         source_(source),
         dtype_(dtype),
         layout_(backend.kernels->layout),
+        memory_(backend.kernels->memory),
         pool_(pool),
         arena_(HostArena::create()) {}
 
@@ -41,6 +43,7 @@ class Loader {
     if (!config_.tie_word_embeddings) weights_.head = pack({matrix(names_.head, config_.vocab_size, hidden)});
     weights_.layers.reserve(static_cast<std::size_t>(config_.num_layers));
     for (int i = 0; i < config_.num_layers; ++i) weights_.layers.push_back(layer(i));
+    if (memory_ != nullptr) move_vectors();
     arena_->trim();
     source_.release_pages();
     return std::move(weights_);
@@ -80,6 +83,24 @@ class Loader {
                          ops::Grouping::interleaved32);
     layer.down = pack({matrix(name(names_.down), hidden, inner)});
     return layer;
+  }
+
+  // Norms and biases, which are put in order on the host, into the device's memory.
+  void move_vectors() {
+    const auto move = [&](Tensor& tensor) {
+      if (!tensor) return;
+      weights_.small.push_back(copy_to(*memory_, tensor.data, static_cast<std::size_t>(tensor.dim(0)) * sizeof(float)));
+      tensor.data = weights_.small.back().data();
+    };
+    const std::vector<Buffer> on_host = std::move(weights_.small);  // until all are copied
+    weights_.small.clear();
+    move(weights_.final_norm);
+    for (LayerWeights& layer : weights_.layers) {
+      for (Tensor* tensor : {&layer.attention_norm, &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.q_norm,
+                             &layer.k_norm, &layer.ffn_norm}) {
+        move(*tensor);
+      }
+    }
   }
 
   const io::TensorInfo& tensor(const std::string& name, std::vector<std::int64_t> shape) {
@@ -151,7 +172,10 @@ class Loader {
   }
 
   ops::LinearWeight pack(std::vector<ops::MatrixSource> group, ops::Grouping grouping = ops::Grouping::stacked) {
-    ops::LinearWeight weight = ops::pack_linear(group, grouping, dtype_, layout_, *arena_, pool_);
+    // What goes to a device is packed in memory of its own, which is given back at once.
+    const std::shared_ptr<HostArena> arena = memory_ == nullptr ? arena_ : HostArena::create(1);
+    ops::LinearWeight weight = ops::pack_linear(group, grouping, dtype_, layout_, *arena, pool_);
+    if (memory_ != nullptr) ops::move_to(*memory_, weight);
     weights_.bytes += weight.bytes;
     return weight;
   }
@@ -161,6 +185,7 @@ class Loader {
   const io::ModelSource& source_;
   const std::string& dtype_;
   ops::WeightLayout layout_;
+  const DeviceMemory* memory_;  // of the device the weights are for; null: the host
   ThreadPool& pool_;
   std::shared_ptr<HostArena> arena_;
   ModelWeights weights_;

@@ -10,7 +10,7 @@
 
 namespace nb::ops {
 
-/// What enters a matrix product. bf16 values are stored as f32 rounded to bf16.
+/// What enters a matrix product. bf16 values are stored as f32 rounded to bf16 on the CPU, as bf16 on a device.
 enum class ActType : uint8_t { f32, bf16, int8 };
 
 /// Rows ready for a matrix product, made by the `prepare` kernel of the same backend.
@@ -19,7 +19,7 @@ struct Activation {
   ActType type;
   int32_t rows;
   int32_t cols;        ///< rounded up to a multiple of 32; the padding is zero
-  float* values;       ///< [rows, cols], f32 and bf16 types only
+  float* values;       ///< [rows, cols], f32 and bf16 types only; on a device bf16 rows hold 2 bytes a value
   int8_t* codes;       ///< [rows, cols], int8 only
   float* scales;       ///< [rows, cols / 32], int8 only
   int32_t* sums;       ///< [rows, cols / 32], int8 only: sum of the codes of each 32
@@ -29,6 +29,10 @@ struct Activation {
 /// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.
 /// Tiled backends: strip s of 16 rows begins at data + (s / 2) * pair_stride + (s % 2) * strip_bytes.
 /// Reference: row r begins at data + r * strip_bytes, in file layout.
+/// Devices (WeightLayout::vectors; f32, bf16 and f16 only): vector v (16 bytes: columns [16 v / size, 16 (v + 1) /
+/// size) for numbers of `size` bytes) of row r lies at data + r / 2 * pair_stride + (r % 2) * strip_bytes + 32 v, with
+/// strip_bytes = 16; where the rows of two matrices take turns (gate, up), a row r of either lies at data + r *
+/// pair_stride + 32 v, with strip_bytes = 0. Columns are padded with zeros to a multiple of 32, rows to an even number.
 struct LinearSegment {
   quant::Format format;
   int32_t rows;
@@ -137,6 +141,9 @@ struct KvWriteArgs {
   KvLayer kv;
 };
 
+/// Segments of up to this many rows count as decoding where a device has kernels of its own for that.
+inline constexpr int kDecodeRows = 8;
+
 struct AttentionArgs {
   const float* q;  ///< [T, num_heads * D], not rotated
   int64_t q_stride;
@@ -152,7 +159,13 @@ struct AttentionArgs {
   int32_t num_segments;
   const AttentionRun* runs;
   const int32_t* blocks;
-  uint8_t* scratch;  ///< as many bytes as the kernel's scratch function asks for
+  // What devices need to know before they start a kernel, and how a row finds its segment.
+  int32_t rows;               ///< T
+  int32_t max_segment_rows;   ///< rows of the longest segment
+  int32_t max_decode_splits;  ///< splits of 256 keys of all runs, of the segment of at most kDecodeRows rows with most
+  int32_t max_splits;         ///< the same of all segments
+  const int32_t* row_segments;  ///< [T]; null on the CPU
+  uint8_t* scratch;             ///< as many bytes as the kernel's scratch function asks for
   int64_t scratch_bytes;
 };
 

@@ -1,16 +1,21 @@
 // A backend's kernels as a struct of function pointers. A null pointer means the backend has no such kernel.
 //
-// Each kernel is called once per member of the thread team with its Part and does its share; kernels that need a
-// barrier call part.barrier(). Shared with code compiled per instruction set: C headers only.
+// On the CPU each kernel is called once per member of the thread team with its Part and does its share; kernels that
+// need a barrier call part.barrier(). Shared with code compiled per instruction set: C headers only.
 #pragma once
 
 #include "base/part.h"
 #include "ops/args.h"
 
+namespace nb {
+struct DeviceMemory;  // tensor/device_memory.h
+}
+
 namespace nb::ops {
 
-/// How a backend lays out linear weights.
-enum class WeightLayout : uint8_t { rows, tile16 };
+/// How a backend lays out linear weights. `vectors` is the layout of devices: rows in pairs, each pair as vectors of 16
+/// bytes along the columns, the two rows in turn; see LinearSegment.
+enum class WeightLayout : uint8_t { rows, tile16, vectors };
 
 struct KernelTable {
   const char* name;
@@ -33,6 +38,10 @@ struct KernelTable {
   void (*linear_residual)(const LinearResidualArgs&, const Part&);
   void (*norm_gate_up)(const NormGateUpArgs&, const Part&);
   void (*head)(const HeadArgs&, const Part&);
+
+  // Where the tensors of this backend lie; null: in host memory. With a device, every pointer in the arguments of a
+  // kernel is one of the device, and a kernel is called once, with the whole as its Part.
+  const DeviceMemory* memory = nullptr;
 };
 
 }  // namespace nb::ops

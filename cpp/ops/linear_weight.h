@@ -42,12 +42,17 @@ struct LinearWeight {
 };
 
 /// How rows entering a group of these formats are prepared, for a requested type: "auto", "int8", "bf16", "f32".
-/// auto: f32 on a backend with rows layout; else int8 where every matrix is quantized, f32 where one is f32, else
-/// bf16. int8 with an unquantized matrix falls back to bf16. Throws invalid_argument for other names.
+/// auto: f32 on a backend with rows layout, on a device bf16 unless a matrix is f32 or f16; else int8 where every
+/// matrix is quantized, f32 where one is f32, else bf16. int8 with an unquantized matrix falls back to bf16. Throws
+/// invalid_argument for other names.
 ActType choose_act_type(std::span<const MatrixSource> group, const std::string& requested, WeightLayout layout);
 
-/// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape.
+/// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape. For WeightLayout::vectors
+/// quantized matrices become bf16, and matrices of several formats f32.
 LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
                          WeightLayout layout, HostArena& arena, ThreadPool& pool);
+
+/// Moves a packed weight into the memory of a device. Throws out_of_memory or device.
+void move_to(const DeviceMemory& memory, LinearWeight& weight);
 
 }  // namespace nb::ops

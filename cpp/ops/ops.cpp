@@ -5,6 +5,7 @@
 #include "base/align.h"
 #include "base/error.h"
 #include "base/ids.h"
+#include "tensor/device_memory.h"
 
 namespace nb::ops {
 namespace {
@@ -13,7 +14,11 @@ namespace {
 template <class Args>
 void launch(void (*kernel)(const Args&, const Part&), const Args& args, const char* name, ExecContext& ctx) {
   NB_CHECK(kernel != nullptr, unsupported, "operator ", name, " has no kernel in backend ", ctx.kernels->name);
-  ctx.pool->run([&](const Part& part) { kernel(args, part); });
+  if (ctx.kernels->memory != nullptr) {
+    kernel(args, Part{});
+  } else {
+    ctx.pool->run([&](const Part& part) { kernel(args, part); });
+  }
 }
 
 int rows_of(const Tensor& tensor) { return static_cast<int>(tensor.dim(0)); }
@@ -35,8 +40,10 @@ Activation allocate_activation(ActType type, int rows, std::int64_t cols, Worksp
   return act;
 }
 
-// Room for prepared rows inside a fused kernel: one set per thread for few rows, else one shared set.
+// Room for prepared rows inside a fused kernel: one set per thread for few rows, else one shared set. A device has its
+// own ways.
 Activation* allocate_scratch(ActType type, int rows, std::int64_t cols, ExecContext& ctx) {
+  if (ctx.kernels->memory != nullptr) return nullptr;
   const int sets = rows <= kPrivateRows ? ctx.pool->num_threads() : 1;
   auto* acts = ctx.workspace->allocate_array<Activation>(static_cast<std::size_t>(sets));
   for (int i = 0; i < sets; ++i) acts[i] = allocate_activation(type, rows, cols, *ctx.workspace);
@@ -79,6 +86,37 @@ void check_shared_keys(const AttentionPlan& plan) {
   }
 }
 
+// Sizes of the work, which only the host can see before a kernel starts, and the segment of every row.
+void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecContext& ctx) {
+  std::vector<int32_t> row_segments(plan.positions.size());
+  for (std::size_t s = 0; s < plan.segments.size(); ++s) {
+    const AttentionSegment& segment = plan.segments[s];
+    int32_t splits = 0;
+    for (int32_t r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+      splits += ceil_div(plan.runs[static_cast<std::size_t>(r)].num_keys, kSplitTokens);
+    }
+    args.max_segment_rows = std::max(args.max_segment_rows, segment.row_count);
+    args.max_splits = std::max(args.max_splits, splits);
+    if (segment.row_count <= kDecodeRows) args.max_decode_splits = std::max(args.max_decode_splits, splits);
+    std::fill_n(row_segments.begin() + segment.row_begin, segment.row_count, static_cast<int32_t>(s));
+  }
+  auto* copy = ctx.workspace->allocate_array<int32_t>(row_segments.size());
+  ctx.kernels->memory->copy_in(copy, row_segments.data(), row_segments.size() * sizeof(int32_t));
+  args.row_segments = copy;
+}
+
+// Writes what a kernel has written on the device, or has been given to write on the host, to the host.
+void copy_out(std::span<int32_t> out, const int32_t* data, ExecContext& ctx) {
+  if (ctx.kernels->memory == nullptr) return;
+  ctx.kernels->memory->copy_out(out.data(), data, out.size_bytes());
+  check(*ctx.kernels->memory);
+}
+
+// Where a kernel writes what belongs in a host array.
+int32_t* writable(std::span<int32_t> out, ExecContext& ctx) {
+  return ctx.kernels->memory == nullptr ? out.data() : ctx.workspace->allocate_array<int32_t>(out.size());
+}
+
 void check_bias(const Tensor& bias, const LinearSegment& weight) {
   if (bias) check_tensor(bias, "bias", DType::f32, {weight.rows});
 }
@@ -94,7 +132,8 @@ void embed(Tensor out, const LinearWeight& table, std::span<const int32_t> ids, 
     NB_CHECK(id >= 0 && id < segment.rows, invalid_argument, "token id ", id, " is outside the vocabulary of ",
              segment.rows);
   }
-  launch(ctx.kernels->embed, EmbedArgs{segment, ids.data(), rows_of(out), out.as<float>(), out.row_stride}, "embed",
+  launch(ctx.kernels->embed,
+         EmbedArgs{segment, ctx.workspace->on_device(ids), rows_of(out), out.as<float>(), out.row_stride}, "embed",
          ctx);
 }
 
@@ -133,7 +172,7 @@ void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, 
   check_positions(positions, table);
   launch(ctx.kernels->rope,
          RopeArgs{x.as<float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1) / table.head_dim),
-                  positions.data(), table},
+                  ctx.workspace->on_device(positions), table},
          "rope", ctx);
 }
 
@@ -141,10 +180,10 @@ void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> sl
   const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
   check_tensor(k, "kv_write: k", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
   check_tensor(v, "kv_write: v", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
-  launch(
-      ctx.kernels->kv_write,
-      KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k), slots.data(), kv},
-      "kv_write", ctx);
+  launch(ctx.kernels->kv_write,
+         KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k),
+                     ctx.workspace->on_device(slots), kv},
+         "kv_write", ctx);
 }
 
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx) {
@@ -159,9 +198,12 @@ void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx) {
 
 void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx) {
   check_tensor(x, "argmax: x", DType::f32, {static_cast<std::int64_t>(out.size()), -1});
+  const Workspace::Scope scope(*ctx.workspace);
+  int32_t* const found = writable(out, ctx);
   launch(ctx.kernels->argmax,
-         ArgmaxArgs{x.as<const float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1)), out.data()},
-         "argmax", ctx);
+         ArgmaxArgs{x.as<const float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1)), found}, "argmax",
+         ctx);
+  copy_out(out, found, ctx);
 }
 
 void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
@@ -198,8 +240,8 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
     args.v_bias = optional(extras.v_bias);
     args.q_norm = optional(extras.q_norm);
     args.k_norm = optional(extras.k_norm);
-    args.key_positions = key_positions.data();
-    args.slots = slots.data();
+    args.key_positions = ctx.workspace->on_device(key_positions);
+    args.slots = ctx.workspace->on_device(slots);
     args.rope = rope_table;
     args.kv = kv;
     args.scratch_act = allocate_scratch(qkv.act_type, args.rows, q.cols, ctx);
@@ -247,12 +289,14 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   args.window = window;
   args.rope = rope_table;
   args.kv = kv;
-  args.positions = plan.positions.data();
-  args.segments = plan.segments.data();
+  args.positions = ctx.workspace->on_device(plan.positions);
+  args.segments = ctx.workspace->on_device(plan.segments);
   args.num_segments = static_cast<int32_t>(plan.segments.size());
-  args.runs = plan.runs.data();
-  args.blocks = plan.blocks.data();
+  args.runs = ctx.workspace->on_device(plan.runs);
+  args.blocks = ctx.workspace->on_device(plan.blocks);
+  args.rows = static_cast<int32_t>(num_rows);
   const Workspace::Scope scope(*ctx.workspace);
+  if (ctx.kernels->memory != nullptr) describe_to_device(plan, args, ctx);
   args.scratch_bytes = ctx.kernels->attention_scratch_bytes(args, ctx.pool->num_threads());
   args.scratch = reinterpret_cast<uint8_t*>(ctx.workspace->allocate(static_cast<std::size_t>(args.scratch_bytes)));
   launch(ctx.kernels->attention, args, "attention", ctx);
@@ -332,7 +376,7 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
     HeadArgs args{};
     args.x = x.as<const float>();
     args.x_stride = x.row_stride;
-    args.row_ids = row_ids.data();
+    args.row_ids = ctx.workspace->on_device(row_ids);
     args.rows = static_cast<int32_t>(num_rows);
     args.norm_weight = norm.weight.as<const float>();
     args.eps = norm.eps;
@@ -342,8 +386,9 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
     args.scratch_best_id = ctx.workspace->allocate_array<int32_t>(slots);
     args.logits = logits.as<float>();
     args.logits_stride = logits.row_stride;
-    args.argmax = best.data();
+    args.argmax = writable(best, ctx);
     launch(ctx.kernels->head, args, "head", ctx);
+    copy_out(best, args.argmax, ctx);
     return;
   }
   Tensor normed = allocate_f32(num_rows, segment.cols, *ctx.workspace);

@@ -9,6 +9,7 @@
 
 #include "base/align.h"
 #include "base/error.h"
+#include "tensor/device_memory.h"
 
 namespace nb {
 
@@ -55,7 +56,9 @@ void HostArena::trim() {
   if (used < end) static_cast<void>(madvise(last.base + used, end - used, MADV_DONTNEED));
 }
 
-std::shared_ptr<CachingPool> CachingPool::create() { return std::shared_ptr<CachingPool>(new CachingPool()); }
+std::shared_ptr<CachingPool> CachingPool::create(const DeviceMemory* memory) {
+  return std::shared_ptr<CachingPool>(new CachingPool(memory));
+}
 
 CachingPool::~CachingPool() { trim(); }
 
@@ -66,8 +69,26 @@ std::size_t CachingPool::size_class(std::size_t bytes) {
   return bytes <= three_quarters ? three_quarters : power;
 }
 
+std::byte* CachingPool::ask_system(std::size_t size, bool& huge) {
+  if (memory_ != nullptr) {
+    void* data = memory_->allocate(size);
+    if (data == nullptr) {
+      trim();  // what is cached is of other sizes
+      data = memory_->allocate(size);
+    }
+    NB_CHECK(data != nullptr, out_of_memory, memory_->name, ": cannot allocate ", size, " bytes; ",
+             memory_->free_bytes(), " are free, ", stats().in_use_bytes, " in use by this pool");
+    return static_cast<std::byte*>(data);
+  }
+  const std::size_t alignment = size >= kHugePageBytes ? kHugePageBytes : kBufferAlignment;
+  auto* data = static_cast<std::byte*>(std::aligned_alloc(alignment, round_up(size, alignment)));
+  NB_CHECK(data != nullptr, out_of_memory, "cannot allocate ", size, " bytes of host memory");
+  huge = size >= kHugePageBytes && madvise(data, size, MADV_HUGEPAGE) == 0;
+  return data;
+}
+
 Buffer CachingPool::allocate(std::size_t bytes) {
-  NB_CHECK(bytes < std::size_t{1} << 46, out_of_memory, "refusing to allocate ", bytes, " bytes of host memory");
+  NB_CHECK(bytes < std::size_t{1} << 46, out_of_memory, "refusing to allocate ", bytes, " bytes of memory");
   const std::size_t size = round_up(size_class(bytes), kBufferAlignment);
   std::byte* data = nullptr;
   {
@@ -79,12 +100,8 @@ Buffer CachingPool::allocate(std::size_t bytes) {
     }
   }
   const bool fresh = data == nullptr;
-  if (fresh) {
-    const std::size_t alignment = size >= kHugePageBytes ? kHugePageBytes : kBufferAlignment;
-    data = static_cast<std::byte*>(std::aligned_alloc(alignment, round_up(size, alignment)));
-    NB_CHECK(data != nullptr, out_of_memory, "cannot allocate ", size, " bytes of host memory");
-  }
-  const bool huge = fresh && size >= kHugePageBytes && madvise(data, size, MADV_HUGEPAGE) == 0;
+  bool huge = false;
+  if (fresh) data = ask_system(size, huge);
   {
     const std::lock_guard lock(mutex_);
     if (fresh) ++stats_.system_allocs;
@@ -107,7 +124,13 @@ void CachingPool::give_back(std::byte* data, std::size_t bytes) {
 
 void CachingPool::trim() {
   const std::lock_guard lock(mutex_);
-  for (const auto& [bytes, data] : cached_) std::free(data);
+  for (const auto& [bytes, data] : cached_) {
+    if (memory_ != nullptr) {
+      memory_->release(data);
+    } else {
+      std::free(data);
+    }
+  }
   cached_.clear();
   stats_.cached_bytes = 0;
 }

@@ -1,4 +1,5 @@
-// Host memory: an arena on 2 MB pages for what lives long, a caching pool for what comes and goes.
+// Memory: an arena on 2 MB pages of the host for what lives long, a caching pool, of the host or of a device, for what
+// comes and goes.
 //
 // Both hand out a Buffer, which keeps its owner alive. Not for tiny objects (use the standard containers). An arena
 // is filled by one thread; a pool may be used by any thread.
@@ -12,6 +13,8 @@
 #include <vector>
 
 namespace nb {
+
+struct DeviceMemory;  // device_memory.h
 
 inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 inline constexpr std::size_t kBufferAlignment = 64;
@@ -85,7 +88,8 @@ class HostArena : public std::enable_shared_from_this<HostArena> {
 /// them), so that a steady workload stops asking the system for memory. Contents are not cleared.
 class CachingPool : public std::enable_shared_from_this<CachingPool> {
  public:
-  static std::shared_ptr<CachingPool> create();
+  /// `memory`: the device whose memory it hands out, which must outlive it; null for host memory.
+  static std::shared_ptr<CachingPool> create(const DeviceMemory* memory = nullptr);
   ~CachingPool();
   CachingPool(const CachingPool&) = delete;
   CachingPool& operator=(const CachingPool&) = delete;
@@ -97,14 +101,17 @@ class CachingPool : public std::enable_shared_from_this<CachingPool> {
   void trim();
 
   AllocatorStats stats() const;
+  const DeviceMemory* memory() const { return memory_; }
 
   /// The size class a request of `bytes` falls into.
   static std::size_t size_class(std::size_t bytes);
 
  private:
-  CachingPool() = default;
+  explicit CachingPool(const DeviceMemory* memory) : memory_(memory) {}
+  std::byte* ask_system(std::size_t size, bool& huge);
   void give_back(std::byte* data, std::size_t bytes);
 
+  const DeviceMemory* memory_;
   mutable std::mutex mutex_;
   std::multimap<std::size_t, std::byte*> cached_;
   AllocatorStats stats_;

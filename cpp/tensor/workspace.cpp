@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/align.h"
+#include "tensor/device_memory.h"
 
 namespace nb {
 
@@ -19,8 +20,21 @@ std::byte* Workspace::allocate(std::size_t bytes) {
   return overflows ? overflow_.back().data() : arena_.data() + begin;
 }
 
+const void* Workspace::mirror(const void* host, std::size_t bytes) {
+  const DeviceMemory* const memory = pool_->memory();
+  if (memory == nullptr) return host;
+  for (const Mirror& mirror : mirrors_) {
+    if (mirror.host == host && mirror.bytes == bytes) return mirror.copy.data();
+  }
+  Buffer copy = pool_->allocate(bytes);
+  memory->copy_in(copy.data(), host, bytes);
+  mirrors_.push_back({host, bytes, std::move(copy)});
+  return mirrors_.back().copy.data();
+}
+
 void Workspace::reset() {
   used_ = 0;
+  mirrors_.clear();
   if (overflow_.empty()) return;
   overflow_.clear();
   arena_ = Buffer();

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "tensor/allocator.h"
@@ -24,6 +25,15 @@ class Workspace {
   T* allocate_array(std::size_t count) {
     return reinterpret_cast<T*>(allocate(count * sizeof(T)));
   }
+
+  /// The same values where kernels can read them until `reset`: on the host, the array itself; on a device a copy, made
+  /// when an array is first asked for after `reset`. The array must keep its values until then.
+  template <class T>
+  const T* on_device(std::span<const T> host) {
+    return static_cast<const T*>(mirror(host.data(), host.size_bytes()));
+  }
+
+  const DeviceMemory* memory() const { return pool_->memory(); }
 
   /// Gives everything back and grows the arena if the last use overflowed it. Call between steps.
   void reset();
@@ -46,7 +56,15 @@ class Workspace {
   };
 
  private:
+  struct Mirror {
+    const void* host;
+    std::size_t bytes;
+    Buffer copy;
+  };
+  const void* mirror(const void* host, std::size_t bytes);
+
   std::shared_ptr<CachingPool> pool_;
+  std::vector<Mirror> mirrors_;
   Buffer arena_;
   std::vector<Buffer> overflow_;
   std::size_t used_ = 0;  // bytes of arena and overflow together

@@ -1,0 +1,35 @@
+// The memory of a device as a struct of functions, filled by the library that drives it.
+//
+// Plain data, so that it can cross from a library that was opened at run time. Not for host memory (allocator.h). All
+// calls are ordered with the kernels of that library; used by the thread that runs steps, or that loads a model.
+#pragma once
+
+#include <cstddef>
+
+#include "tensor/allocator.h"
+
+namespace nb {
+
+/// None of these throws. What fails is told by take_error(); see check().
+struct DeviceMemory {
+  const char* name;                                                    ///< "cuda:0"
+  void* (*allocate)(std::size_t bytes);                                ///< null if there is not enough
+  void (*release)(void* data);                                         ///< waits for what uses it
+  void (*copy_in)(void* to, const void* from, std::size_t bytes);      ///< from host memory, which is free at once
+  void (*copy_out)(void* to, const void* from, std::size_t bytes);     ///< to host memory; waits for all work before
+  void (*copy_within)(void* to, const void* from, std::size_t bytes);  ///< from device memory to device memory
+  void (*fill)(void* to, unsigned char value, std::size_t bytes);
+  std::size_t (*free_bytes)();  ///< of the device, for everybody who uses it
+  const char* (*take_error)();  ///< the first error since the last call, from kernels too; null if there was none
+};
+
+/// Throws a device error with what take_error() says, if anything.
+void check(const DeviceMemory& memory);
+
+/// A piece of its own, not from a pool. Throws out_of_memory with the numbers.
+Buffer allocate_on(const DeviceMemory& memory, std::size_t bytes);
+
+/// Such a piece with a copy of host memory.
+Buffer copy_to(const DeviceMemory& memory, const void* data, std::size_t bytes);
+
+}  // namespace nb

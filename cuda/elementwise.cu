@@ -1,0 +1,179 @@
+// The small operators: what the fused ones are checked against, and what serves where there is no fused one.
+#include <cfloat>
+
+#include "base/ids.h"
+#include "cuda/launch.cuh"
+#include "cuda/operators.h"
+#include "cuda/ptx.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/weight.cuh"
+
+namespace nb::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kArgmaxThreads = 256;
+
+unsigned blocks_for(int count) { return static_cast<unsigned>((count + kThreads - 1) / kThreads); }
+
+/// grid: (columns, rows).
+template <class Number>
+__global__ void __launch_bounds__(kThreads) embed_kernel(ops::EmbedArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int col = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const int row = static_cast<int>(blockIdx.y);
+  if (col < a.table.cols) a.out[row * a.out_stride + col] = weight_at<Number>(a.table, a.ids[row], col);
+}
+
+/// grid: rows.
+__global__ void __launch_bounds__(kThreads) rms_norm_kernel(ops::RmsNormArgs a) {
+  NB_SHARED(float, scratch, kThreads / 32);
+  grid_trigger();
+  grid_wait();
+  const float* x = a.x + static_cast<std::int64_t>(blockIdx.x) * a.x_stride;
+  float* out = a.out + static_cast<std::int64_t>(blockIdx.x) * a.out_stride;
+  const float scale = rms_scale<kThreads>(x, a.cols, a.eps, scratch);
+  for (int i = static_cast<int>(threadIdx.x); i < a.cols; i += kThreads) out[i] = x[i] * scale * a.weight[i];
+}
+
+/// grid: (columns, rows).
+__global__ void __launch_bounds__(kThreads) prepare_kernel(ops::PrepareArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int col = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (col >= a.out.cols) return;
+  const float value = col < a.cols ? a.x[blockIdx.y * a.x_stride + col] : 0.0f;
+  const std::int64_t at = static_cast<std::int64_t>(blockIdx.y) * a.out.cols + col;
+  if (a.out.type == ops::ActType::bf16) {
+    reinterpret_cast<Bf16*>(a.out.values)[at] = to_bf16(value);
+  } else {
+    a.out.values[at] = value;
+  }
+}
+
+/// grid: (pairs of all heads, rows).
+__global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int half = a.table.head_dim / 2;
+  const int pair = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const int row = static_cast<int>(blockIdx.y);
+  if (pair >= a.num_heads * half) return;
+  float* x = a.x + row * a.x_stride + pair / half * a.table.head_dim + pair % half;
+  const float* angle = a.table.cos_sin + static_cast<std::int64_t>(a.positions[row]) * a.table.head_dim + pair % half;
+  const float first = x[0], second = x[half];
+  x[0] = fmaf(first, angle[0], -(second * angle[half]));
+  x[half] = fmaf(second, angle[0], first * angle[half]);
+}
+
+NB_DEVICE void store_kv(const ops::KvLayer& kv, std::uint8_t* cell, int token, int dim, float value) {
+  if (kv.format == quant::KvFormat::f32) {
+    reinterpret_cast<float*>(cell)[token * kv.head_dim + dim] = value;
+  } else {
+    reinterpret_cast<Bf16*>(cell)[token * kv.head_dim + dim] = to_bf16(value);
+  }
+}
+
+/// grid: (values of all heads, rows).
+__global__ void __launch_bounds__(kThreads) kv_write_kernel(ops::KvWriteArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int at = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const int row = static_cast<int>(blockIdx.y);
+  if (at >= a.kv.num_kv_heads * a.kv.head_dim) return;
+  const int head = at / a.kv.head_dim, dim = at % a.kv.head_dim;
+  const int block = a.slots[row] / kBlockTokens, token = a.slots[row] % kBlockTokens;
+  std::uint8_t* keys = a.kv.base + block * a.kv.block_stride + head * a.kv.cell_bytes;
+  store_kv(a.kv, keys, token, dim, a.k[row * a.k_stride + at]);
+  store_kv(a.kv, keys + a.kv.num_kv_heads * a.kv.cell_bytes, token, dim, a.v[row * a.v_stride + at]);
+}
+
+/// grid: (columns, rows).
+__global__ void __launch_bounds__(kThreads) silu_mul_kernel(ops::SiluMulArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int col = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (col >= a.cols) return;
+  const float gate = a.gate[blockIdx.y * a.gate_stride + col];
+  a.out[blockIdx.y * a.out_stride + col] = gate / (1.0f + expf(-gate)) * a.up[blockIdx.y * a.up_stride + col];
+}
+
+/// grid: rows.
+__global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ops::ArgmaxArgs a) {
+  NB_SHARED(float, values, kArgmaxThreads / 32);
+  NB_SHARED(int, ids, kArgmaxThreads / 32);
+  grid_trigger();
+  grid_wait();
+  const float* x = a.x + static_cast<std::int64_t>(blockIdx.x) * a.x_stride;
+  float best = -INFINITY;
+  int id = a.cols;  // none: as a row of NaN or minus infinity has
+  for (int i = static_cast<int>(threadIdx.x); i < a.cols; i += kArgmaxThreads) {
+    if (x[i] > best) {
+      best = x[i];
+      id = i;
+    }
+  }
+  const auto take = [&](float value, int other) {
+    if (value > best || (value == best && other < id)) {
+      best = value;
+      id = other;
+    }
+  };
+  for (int step = 16; step > 0; step /= 2) {
+    const float value = shuffle_xor(best, step);
+    take(value, shuffle_xor(id, step));
+  }
+  if (lane_id() == 0) {
+    values[threadIdx.x / 32] = best;
+    ids[threadIdx.x / 32] = id;
+  }
+  sync_block();
+  if (threadIdx.x != 0) return;
+  for (int warp = 1; warp < kArgmaxThreads / 32; ++warp) take(values[warp], ids[warp]);
+  a.out[blockIdx.x] = id < a.cols ? id : 0;
+}
+
+}  // namespace
+
+void embed(const ops::EmbedArgs& a, const Part&) {
+  with_number(a.table.format, [&](auto number) {
+    launch({.name = "embed_kernel", .grid_x = blocks_for(a.table.cols), .grid_y = static_cast<unsigned>(a.rows)},
+           embed_kernel<decltype(number)>, a);
+  });
+}
+
+void rms_norm(const ops::RmsNormArgs& a, const Part&) {
+  launch({.name = "rms_norm_kernel", .grid_x = static_cast<unsigned>(a.rows)}, rms_norm_kernel, a);
+}
+
+void prepare(const ops::PrepareArgs& a, const Part&) {
+  launch({.name = "prepare_kernel", .grid_x = blocks_for(a.out.cols), .grid_y = static_cast<unsigned>(a.out.rows)},
+         prepare_kernel, a);
+}
+
+void rope(const ops::RopeArgs& a, const Part&) {
+  launch({.name = "rope_kernel",
+          .grid_x = blocks_for(a.num_heads * a.table.head_dim / 2),
+          .grid_y = static_cast<unsigned>(a.rows)},
+         rope_kernel, a);
+}
+
+void kv_write(const ops::KvWriteArgs& a, const Part&) {
+  launch({.name = "kv_write_kernel",
+          .grid_x = blocks_for(a.kv.num_kv_heads * a.kv.head_dim),
+          .grid_y = static_cast<unsigned>(a.rows)},
+         kv_write_kernel, a);
+}
+
+void silu_mul(const ops::SiluMulArgs& a, const Part&) {
+  launch({.name = "silu_mul_kernel", .grid_x = blocks_for(a.cols), .grid_y = static_cast<unsigned>(a.rows)},
+         silu_mul_kernel, a);
+}
+
+void argmax(const ops::ArgmaxArgs& a, const Part&) {
+  launch({.name = "argmax_kernel", .grid_x = static_cast<unsigned>(a.rows), .threads = kArgmaxThreads}, argmax_kernel,
+         a);
+}
+
+}  // namespace nb::cuda

@@ -1,0 +1,70 @@
+// Types of numbers in memory: bf16 and fp16 as two bytes, and vectors of 16 bytes of them.
+//
+// Own types, so that host code and the emulator need no CUDA headers. Rounding is to nearest even.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace nb::cuda {
+
+struct Bf16 {
+  std::uint16_t bits;
+};
+struct Fp16 {
+  std::uint16_t bits;
+};
+
+NB_DEVICE float bits_to_float(unsigned bits) {
+#if defined(__CUDACC__)
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
+NB_DEVICE unsigned float_to_bits(float value) {
+#if defined(__CUDACC__)
+  return __float_as_uint(value);
+#else
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+#endif
+}
+
+NB_DEVICE float to_float(float value) { return value; }
+NB_DEVICE float to_float(Bf16 value) { return bits_to_float(static_cast<unsigned>(value.bits) << 16); }
+NB_DEVICE float to_float(Fp16 value) {
+  const unsigned sign = (value.bits & 0x8000u) << 16;
+  const unsigned magnitude = value.bits & 0x7fffu;
+  // Multiplying by 2^112 moves the exponent from bias 15 to 127, for subnormal numbers too; infinity and NaN are left.
+  if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude << 13));
+  return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * bits_to_float(0x77800000u)));
+}
+
+/// NaN stays NaN.
+NB_DEVICE Bf16 to_bf16(float value) {
+  const unsigned bits = float_to_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(bits >> 16 | 0x40u)};
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+/// How many numbers 16 bytes hold.
+template <class Number>
+inline constexpr int kPerVector = 16 / static_cast<int>(sizeof(Number));
+
+/// Number i of a vector.
+template <class Number>
+NB_DEVICE float element(const uint4& vector, int i) {
+  const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
+  if constexpr (sizeof(Number) == 4) {
+    return bits_to_float(words[i]);
+  } else {
+    const unsigned word = words[i / 2];
+    return to_float(Number{static_cast<std::uint16_t>(i % 2 == 0 ? word : word >> 16)});
+  }
+}
+
+}  // namespace nb::cuda

@@ -1,0 +1,126 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "cuda_emulation/device_fixture.h"
+#include "quant/kv_format.h"
+
+namespace nb::cuda {
+namespace {
+
+using ops::Matrix;
+
+TEST(Elementwise, EmbedGivesBackRowsOfEveryFormat) {
+  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16}) {
+    for (const int cols : {1, 8, 40, 130}) {
+      DeviceBench bench;
+      const ops::RandomWeights weights(format, 7, cols, 1);
+      const ops::LinearWeight table = bench.pack({weights.source()}, "auto");
+      const std::vector<std::int32_t> ids = {6, 0, 3, 3};
+      in_both_orders([&] {
+        DeviceMatrix out(bench, Matrix(4, cols, -1.0F));
+        ops::embed(out.view(), table, ids, bench.ctx);
+        const Matrix got = out.host();
+        Matrix row(1, cols);
+        for (int t = 0; t < 4; ++t) {
+          quant::unpack_row(format,
+                            weights.bytes.data() + ids[static_cast<std::size_t>(t)] * quant::row_bytes(format, cols),
+                            cols, row.values.data());
+          for (int i = 0; i < cols; ++i) EXPECT_EQ(got.at(t, i), row.at(0, i));
+        }
+      });
+    }
+  }
+}
+
+TEST(Elementwise, QuantizedTablesBecomeBf16) {
+  DeviceBench bench;
+  const ops::RandomWeights weights(quant::Format::q4_0, 5, 64, 1);
+  const ops::LinearWeight table = bench.pack({weights.source()}, "auto");
+  EXPECT_EQ(table.segments[0].format, quant::Format::bf16);
+  EXPECT_EQ(table.act_type, ops::ActType::bf16);
+}
+
+TEST(Elementwise, RmsNormMatchesReference) {
+  for (const int cols : {1, 31, 128, 129, 576}) {
+    DeviceBench bench;
+    ops::Bench reference("reference");
+    Matrix x = Matrix::random(3, cols, 1, 4.0F), weight = Matrix::random(1, cols, 2), expected(3, cols);
+    ops::rms_norm(expected.view(), x.view(), {weight.vector(), 1e-5F}, reference.ctx);
+    const DeviceMatrix on_device(bench, x), gains(bench, weight);
+    in_both_orders([&] {
+      const DeviceMatrix out(bench, Matrix(3, cols));
+      ops::rms_norm(out.view(), on_device.view(), {gains.vector(), 1e-5F}, bench.ctx);
+      ops::expect_close(out.host(), expected, 1e-6, "rms_norm");
+    });
+  }
+}
+
+TEST(Elementwise, RopeMatchesReference) {
+  for (const int dim : {2, 64, 96, 128}) {
+    DeviceBench bench;
+    ops::Bench reference("reference");
+    Matrix table = Matrix::random(9, dim, 3), x = Matrix::random(4, 3 * dim, 4);
+    const std::vector<std::int32_t> positions = {0, 8, 3, 3};
+    const DeviceMatrix on_device(bench, x), angles(bench, table);
+    ops::rope(x.view(), positions, {table.values.data(), dim, 9}, reference.ctx);
+    ops::rope(on_device.view(), positions, {angles.view().as<float>(), dim, 9}, bench.ctx);
+    ops::expect_close(on_device.host(), x, 1e-6, "rope");
+  }
+}
+
+TEST(Elementwise, SiluMulMatchesReference) {
+  DeviceBench bench;
+  ops::Bench reference("reference");
+  Matrix gate = Matrix::random(3, 130, 5, 20.0F), up = Matrix::random(3, 130, 6), expected(3, 130);
+  ops::silu_mul(expected.view(), gate.view(), up.view(), reference.ctx);
+  const DeviceMatrix gates(bench, gate), ups(bench, up);
+  ops::silu_mul(gates.view(), gates.view(), ups.view(), bench.ctx);
+  ops::expect_close(gates.host(), expected, 1e-6, "silu_mul");
+}
+
+TEST(Elementwise, KvWriteStoresCellsAsTheReferenceDoes) {
+  for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+    DeviceBench bench;
+    ops::Bench reference("reference");
+    constexpr int kHeads = 2, kDim = 24, kBlocks = 3;
+    const std::int64_t cell = quant::kv_cell_bytes(format, kDim), stride = 2 * kHeads * cell;
+    Matrix k = Matrix::random(3, kHeads * kDim, 7), v = Matrix::random(3, kHeads * kDim, 8);
+    const std::vector<std::int32_t> slots = {47, 0, 17};
+    std::vector<std::uint8_t> expected(static_cast<std::size_t>(kBlocks * stride), 0), got(expected.size());
+    const Buffer cells = copy_to(bench.memory, expected.data(), expected.size());
+    ops::kv_write({expected.data(), stride, cell, kHeads, kDim, format}, k.view(), v.view(), slots, reference.ctx);
+    const DeviceMatrix keys(bench, k), values(bench, v);
+    ops::kv_write({cells.as<std::uint8_t>(), stride, cell, kHeads, kDim, format}, keys.view(), values.view(), slots,
+                  bench.ctx);
+    bench.memory.copy_out(got.data(), cells.data(), got.size());
+    EXPECT_EQ(got, expected);
+  }
+}
+
+TEST(Elementwise, ArgmaxTakesTheLowerIdAndNeverNan) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+  for (const int cols : {1, 31, 256, 257, 1000}) {
+    DeviceBench bench;
+    ops::Bench reference("reference");
+    Matrix x = Matrix::random(5, cols, 9);
+    const auto set = [&](int row, int col, float value) {
+      x.values[static_cast<std::size_t>(row * cols + col % cols)] = value;
+    };
+    set(1, 300, 50.0F);
+    set(1, 5, 50.0F);
+    set(2, 7, kNan);
+    for (int i = 0; i < cols; ++i) set(3, i, kNan);
+    for (int i = 0; i < cols; ++i) set(4, i, -kInf);
+    std::vector<std::int32_t> expected(5), got(5);
+    ops::argmax(expected, x.view(), reference.ctx);
+    const DeviceMatrix on_device(bench, x);
+    in_both_orders([&] {
+      ops::argmax(got, on_device.view(), bench.ctx);
+      EXPECT_EQ(got, expected) << cols;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace nb::cuda

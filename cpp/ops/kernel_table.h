@@ -33,11 +33,13 @@ struct KernelTable {
   void (*silu_mul)(const SiluMulArgs&, const Part&);
   void (*argmax)(const ArgmaxArgs&, const Part&);
 
-  // Fused operators: where null, ops.cpp composes them from the small ones.
+  // Fused operators: where null, or given more rows than they take, ops.cpp composes them from the small ones.
   void (*norm_qkv)(const NormQkvArgs&, const Part&);
   void (*linear_residual)(const LinearResidualArgs&, const Part&);
   void (*norm_gate_up)(const NormGateUpArgs&, const Part&);
   void (*head)(const HeadArgs&, const Part&);
+
+  int32_t max_fused_rows = 0;  ///< rows that the fused operators take; 0 = any number
 
   // Where the tensors of this backend lie; null: in host memory. With a device, every pointer in the arguments of a
   // kernel is one of the device, and a kernel is called once, with the whole as its Part.

@@ -10,6 +10,7 @@
 #include "engine/cascade_plan.h"
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
+#include "tensor/device_memory.h"
 
 namespace nb::engine {
 
@@ -32,23 +33,33 @@ EngineOptions resolve(EngineOptions options, const model::Model& model) {
   return options;
 }
 
-kv::KvStorage make_storage(const model::ModelConfig& config, const EngineOptions& options) {
+/// Of the memory a device has free when an engine starts. What is left is for the workspace of steps and for others.
+constexpr double kDeviceShare = 0.85;
+
+kv::KvStorage make_storage(const model::Model& model, const EngineOptions& options) {
+  const model::ModelConfig& config = model.config();
+  const DeviceMemory* const device = model.memory();
   const kv::KvShape shape{.format = *options.kv_format,
                           .num_layers = config.num_layers,
                           .num_kv_heads = config.num_kv_heads,
                           .head_dim = config.head_dim};
-  return {shape, choose_num_blocks({.block_bytes = shape.block_bytes(),
-                                    .kv_cache_bytes = options.kv_cache_bytes,
-                                    .available_bytes = memory_info().available_bytes,
-                                    .max_num_seqs = options.max_num_seqs,
-                                    .max_model_len = options.max_model_len})};
+  KvBudget budget{.block_bytes = shape.block_bytes(),
+                  .kv_cache_bytes = options.kv_cache_bytes,
+                  .available_bytes = memory_info().available_bytes,
+                  .max_num_seqs = options.max_num_seqs,
+                  .max_model_len = options.max_model_len};
+  if (device != nullptr) {
+    budget.available_bytes = static_cast<std::int64_t>(device->free_bytes());
+    budget.share = kDeviceShare;
+  }
+  return {shape, choose_num_blocks(budget), device};
 }
 
 /// Everything but tokens that the KV of this engine depends on; nothing if it keeps none.
 std::optional<std::string> fingerprint_of(const model::Model& model, const EngineOptions& options) {
   if (!options.enable_prefix_caching) return std::nullopt;
   const model::ModelConfig& config = model.config();
-  return concat(model.backend().kernels->name, ' ', static_cast<int>(model.act_type()), ' ',
+  return concat(model.kernels().name, ' ', static_cast<int>(model.act_type()), ' ',
                 static_cast<int>(*options.kv_format), ' ', config.architecture, ' ', config.num_layers, ' ',
                 config.num_kv_heads, ' ', config.head_dim);
 }
@@ -102,12 +113,12 @@ StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
 Engine::Engine(const model::Model& model, const EngineOptions& options)
     : model_(model),
       options_(resolve(options, model)),
-      storage_(make_storage(model.config(), options_)),
+      storage_(make_storage(model, options_)),
       scheduler_({.max_batch_tokens = options_.max_batch_tokens,
                   .max_num_seqs = options_.max_num_seqs,
                   .max_waiting = options_.max_waiting},
                  storage_.num_blocks(), fingerprint_of(model, options_)),
-      memory_(CachingPool::create()),
+      memory_(CachingPool::create(model.memory())),
       workspace_(memory_),
       head_(model),
       traffic_(model, storage_.shape()) {
@@ -230,7 +241,7 @@ void Engine::record_time(const StepPlan& plan, double seconds) {
 void Engine::forward(const StepPlan& plan) {
   workspace_.reset();
   [[maybe_unused]] const std::size_t growths = workspace_.num_growths();
-  ops::ExecContext ctx{.kernels = model_.backend().kernels, .pool = &model_.pool(), .workspace = &workspace_};
+  ops::ExecContext ctx{.kernels = &model_.kernels(), .pool = &model_.pool(), .workspace = &workspace_};
   Tensor hidden;
   {
     const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "forward");

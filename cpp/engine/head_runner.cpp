@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "engine/prompt_scores.h"
+#include "tensor/device_memory.h"
 
 namespace nb::engine {
 
@@ -81,6 +82,14 @@ TokenId HeadRunner::draw_token(const Sequence& sequence, std::span<const float> 
                                    .allowed_bits = allowed});
 }
 
+/// From the device, with a view of the copy in the place of the original.
+void HeadRunner::copy_to_host(Tensor& logits) {
+  host_logits_.resize(static_cast<std::size_t>(logits.dim(0) * logits.dim(1)));
+  model_.memory()->copy_out(host_logits_.data(), logits.data, host_logits_.size() * sizeof(float));
+  check(*model_.memory());
+  logits.data = host_logits_.data();
+}
+
 void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
                      ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace) {
   const std::int64_t vocab_size = model_.config().vocab_size;
@@ -104,6 +113,7 @@ void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan
     {
       const PhaseTimer timer(stats.forward_seconds, trace, "head");
       model_.decoder().head(hidden, rows, group.logits, std::span(argmax).first(count), ctx);
+      if (group.logits && model_.memory() != nullptr) copy_to_host(group.logits);
     }
     const PhaseTimer timer(stats.sample_seconds, trace, "sample");
     std::fill(errors_.begin(), errors_.end(), nullptr);

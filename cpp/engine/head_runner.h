@@ -41,6 +41,7 @@ class HeadRunner {
  private:
   struct Group;
   void finish_rows(const Group& group, const Part& part);
+  void copy_to_host(Tensor& logits);
   void finish_row(const Group& group, std::size_t row, std::size_t thread);
   TokenId draw_token(const Sequence& sequence, std::span<const float> logits, std::size_t thread);
 
@@ -48,6 +49,7 @@ class HeadRunner {
   std::vector<sampling::Sampler> samplers_;          // one per thread
   std::vector<std::exception_ptr> errors_;           // one per row of a group
   std::vector<std::vector<std::uint32_t>> allowed_;  // one per thread: what a constraint allows, a bit per token
+  std::vector<float> host_logits_;                   // of a group, where the model runs on a device
   int logits_rows_ = 0;
 };
 

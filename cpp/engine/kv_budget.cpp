@@ -24,10 +24,12 @@ int choose_num_blocks(const KvBudget& budget) {
   const std::int64_t full_sequence = kv::BlockTable::blocks_for(budget.max_model_len);
   const std::int64_t wanted = std::min(full_sequence * budget.max_num_seqs, kMostBlocks);
   if (budget.available_bytes == 0) return static_cast<int>(wanted);
-  const std::int64_t affordable = budget.available_bytes / 4 / budget.block_bytes;
+  const std::int64_t share = static_cast<std::int64_t>(budget.share * static_cast<double>(budget.available_bytes));
+  const std::int64_t affordable = share / budget.block_bytes;
   NB_CHECK(affordable >= full_sequence, out_of_memory, "the KV cache of one sequence of ", budget.max_model_len,
-           " tokens takes ", full_sequence * budget.block_bytes, " bytes, more than a quarter of the ",
-           budget.available_bytes, " bytes available; lower max_model_len or set kv_cache_bytes");
+           " tokens takes ", full_sequence * budget.block_bytes, " bytes, more than the ", share,
+           " that may be used of ", budget.available_bytes,
+           " bytes available; lower max_model_len or set kv_cache_bytes");
   return static_cast<int>(std::min(wanted, affordable));
 }
 

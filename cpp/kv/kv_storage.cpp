@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "quant/kv_format.h"
+#include "tensor/device_memory.h"
 
 namespace nb::kv {
 
@@ -12,9 +13,11 @@ std::int64_t KvShape::block_bytes() const {
   return quant::kv_cell_bytes(format, head_dim) * 2 * num_kv_heads * num_layers;
 }
 
-KvStorage::KvStorage(const KvShape& shape, int num_blocks) : shape_(shape), num_blocks_(num_blocks) {
+KvStorage::KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device)
+    : shape_(shape), num_blocks_(num_blocks), device_(device) {
   NB_CHECK(num_blocks > 0, invalid_argument, "a KV storage needs at least one block, got ", num_blocks);
-  memory_ = HostArena::create(1)->allocate(static_cast<std::size_t>(bytes()));
+  const auto size = static_cast<std::size_t>(bytes());
+  memory_ = device == nullptr ? HostArena::create(1)->allocate(size) : allocate_on(*device, size);
 }
 
 std::uint8_t* KvStorage::block(BlockId id) const {
@@ -38,13 +41,28 @@ std::uint8_t* KvStorage::used_block(BlockId id) {
   return block(id);
 }
 
-void KvStorage::zero(BlockId id) { std::memset(used_block(id), 0, static_cast<std::size_t>(shape_.block_bytes())); }
+void KvStorage::fill(std::uint8_t* block, int value) {
+  const auto size = static_cast<std::size_t>(shape_.block_bytes());
+  if (device_ != nullptr) {
+    device_->fill(block, static_cast<unsigned char>(value), size);
+  } else {
+    std::memset(block, value, size);
+  }
+}
+
+void KvStorage::zero(BlockId id) { fill(used_block(id), 0); }
 
 void KvStorage::copy(BlockId from, BlockId to) {
-  std::memcpy(used_block(to), block(from), static_cast<std::size_t>(shape_.block_bytes()));
+  const auto size = static_cast<std::size_t>(shape_.block_bytes());
+  if (device_ != nullptr) {
+    device_->copy_within(used_block(to), block(from), size);
+  } else {
+    std::memcpy(used_block(to), block(from), size);
+  }
 }
 
 bool KvStorage::touch_ahead(std::int64_t ahead_bytes) {
+  if (device_ != nullptr) return false;
   touched_bytes_ = std::max(touched_bytes_, used_bytes_);
   const std::int64_t wanted = std::min(used_bytes_ + ahead_bytes, bytes());
   if (touched_bytes_ >= wanted) return false;
@@ -58,7 +76,7 @@ bool KvStorage::touch_ahead(std::int64_t ahead_bytes) {
 
 void KvStorage::poison([[maybe_unused]] BlockId id) {
 #ifndef NDEBUG
-  std::memset(block(id), 0xff, static_cast<std::size_t>(shape_.block_bytes()));
+  fill(block(id), 0xff);
 #endif
 }
 

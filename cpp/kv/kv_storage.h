@@ -24,8 +24,9 @@ struct KvShape {
 
 class KvStorage {
  public:
-  /// Reserves address space for `num_blocks` blocks; pages become resident when first written. Throws out_of_memory.
-  KvStorage(const KvShape& shape, int num_blocks);
+  /// Reserves address space for `num_blocks` blocks; pages become resident when first written. With a device: allocates
+  /// them there. Throws out_of_memory.
+  KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device = nullptr);
 
   const KvShape& shape() const { return shape_; }
   int num_blocks() const { return num_blocks_; }
@@ -51,9 +52,11 @@ class KvStorage {
  private:
   std::uint8_t* block(BlockId id) const;
   std::uint8_t* used_block(BlockId id);
+  void fill(std::uint8_t* block, int value);
 
   KvShape shape_;
   int num_blocks_;
+  const DeviceMemory* device_;  // null: the host
   Buffer memory_;
   std::int64_t used_bytes_ = 0;     // up to the end of the last block ever used
   std::int64_t touched_bytes_ = 0;  // what the system has provided, at least

@@ -3,14 +3,24 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "tensor/device_memory.h"
 
 namespace nb::model {
 
-Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, int max_positions)
+namespace {
+
+Buffer make_rotations(const ModelConfig& config, int max_positions, const DeviceMemory* memory) {
+  Buffer table = make_rope_table(config.rope, config.head_dim, max_positions);
+  return memory == nullptr ? table : copy_to(*memory, table.data(), table.bytes());
+}
+
+}  // namespace
+
+Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights, int max_positions, const DeviceMemory* memory)
     : config_(config),
       weights_(weights),
       max_positions_(max_positions),
-      rope_memory_(make_rope_table(config.rope, config.head_dim, max_positions)),
+      rope_memory_(make_rotations(config, max_positions, memory)),
       rope_{rope_memory_.as<const float>(), config.head_dim, max_positions} {}
 
 Tensor Decoder::embed(const StepInputs& inputs, ops::ExecContext& ctx) const {

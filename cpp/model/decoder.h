@@ -23,8 +23,10 @@ using LayerObserver = std::function<void(int layer, LayerInput input, Tensor row
 
 class Decoder {
  public:
-  /// References must outlive the decoder. Computes the rotation table for `max_positions` positions.
-  Decoder(const ModelConfig& config, const ModelWeights& weights, int max_positions);
+  /// References must outlive the decoder. Computes the rotation table for `max_positions` positions, in the memory
+  /// where the weights are.
+  Decoder(const ModelConfig& config, const ModelWeights& weights, int max_positions,
+          const DeviceMemory* memory = nullptr);
 
   /// Runs all layers over the rows of `inputs`, storing their KV; returns the residual stream f32[T, hidden_size],
   /// which lives in ctx.workspace until its reset.

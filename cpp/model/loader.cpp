@@ -253,7 +253,8 @@ std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOpti
   ModelWeights weights = load_weights(config, family.names, source, options.dtype, backend, *pool);
   log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",
       backend.kernels->name, ", ", pool->num_threads(), " threads");
-  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool));
+  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
+                                 options.deterministic);
 }
 
 std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options) {

@@ -18,17 +18,23 @@ struct ModelOptions {
   std::string backend = "";    ///< "" = NANOBRAID_BACKEND or the fastest this machine can run
   std::string dtype = "auto";  ///< activations entering matrix products: auto, int8, bf16, f32
   int num_threads = 0;         ///< 0 = every processor this process may use
+  bool deterministic = false;  ///< the same bits for any number of rows, where a device does not keep that by itself
 };
 
 class Model {
  public:
   /// Takes ownership of parts made by a loader (model/loader.h) or by a test.
-  Model(ModelConfig config, ModelWeights weights, const ops::Backend& backend, std::unique_ptr<ThreadPool> pool);
+  Model(ModelConfig config, ModelWeights weights, const ops::Backend& backend, std::unique_ptr<ThreadPool> pool,
+        bool deterministic = false);
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
   const Decoder& decoder() const { return decoder_; }
   const ops::Backend& backend() const { return backend_; }
+  /// Those of the backend that the model was loaded for.
+  const ops::KernelTable& kernels() const { return kernels_; }
+  /// Where weights and KV lie; null for the host.
+  const DeviceMemory* memory() const { return kernels_.memory; }
   ThreadPool& pool() const { return *pool_; }
   /// What rows entering the first layer's projections are prepared as.
   ops::ActType act_type() const;
@@ -39,6 +45,7 @@ class Model {
   ModelConfig config_;
   ModelWeights weights_;
   const ops::Backend& backend_;
+  const ops::KernelTable& kernels_;
   std::unique_ptr<ThreadPool> pool_;
   Decoder decoder_;
 };

@@ -16,6 +16,8 @@ struct Backend {
   Device device;
   const char* requires_features;  ///< what the machine must have, for messages
   bool (*usable)();               ///< does this machine have it
+  /// Kernels that keep one path for every number of rows; null where the usual ones do.
+  const KernelTable* deterministic = nullptr;
 };
 
 /// Every compiled backend, slowest first, whether usable here or not.

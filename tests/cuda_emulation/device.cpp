@@ -1,66 +1,182 @@
 #include "cuda_emulation/device.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
 
 #include "cuda/table.h"
+#include "cuda_emulation/emulator.h"
+#include "ops/cpu/reference/reference.h"
 
 namespace nb::emulation {
 namespace {
 
-constexpr int kPoison = 0xcd;
+constexpr unsigned char kPoison = 0xcd;
+constexpr std::size_t kUnit = 256;   // sizes and addresses are multiples of it
+constexpr std::size_t kFence = 256;  // poisoned bytes behind a piece
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kReserved = std::size_t{8} << 30;  // of addresses
 
-std::map<void*, std::size_t> pieces;
-std::size_t in_use = 0;
-std::size_t limit = std::numeric_limits<std::size_t>::max();
-
-void* allocate(std::size_t bytes) {
-  if (bytes > limit - std::min(in_use, limit)) return nullptr;
-  void* data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (data == nullptr) return nullptr;
-  std::memset(data, kPoison, bytes);
-  pieces[data] = bytes;
-  in_use += bytes;
-  return data;
+[[noreturn]] void give_up(const char* what) {
+  std::fprintf(stderr, "device memory: %s\n", what);
+  std::abort();
 }
 
-void release(void* data) {
-  const auto found = pieces.find(data);
-  if (found == pieces.end()) std::abort();  // not from here, or twice
-  in_use -= found->second;
-  pieces.erase(found);
-  std::free(data);
+std::size_t room_for(std::size_t bytes) { return (bytes + kUnit - 1) / kUnit * kUnit + kFence; }
+
+/// One stretch of addresses, filled from the front; what comes back is handed out again to requests of its size.
+class Memory {
+ public:
+  Memory() {
+    void* base = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) give_up("no addresses");
+    base_ = static_cast<unsigned char*>(base);
+  }
+
+  void open() {
+    if (depth_++ == 0) protect(PROT_READ | PROT_WRITE);
+  }
+  void close() {
+    if (--depth_ == 0) protect(PROT_NONE);
+  }
+
+  void* allocate(std::size_t bytes) {
+    if (bytes > limit_ - std::min(in_use_, limit_)) return nullptr;
+    const std::size_t room = room_for(bytes);
+    unsigned char* data = nullptr;
+    if (const auto found = returned_.find(room); found != returned_.end()) {
+      data = found->second;
+      returned_.erase(found);
+    } else {
+      if (used_ + room > kReserved) return nullptr;
+      data = base_ + used_;
+      used_ += room;
+    }
+    open();
+    protect(PROT_READ | PROT_WRITE);  // of what has just been added
+    std::memset(data, kPoison, room);
+    close();
+    pieces_[data] = bytes;
+    in_use_ += bytes;
+    return data;
+  }
+
+  void release(void* pointer) {
+    const auto found = pieces_.find(pointer);
+    if (found == pieces_.end()) give_up("a piece was given back that is not handed out");
+    auto* data = static_cast<unsigned char*>(pointer);
+    const std::size_t bytes = found->second, room = room_for(bytes);
+    open();
+    const bool whole = std::all_of(data + bytes, data + room, [](unsigned char byte) { return byte == kPoison; });
+    close();
+    if (!whole) give_up("something was written past the end of a piece");
+    in_use_ -= bytes;
+    pieces_.erase(found);
+    returned_.emplace(room, data);
+  }
+
+  std::size_t in_use() const { return in_use_; }
+  std::size_t free_bytes() const { return limit_ - in_use_; }
+  void set_limit(std::size_t bytes) { limit_ = bytes; }
+
+ private:
+  void protect(int protection) {
+    const std::size_t bytes = (used_ + kPage - 1) / kPage * kPage;
+    if (bytes > 0 && mprotect(base_, bytes, protection) != 0) give_up("mprotect failed");
+  }
+
+  unsigned char* base_ = nullptr;
+  std::size_t used_ = 0;
+  std::size_t in_use_ = 0;
+  std::size_t limit_ = std::size_t{4} << 30;
+  int depth_ = 0;
+  std::map<void*, std::size_t> pieces_;
+  std::multimap<std::size_t, unsigned char*> returned_;
+};
+
+Memory& memory() {
+  static Memory* const memory = [] {
+    set_launch_hooks({.before = [] { emulation::memory().open(); }, .after = [] { emulation::memory().close(); }});
+    return new Memory();  // outlives every static that holds a piece
+  }();
+  return *memory;
 }
 
-void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-void fill(void* to, unsigned char value, std::size_t bytes) { std::memset(to, value, bytes); }
-std::size_t free_bytes() { return limit - in_use; }
-const char* take_error() { return nullptr; }  // the emulator throws
+struct Opened {
+  Opened() { memory().open(); }
+  ~Opened() { memory().close(); }
+};
+
+void copy(void* to, const void* from, std::size_t bytes) {
+  const Opened opened;
+  std::memcpy(to, from, bytes);
+}
+
+void fill(void* to, unsigned char value, std::size_t bytes) {
+  const Opened opened;
+  std::memset(to, value, bytes);
+}
+
+const ops::KernelTable& reference() {
+  static const ops::KernelTable& table = ops::reference_kernels();
+  return table;
+}
 
 }  // namespace
 
 const DeviceMemory& device_memory() {
-  static const DeviceMemory memory = {.name = "cuda-emulated",
-                                      .allocate = allocate,
-                                      .release = release,
-                                      .copy_in = copy,
-                                      .copy_out = copy,
-                                      .copy_within = copy,
-                                      .fill = fill,
-                                      .free_bytes = free_bytes,
-                                      .take_error = take_error};
-  return memory;
+  static const DeviceMemory table = {
+      .name = "cuda-emulated",
+      .allocate = [](std::size_t bytes) { return memory().allocate(bytes); },
+      .release = [](void* data) { memory().release(data); },
+      .copy_in = copy,
+      .copy_out = copy,
+      .copy_within = copy,
+      .fill = fill,
+      .free_bytes = [] { return memory().free_bytes(); },
+      .take_error = []() -> const char* { return nullptr; },  // the emulator throws
+  };
+  return table;
 }
 
-std::size_t device_bytes_in_use() { return in_use; }
-void set_device_bytes(std::size_t bytes) { limit = bytes; }
+std::size_t device_bytes_in_use() { return memory().in_use(); }
+void set_device_bytes(std::size_t bytes) { memory().set_limit(bytes); }
 
 const ops::Backend& backend() {
   static const ops::Backend backend{&cuda::kernels(device_memory()), Device{DeviceKind::cuda, 0}, "nothing",
                                     [] { return true; }};
+  return backend;
+}
+
+const ops::Backend& reference_backend() {
+  static const ops::KernelTable table = [] {
+    ops::KernelTable copy = reference();
+    copy.name = "reference-on-device";
+    copy.memory = &device_memory();
+#define NB_WITH_ACCESS(op, Args)                          \
+  copy.op = [](const ops::Args& args, const Part& part) { \
+    const Opened access;                                  \
+    reference().op(args, part);                           \
+  }
+    NB_WITH_ACCESS(embed, EmbedArgs);
+    NB_WITH_ACCESS(rms_norm, RmsNormArgs);
+    NB_WITH_ACCESS(prepare, PrepareArgs);
+    NB_WITH_ACCESS(linear, LinearArgs);
+    NB_WITH_ACCESS(rope, RopeArgs);
+    NB_WITH_ACCESS(kv_write, KvWriteArgs);
+    NB_WITH_ACCESS(attention, AttentionArgs);
+    NB_WITH_ACCESS(silu_mul, SiluMulArgs);
+    NB_WITH_ACCESS(argmax, ArgmaxArgs);
+#undef NB_WITH_ACCESS
+    return copy;
+  }();
+  static const ops::Backend backend{&table, Device{DeviceKind::cuda, 0}, "nothing", [] { return true; }};
   return backend;
 }
 

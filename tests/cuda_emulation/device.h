@@ -1,12 +1,15 @@
 // The emulator as a device with memory of its own: what tests give a backend or an engine instead of a GPU.
 #pragma once
 
+#include <cstddef>
+
 #include "ops/backends.h"
 #include "tensor/device_memory.h"
 
 namespace nb::emulation {
 
-/// Host memory that is filled with poison when handed out, and counted.
+/// Memory that only kernels and copies can touch: whoever else does ends the program. Poisoned when handed out; a write
+/// past the end of a piece is found, and ends the program, when the piece is given back.
 const DeviceMemory& device_memory();
 
 /// Bytes that are handed out.
@@ -17,5 +20,9 @@ void set_device_bytes(std::size_t bytes);
 
 /// Backend "cuda-emulated": the kernels of cuda/ on that memory.
 const ops::Backend& backend();
+
+/// Backend "reference-on-device": the operators of the reference on that memory, which shows what the host side does
+/// wrong without any kernel.
+const ops::Backend& reference_backend();
 
 }  // namespace nb::emulation

@@ -77,6 +77,7 @@ struct Block {
 };
 
 Order order = Order::forward;
+LaunchHooks hooks;
 std::set<std::string> run_kernels;
 
 struct Machine {
@@ -212,6 +213,7 @@ void run_block(const std::function<void()>& kernel) {
 }  // namespace
 
 void set_order(Order wanted) { order = wanted; }
+void set_launch_hooks(const LaunchHooks& wanted) { hooks = wanted; }
 
 bool has_run(const std::string& kernel_name) { return run_kernels.contains(kernel_name); }
 
@@ -219,8 +221,12 @@ void run(const char* kernel_name, const Launch& launch, const std::function<void
   if (machine().busy) throw std::runtime_error("a kernel launched a kernel, or two system threads launch at once");
   machine().busy = true;
   struct Idle {
-    ~Idle() { machine().busy = false; }
+    ~Idle() {
+      machine().busy = false;
+      if (hooks.after != nullptr) hooks.after();
+    }
   } idle;
+  if (hooks.before != nullptr) hooks.before();
   const Dim3& dim = launch.block;
   const unsigned count = dim.x * dim.y * dim.z;
   if (count == 0 || count > 1024) {

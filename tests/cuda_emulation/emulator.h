@@ -34,6 +34,13 @@ void set_order(Order order);
 /// Runs a kernel to its end. Throws std::runtime_error that names the kernel, block and thread and says what it did.
 void run(const char* kernel_name, const Launch& launch, const std::function<void()>& kernel);
 
+/// Called before and after every kernel; none by default.
+struct LaunchHooks {
+  void (*before)() = nullptr;
+  void (*after)() = nullptr;
+};
+void set_launch_hooks(const LaunchHooks& hooks);
+
 /// Kernels that have run in this process, by name.
 bool has_run(const std::string& kernel_name);
 

@@ -16,6 +16,7 @@
 
 #include "model/model.h"
 #include "quant/format.h"
+#include "tensor/device_memory.h"
 
 namespace nb::model {
 
@@ -29,6 +30,8 @@ struct TinyModelOptions {
   int vocab_size = 320;
   int max_position_embeddings = 512;
   unsigned seed = 1;
+  const ops::Backend* device = nullptr;  ///< instead of `backend`
+  bool deterministic = false;
   int nan_token = -1;  ///< this embedding row is NaN (f32 format only): logits after it are NaN
 };
 
@@ -54,7 +57,12 @@ inline ModelConfig tiny_config(const TinyModelOptions& options) {
 class TinyWeights {
  public:
   TinyWeights(const TinyModelOptions& options, const ops::Backend& backend, ThreadPool& pool)
-      : options_(options), backend_(backend), pool_(pool), arena_(HostArena::create()), random_(options.seed) {}
+      : options_(options),
+        backend_(backend),
+        memory_(backend.kernels->memory),
+        pool_(pool),
+        arena_(HostArena::create()),
+        random_(options.seed) {}
 
   ModelWeights build(const ModelConfig& config) {
     ModelWeights weights;
@@ -73,10 +81,24 @@ class TinyWeights {
       layer.down = pack({matrix(config.hidden_size, config.intermediate_size)});
       weights.layers.push_back(std::move(layer));
     }
+    if (memory_ != nullptr) move_vectors(weights);
     return weights;
   }
 
  private:
+  void move_vectors(ModelWeights& weights) const {
+    std::vector<Tensor*> tensors = {&weights.final_norm};
+    for (LayerWeights& layer : weights.layers) {
+      tensors.push_back(&layer.attention_norm);
+      tensors.push_back(&layer.ffn_norm);
+    }
+    for (Tensor* tensor : tensors) {
+      weights.small.push_back(
+          copy_to(*memory_, tensor->data, static_cast<std::size_t>(tensor->dim(0)) * sizeof(float)));
+      tensor->data = weights.small.back().data();
+    }
+  }
+
   ops::MatrixSource matrix(int rows, int cols, int nan_row = -1) {
     const std::int64_t row_bytes = quant::row_bytes(options_.format, cols);
     auto bytes = std::make_shared<std::vector<std::uint8_t>>(static_cast<std::size_t>(rows * row_bytes));
@@ -107,22 +129,27 @@ class TinyWeights {
   }
 
   ops::LinearWeight pack(std::vector<ops::MatrixSource> group, ops::Grouping grouping = ops::Grouping::stacked) {
-    return ops::pack_linear(group, grouping, options_.dtype, backend_.kernels->layout, *arena_, pool_);
+    ops::LinearWeight weight =
+        ops::pack_linear(group, grouping, options_.dtype, backend_.kernels->layout, *arena_, pool_);
+    if (memory_ != nullptr) ops::move_to(*memory_, weight);
+    return weight;
   }
 
   const TinyModelOptions& options_;
   const ops::Backend& backend_;
+  const DeviceMemory* memory_;
   ThreadPool& pool_;
   std::shared_ptr<HostArena> arena_;
   std::mt19937 random_;
 };
 
 inline std::unique_ptr<Model> make_tiny_model(const TinyModelOptions& options = {}) {
-  const ops::Backend& backend = ops::find_backend(options.backend);
+  const ops::Backend& backend = options.device != nullptr ? *options.device : ops::find_backend(options.backend);
   auto pool = std::make_unique<ThreadPool>(options.num_threads);
   ModelConfig config = tiny_config(options);
   ModelWeights weights = TinyWeights(options, backend, *pool).build(config);
-  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool));
+  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
+                                 options.deterministic);
 }
 
 }  // namespace nb::model

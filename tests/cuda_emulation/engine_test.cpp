@@ -1,0 +1,127 @@
+// Whole engines on a device that is emulated: the same tokens as on the CPU, and memory that comes back.
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "cuda_emulation/device.h"
+#include "engine/engine_fixture.h"
+
+namespace nb::engine {
+namespace {
+
+/// The answers of an engine that is made for this call.
+std::vector<Answer> answers_of(const model::TinyModelOptions& options, const std::vector<Request>& requests,
+                               const EngineOptions& engine_options) {
+  const auto model = model::make_tiny_model(options);
+  Engine engine(*model, engine_options);
+  return answer_all(engine, requests);
+}
+
+void expect_same(const std::vector<Answer>& got, const std::vector<Answer>& expected) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    EXPECT_EQ(got[i].tokens, expected[i].tokens) << "request " << i;
+    EXPECT_EQ(got[i].finish_reason, expected[i].finish_reason) << "request " << i;
+    EXPECT_EQ(got[i].error, expected[i].error);
+  }
+}
+
+class ReferenceOnDevice : public testing::Test {
+ protected:
+  model::TinyModelOptions host_;
+  model::TinyModelOptions device_{.device = &emulation::reference_backend()};
+};
+
+TEST_F(ReferenceOnDevice, GivesTheTokensOfTheHost) {
+  const EngineOptions options{.max_num_seqs = 3, .max_batch_tokens = 64};
+  const std::size_t before = emulation::device_bytes_in_use();
+  expect_same(answers_of(device_, mixed_requests(), options), answers_of(host_, mixed_requests(), options));
+  EXPECT_EQ(emulation::device_bytes_in_use(), before) << "memory of the device that nobody gave back";
+}
+
+TEST_F(ReferenceOnDevice, PreemptsAndReusesPrefixesAsTheHostDoes) {
+  std::vector<Request> requests;
+  for (unsigned i = 0; i < 6; ++i) requests.push_back(random_request(7 + i % 5, 60, 40));
+  const auto host = model::make_tiny_model(host_), device = model::make_tiny_model(device_);
+  const kv::KvShape shape{quant::KvFormat::f32, 2, 2, 16};
+  const EngineOptions options{.max_num_seqs = 4, .kv_cache_bytes = 16 * shape.block_bytes()};
+  Engine on_host(*host, options), on_device(*device, options);
+  expect_same(answer_all(on_device, requests), answer_all(on_host, requests));
+  EXPECT_GT(on_device.stats().preemptions, 0);
+  EXPECT_GT(on_device.stats().prefix_hit_tokens, 0);
+}
+
+TEST_F(ReferenceOnDevice, SiblingsCopyBlocksOnTheDevice) {
+  Request request = random_request(5, 40, 12);
+  request.n = 3;
+  request.sampling = {.temperature = 1.0, .seed = 3};
+  const auto all_of = [&](const model::TinyModelOptions& options) {
+    const auto model = model::make_tiny_model(options);
+    Engine engine(*model, {.max_num_seqs = 3});
+    engine.submit(request);
+    std::map<int, std::vector<TokenId>> tokens;
+    while (engine.has_work()) {
+      for (const StepOutput& output : engine.step()) {
+        auto& answer = tokens[output.choice];
+        answer.insert(answer.end(), output.token_ids.begin(), output.token_ids.end());
+      }
+    }
+    EXPECT_GT(engine.stats().forked_tokens, 0);
+    return tokens;
+  };
+  EXPECT_EQ(all_of(device_), all_of(host_));
+}
+
+TEST_F(ReferenceOnDevice, ScoresComeFromTheDevice) {
+  Request request = random_request(9, 33, 4);
+  request.prompt_logprobs = 2;
+  request.prompt_logits = true;
+  request.sampling.logprobs = 3;
+  const auto host = answers_of(host_, {request}, {}), device = answers_of(device_, {request}, {});
+  expect_same(device, host);
+  ASSERT_EQ(device[0].prompt_logprobs.size(), host[0].prompt_logprobs.size());
+  for (std::size_t i = 0; i < host[0].prompt_logprobs.size(); ++i) {
+    EXPECT_EQ(device[0].prompt_logprobs[i].logprob, host[0].prompt_logprobs[i].logprob);
+  }
+  EXPECT_EQ(std::memcmp(device[0].prompt_logits.data(), host[0].prompt_logits.data(), host[0].prompt_logits.bytes()),
+            0);
+}
+
+TEST_F(ReferenceOnDevice, OutOfMemoryIsAnErrorWithNumbersAndTheEngineGoesOn) {
+  const auto model = model::make_tiny_model(device_);
+  Engine engine(*model, {.max_num_seqs = 2, .max_batch_tokens = 256});
+  const Request request = random_request(3, 20, 5);
+  const Answer first = answer_one(engine, request);
+  emulation::set_device_bytes(emulation::device_bytes_in_use());
+  engine.submit(random_request(4, 200, 5));
+  std::string message;
+  try {
+    while (engine.has_work()) static_cast<void>(engine.step());
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::out_of_memory);
+    message = error.what();
+  }
+  emulation::set_device_bytes(std::size_t{4} << 30);
+  EXPECT_NE(message.find("cuda-emulated: cannot allocate"), std::string::npos) << message;
+  Answers ended;
+  drain(engine, ended);
+  EXPECT_EQ(answer_one(engine, request).tokens, first.tokens);
+  engine.check_invariants();
+}
+
+TEST_F(ReferenceOnDevice, CachesAreSizedFromTheMemoryOfTheDevice) {
+  const auto model = model::make_tiny_model(device_);
+  const kv::KvShape shape{quant::KvFormat::f32, 2, 2, 16};
+  emulation::set_device_bytes(emulation::device_bytes_in_use() + 100 * static_cast<std::size_t>(shape.block_bytes()));
+  {
+    Engine engine(*model, {.max_num_seqs = 64});
+    EXPECT_EQ(engine.stats().blocks_total, 85);
+  }
+  emulation::set_device_bytes(emulation::device_bytes_in_use() + 10 * static_cast<std::size_t>(shape.block_bytes()));
+  EXPECT_THROW(Engine(*model, {.max_num_seqs = 64}), Error);
+  emulation::set_device_bytes(std::size_t{4} << 30);
+}
+
+}  // namespace
+}  // namespace nb::engine

@@ -123,5 +123,60 @@ TEST_F(ReferenceOnDevice, CachesAreSizedFromTheMemoryOfTheDevice) {
   emulation::set_device_bytes(std::size_t{4} << 30);
 }
 
+// ---- the kernels of cuda/, emulated ----
+
+/// Prompts around the borders of blocks, short enough for an emulator.
+std::vector<Request> short_requests() {
+  std::vector<Request> requests;
+  const int lengths[] = {1, 15, 16, 17, 40, 33};
+  for (unsigned i = 0; i < 6; ++i) requests.push_back(random_request(200 + i, lengths[i], 6));
+  return requests;
+}
+
+TEST(Emulated, GreedyTokensAreThoseOfTheReference) {
+  const model::TinyModelOptions host, device{.device = &emulation::backend()};
+  const EngineOptions options{.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 48};
+  const std::size_t before = emulation::device_bytes_in_use();
+  expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
+  EXPECT_EQ(emulation::device_bytes_in_use(), before);
+}
+
+TEST(Emulated, QuantizedModelsRunAsBf16) {
+  const model::TinyModelOptions device{.format = quant::Format::q8_0, .device = &emulation::backend()};
+  const auto model = model::make_tiny_model(device);
+  EXPECT_EQ(model->act_type(), ops::ActType::bf16);
+  EXPECT_EQ(model->default_kv_format(), quant::KvFormat::bf16);
+  Engine engine(*model, {.max_num_seqs = 2});
+  const Answer answer = answer_one(engine, random_request(1, 20, 4));
+  EXPECT_EQ(answer.tokens.size(), 4U);
+}
+
+/// Answers alone against answers in company, with the prefix cache and small slices.
+void expect_same_alone_and_together(const model::TinyModelOptions& options, int max_batch_tokens) {
+  std::vector<Request> requests = short_requests();
+  requests.push_back(requests[4]);  // again: found in the prefix cache, or waited for
+  const auto model = model::make_tiny_model(options);
+  std::vector<Answer> alone;
+  for (const Request& request : requests) {
+    Engine engine(*model, {.max_num_seqs = 1, .max_batch_tokens = max_batch_tokens, .enable_prefix_caching = false});
+    alone.push_back(answer_one(engine, request));
+  }
+  Engine engine(*model, {.max_num_seqs = 4, .max_batch_tokens = max_batch_tokens});
+  expect_same(answer_all(engine, requests), alone);
+  EXPECT_GT(engine.stats().prefix_hit_tokens, 0);
+}
+
+TEST(Emulated, UpToEightRowsGiveTheSameBits) {
+  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16}) {
+    expect_same_alone_and_together({.format = format, .device = &emulation::backend()}, 8);
+  }
+}
+
+TEST(Emulated, DeterministicModelsGiveTheSameBitsForAnyNumberOfRows) {
+  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16}) {
+    expect_same_alone_and_together({.format = format, .device = &emulation::backend(), .deterministic = true}, 100);
+  }
+}
+
 }  // namespace
 }  // namespace nb::engine

@@ -59,8 +59,12 @@ std::size_t device_bytes_in_use() { return in_use; }
 void set_device_bytes(std::size_t bytes) { limit = bytes; }
 
 const ops::Backend& backend() {
-  static const ops::Backend backend{&cuda::kernels(device_memory()), Device{DeviceKind::cuda, 0}, "nothing",
-                                    [] { return true; }};
+  static const ops::Backend backend{.name = device_memory().name,
+                                    .kernels = &cuda::kernels(device_memory()),
+                                    .deterministic = &cuda::deterministic_kernels(device_memory()),
+                                    .device = Device{DeviceKind::cuda, 0},
+                                    .hardware = "",
+                                    .why_not = ""};
   return backend;
 }
 

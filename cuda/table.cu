@@ -6,9 +6,10 @@
 namespace nb::cuda {
 namespace {
 
-ops::KernelTable make_table(const char* name, const DeviceMemory& memory) {
+// What both tables have.
+ops::KernelTable make_table(const DeviceMemory& memory) {
   ops::KernelTable table{};
-  table.name = name;
+  table.name = memory.name;
   table.layout = ops::WeightLayout::vectors;
   table.embed = embed;
   table.rms_norm = rms_norm;
@@ -24,7 +25,12 @@ ops::KernelTable make_table(const char* name, const DeviceMemory& memory) {
 }  // namespace
 
 const ops::KernelTable& kernels(const DeviceMemory& memory) {
-  static const ops::KernelTable table = make_table("cuda", memory);
+  static const ops::KernelTable table = make_table(memory);
+  return table;
+}
+
+const ops::KernelTable& deterministic_kernels(const DeviceMemory& memory) {
+  static const ops::KernelTable table = make_table(memory);
   return table;
 }
 

@@ -9,4 +9,7 @@ namespace nb::cuda {
 /// Fast kernels, chosen by the number of rows.
 const ops::KernelTable& kernels(const DeviceMemory& memory);
 
+/// One matrix path and one attention path for every number of rows.
+const ops::KernelTable& deterministic_kernels(const DeviceMemory& memory);
+
 }  // namespace nb::cuda

@@ -1,9 +1,14 @@
 #include "ops/backends.h"
 
+#include <algorithm>
+#include <iomanip>
+#include <sstream>
+
 #include "base/env.h"
 #include "base/error.h"
 #include "ops/cpu/isa/tables.h"
 #include "ops/cpu/reference/reference.h"
+#include "ops/device_loader.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -52,54 +57,98 @@ bool has(const char* name) {
 }
 #endif
 
-bool always() { return true; }
+// A table of the CPU; `features` is what the processor must have.
+Backend host_backend(const KernelTable* kernels, bool usable = true, const char* features = "") {
+  return {.name = kernels->name,
+          .kernels = kernels,
+          .deterministic = kernels,
+          .device = {},
+          .hardware = "",
+          .why_not = usable ? "" : std::string("this machine does not have ") + features};
+}
 
-std::vector<Backend> list_backends() {
-  std::vector<Backend> list = {
-      {&reference_kernels(), Device{}, "nothing", always},
-      {scalar_kernels(), Device{}, "nothing", always},
-  };
+// Of the CPU only, so that whoever names one of them wakes no driver.
+const std::vector<Backend>& host_backends() {
+  static const std::vector<Backend> list = [] {
+    std::vector<Backend> tables = {host_backend(&reference_kernels()), host_backend(scalar_kernels())};
 #if defined(__x86_64__)
-  list.push_back(
-      {avx2_kernels(), Device{}, "avx2, fma, f16c", [] { return has("avx2") && has("fma") && has("f16c"); }});
-  list.push_back({avx512_kernels(), Device{}, "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni", [] {
-                    return has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni");
-                  }});
+    tables.push_back(host_backend(avx2_kernels(), has("avx2") && has("fma") && has("f16c"), "avx2, fma, f16c"));
+    tables.push_back(host_backend(
+        avx512_kernels(), has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni"),
+        "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni"));
 #endif
+    return tables;
+  }();
   return list;
+}
+
+Backend cuda_backend() {
+  const LoadedPlugin& loaded = device_plugin();
+  Backend backend{.name = "cuda:0",
+                  .kernels = nullptr,
+                  .deterministic = nullptr,
+                  .device = {DeviceKind::cuda, 0},
+                  .hardware = "",
+                  .why_not = loaded.why_not};
+  if (loaded.plugin == nullptr) return backend;
+  if (loaded.plugin->device_name[0] != '\0') {
+    std::ostringstream hardware;
+    hardware << loaded.plugin->device_name << ", " << std::fixed << std::setprecision(1)
+             << static_cast<double>(loaded.plugin->device_bytes) / (1 << 30) << " GiB";
+    backend.hardware = hardware.str();
+  }
+  if (!backend.usable()) return backend;
+  backend.kernels = loaded.plugin->kernels;
+  backend.deterministic = loaded.plugin->deterministic;
+  return backend;
+}
+
+const Backend* find(const std::vector<Backend>& list, const std::string& name) {
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Backend& b) { return b.name == name; });
+  return found == list.end() ? nullptr : &*found;
+}
+
+const Backend& fastest(const std::vector<Backend>& list) {
+  return *std::find_if(list.rbegin(), list.rend(), [](const Backend& b) { return b.usable(); });
 }
 
 }  // namespace
 
 const std::vector<Backend>& compiled_backends() {
-  static const std::vector<Backend> list = list_backends();
+  static const std::vector<Backend> list = [] {
+    std::vector<Backend> all = host_backends();
+    all.push_back(cuda_backend());
+    return all;
+  }();
   return list;
 }
 
 std::vector<std::string> available_backends() {
   std::vector<std::string> names;
   for (const Backend& backend : compiled_backends()) {
-    if (backend.usable()) names.emplace_back(backend.kernels->name);
+    if (backend.usable()) names.push_back(backend.name);
   }
   return names;
 }
 
 const Backend& find_backend(const std::string& name) {
-  std::string wanted = name == "auto" ? "" : name;
-  if (wanted.empty()) wanted = environment("NANOBRAID_BACKEND").value_or("");
-  const Backend* fastest = nullptr;
-  std::string known;
-  for (const Backend& backend : compiled_backends()) {
-    if (wanted == backend.kernels->name) {
-      NB_CHECK(backend.usable(), unsupported, "backend ", wanted, " needs ", backend.requires_features,
-               ", which this machine does not have");
-      return backend;
-    }
-    if (backend.usable()) fastest = &backend;
-    known += (known.empty() ? "" : ", ") + std::string(backend.kernels->name);
+  const std::string forced = environment("NANOBRAID_BACKEND").value_or("");
+  const bool any = name.empty() || name == "auto";
+  std::string wanted = (any || name == "cpu") && !forced.empty() ? forced : name;
+  if (wanted == "cuda") wanted = "cuda:0";
+  if (wanted == "cpu") return fastest(host_backends());
+  const Backend* backend = find(host_backends(), wanted);
+  NB_CHECK(backend != nullptr || name != "cpu", unsupported, "the CPU was asked for, but NANOBRAID_BACKEND is ",
+           forced);
+  if (backend == nullptr && (wanted.empty() || wanted == "auto")) return fastest(compiled_backends());
+  if (backend == nullptr) backend = find(compiled_backends(), wanted);
+  if (backend == nullptr) {
+    std::string known;
+    for (const Backend& one : compiled_backends()) known += (known.empty() ? "" : ", ") + one.name;
+    fail(ErrorCode::unsupported, "unknown backend '", wanted, "': this build has ", known);
   }
-  NB_CHECK(wanted.empty(), unsupported, "unknown backend '", wanted, "': this build has ", known);
-  return *fastest;
+  NB_CHECK(backend->usable(), unsupported, "backend ", wanted, " cannot run here: ", backend->why_not);
+  return *backend;
 }
 
 std::vector<std::string> cpu_features() {

@@ -1,6 +1,6 @@
 // What a library with kernels for a device tells the core: the only thing the two share, besides the arguments.
 //
-// The library exports `nb_device_plugin`; the core opens it at run time (backends.cpp), so that neither needs the other
+// The library exports `nb_device_plugin`; the core opens it at run time (device_loader.cpp), so that neither needs the other
 // to be built or started. Plain data.
 #pragma once
 
@@ -14,6 +14,7 @@ struct DevicePlugin {
 
   int version;                       ///< kVersion of the sources it was built from
   const char* device_name;           ///< "NVIDIA H200", or "" where there is none
+  std::size_t device_bytes;          ///< of its memory, in all
   const char* why_unusable;          ///< null if it can run here, else what is missing, in a few words
   const KernelTable* kernels;        ///< null if it cannot run here
   const KernelTable* deterministic;  ///< one matrix path and one attention path for every number of rows

@@ -76,6 +76,7 @@ std::byte* CachingPool::ask_system(std::size_t size, bool& huge) {
       trim();  // what is cached is of other sizes
       data = memory_->allocate(size);
     }
+    if (data == nullptr) check(*memory_);  // a device that fails gives no memory either
     NB_CHECK(data != nullptr, out_of_memory, memory_->name, ": cannot allocate ", size, " bytes; ",
              memory_->free_bytes(), " are free, ", stats().in_use_bytes, " in use by this pool");
     return static_cast<std::byte*>(data);

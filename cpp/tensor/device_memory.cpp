@@ -13,6 +13,7 @@ void check(const DeviceMemory& memory) {
 
 Buffer allocate_on(const DeviceMemory& memory, std::size_t bytes) {
   void* data = memory.allocate(std::max<std::size_t>(bytes, 1));
+  if (data == nullptr) check(memory);  // a device that fails gives no memory either
   NB_CHECK(data != nullptr, out_of_memory, memory.name, ": cannot allocate ", bytes, " bytes; ", memory.free_bytes(),
            " are free");
   return {static_cast<std::byte*>(data), bytes,

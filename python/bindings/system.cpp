@@ -23,8 +23,14 @@ py::dict build_info() {
   info["build_type"] = NANOBRAID_BUILD_TYPE;
   info["sanitizers"] = NANOBRAID_SANITIZERS;
   info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
-  info["cuda"] = false;
+  info["cuda"] = NANOBRAID_HAS_CUDA != 0;
   return info;
+}
+
+std::string cuda_status() {
+  const ops::Backend& backend = ops::compiled_backends().back();
+  if (backend.usable()) return "usable: " + backend.hardware;
+  return "not usable: " + backend.why_not;
 }
 
 py::dict memory_status() {
@@ -88,7 +94,7 @@ void bind_system(py::module_& module) {
   module.def("build_info", &build_info);
   module.def("cpu_features", &ops::cpu_features);
   module.def("available_backends", &ops::available_backends);
-  module.def("cuda_status", [] { return std::string("not available: this version has no CUDA kernels"); });
+  module.def("cuda_status", &cuda_status);
   module.def("default_num_threads", &ThreadPool::default_num_threads);
   module.def("memory_status", &memory_status);
   module.def(

@@ -24,7 +24,7 @@ def available_backends() -> list[str]:
     """Names of the kernel tables this machine can run, best last."""
 
 def cuda_status() -> str:
-    """'available: ...' or why the CUDA backend is not there."""
+    """'usable: NVIDIA H200, 139.8 GiB', or why the CUDA backend cannot be used here."""
 
 def default_num_threads() -> int: ...
 def memory_status() -> dict[str, int]:

@@ -462,11 +462,13 @@ def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:
 
 
 def _backend_of(device: str) -> str:
-    """The name of the kernel table for a device; empty lets the core choose (or NANOBRAID_BACKEND)."""
+    """The name of the kernel table for a device; 'cpu' and empty let the core choose (or NANOBRAID_BACKEND)."""
     if not isinstance(device, str):
         raise InvalidArgumentError(f"device must be a string, got {device!r}")
-    if device in ("auto", "cpu"):
+    if device == "auto":
         return ""
+    if device == "cpu":
+        return device
     available = _core.available_backends()
     name = device.removeprefix("cpu:")
     if name in available:

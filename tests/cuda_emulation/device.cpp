@@ -149,8 +149,12 @@ std::size_t device_bytes_in_use() { return memory().in_use(); }
 void set_device_bytes(std::size_t bytes) { memory().set_limit(bytes); }
 
 const ops::Backend& backend() {
-  static const ops::Backend backend{&cuda::kernels(device_memory()), Device{DeviceKind::cuda, 0}, "nothing",
-                                    [] { return true; }};
+  static const ops::Backend backend{.name = device_memory().name,
+                                    .kernels = &cuda::kernels(device_memory()),
+                                    .deterministic = &cuda::deterministic_kernels(device_memory()),
+                                    .device = Device{DeviceKind::cuda, 0},
+                                    .hardware = "",
+                                    .why_not = ""};
   return backend;
 }
 
@@ -176,7 +180,12 @@ const ops::Backend& reference_backend() {
 #undef NB_WITH_ACCESS
     return copy;
   }();
-  static const ops::Backend backend{&table, Device{DeviceKind::cuda, 0}, "nothing", [] { return true; }};
+  static const ops::Backend backend{.name = table.name,
+                                    .kernels = &table,
+                                    .deterministic = &table,
+                                    .device = Device{DeviceKind::cuda, 0},
+                                    .hardware = "",
+                                    .why_not = ""};
   return backend;
 }
 

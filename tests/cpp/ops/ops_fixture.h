@@ -89,10 +89,14 @@ inline LinearWeight pack(Bench& bench, std::vector<MatrixSource> group, const st
   return pack_linear(group, grouping, act, bench.backend.kernels->layout, *bench.arena, bench.pool);
 }
 
-/// Names of usable backends except the reference.
+/// Names of usable backends of the CPU except the reference. A Bench has host memory only.
 inline std::vector<std::string> fast_backends() {
-  std::vector<std::string> names = available_backends();
-  std::erase(names, "reference");
+  std::vector<std::string> names;
+  for (const Backend& backend : compiled_backends()) {
+    if (backend.usable() && backend.device.kind == DeviceKind::cpu && backend.name != "reference") {
+      names.push_back(backend.name);
+    }
+  }
   return names;
 }
 

@@ -207,8 +207,16 @@ TEST(Backends, AreListedAndForced) {
   EXPECT_EQ(names[0], "reference");
   EXPECT_EQ(names[1], "scalar");
   EXPECT_STREQ(find_backend("scalar").kernels->name, "scalar");
-  EXPECT_STREQ(find_backend("").kernels->name, names.back().c_str());
+  EXPECT_EQ(find_backend("").name, names.back());
+  EXPECT_EQ(find_backend("cpu").name, fast_backends().back());
   EXPECT_THROW(find_backend("riscv"), Error);
+  for (const Backend& backend : compiled_backends()) {
+    EXPECT_EQ(std::find(names.begin(), names.end(), backend.name) != names.end(), backend.usable()) << backend.name;
+    if (backend.kernels != nullptr) {
+      EXPECT_EQ(backend.kernels->name, backend.name);
+    }
+  }
+  EXPECT_EQ(compiled_backends().back().name, "cuda:0");
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The small operators: what the fused ones are checked against, and what serves where there is no fused one.
-#include <cfloat>
-
-#include "base/ids.h"
+#include "cuda/argmax.cuh"
+#include "cuda/formulas.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "cuda/ptx.cuh"
@@ -62,17 +61,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeArgs a) {
   if (pair >= a.num_heads * half) return;
   float* x = a.x + row * a.x_stride + pair / half * a.table.head_dim + pair % half;
   const float* angle = a.table.cos_sin + static_cast<std::int64_t>(a.positions[row]) * a.table.head_dim + pair % half;
-  const float first = x[0], second = x[half];
-  x[0] = fmaf(first, angle[0], -(second * angle[half]));
-  x[half] = fmaf(second, angle[0], first * angle[half]);
-}
-
-NB_DEVICE void store_kv(const ops::KvLayer& kv, std::uint8_t* cell, int token, int dim, float value) {
-  if (kv.format == quant::KvFormat::f32) {
-    reinterpret_cast<float*>(cell)[token * kv.head_dim + dim] = value;
-  } else {
-    reinterpret_cast<Bf16*>(cell)[token * kv.head_dim + dim] = to_bf16(value);
-  }
+  rotate(x[0], x[half], angle, half);
 }
 
 /// grid: (values of all heads, rows).
@@ -83,10 +72,8 @@ __global__ void __launch_bounds__(kThreads) kv_write_kernel(ops::KvWriteArgs a) 
   const int row = static_cast<int>(blockIdx.y);
   if (at >= a.kv.num_kv_heads * a.kv.head_dim) return;
   const int head = at / a.kv.head_dim, dim = at % a.kv.head_dim;
-  const int block = a.slots[row] / kBlockTokens, token = a.slots[row] % kBlockTokens;
-  std::uint8_t* keys = a.kv.base + block * a.kv.block_stride + head * a.kv.cell_bytes;
-  store_kv(a.kv, keys, token, dim, a.k[row * a.k_stride + at]);
-  store_kv(a.kv, keys + a.kv.num_kv_heads * a.kv.cell_bytes, token, dim, a.v[row * a.v_stride + at]);
+  store_kv(a.kv, a.slots[row], 0, head, dim, a.k[row * a.k_stride + at]);
+  store_kv(a.kv, a.slots[row], 1, head, dim, a.v[row * a.v_stride + at]);
 }
 
 /// grid: (columns, rows).
@@ -95,8 +82,8 @@ __global__ void __launch_bounds__(kThreads) silu_mul_kernel(ops::SiluMulArgs a) 
   grid_wait();
   const int col = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (col >= a.cols) return;
-  const float gate = a.gate[blockIdx.y * a.gate_stride + col];
-  a.out[blockIdx.y * a.out_stride + col] = gate / (1.0f + expf(-gate)) * a.up[blockIdx.y * a.up_stride + col];
+  a.out[blockIdx.y * a.out_stride + col] =
+      silu_times(a.gate[blockIdx.y * a.gate_stride + col], a.up[blockIdx.y * a.up_stride + col]);
 }
 
 /// grid: rows.
@@ -106,32 +93,10 @@ __global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ops::ArgmaxArgs 
   grid_trigger();
   grid_wait();
   const float* x = a.x + static_cast<std::int64_t>(blockIdx.x) * a.x_stride;
-  float best = -INFINITY;
-  int id = a.cols;  // none: as a row of NaN or minus infinity has
-  for (int i = static_cast<int>(threadIdx.x); i < a.cols; i += kArgmaxThreads) {
-    if (x[i] > best) {
-      best = x[i];
-      id = i;
-    }
-  }
-  const auto take = [&](float value, int other) {
-    if (value > best || (value == best && other < id)) {
-      best = value;
-      id = other;
-    }
-  };
-  for (int step = 16; step > 0; step /= 2) {
-    const float value = shuffle_xor(best, step);
-    take(value, shuffle_xor(id, step));
-  }
-  if (lane_id() == 0) {
-    values[threadIdx.x / 32] = best;
-    ids[threadIdx.x / 32] = id;
-  }
-  sync_block();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kArgmaxThreads / 32; ++warp) take(values[warp], ids[warp]);
-  a.out[blockIdx.x] = id < a.cols ? id : 0;
+  Best best;
+  for (int i = static_cast<int>(threadIdx.x); i < a.cols; i += kArgmaxThreads) best.take(x[i], i);
+  best.take_from_block<kArgmaxThreads>(values, ids);
+  if (threadIdx.x == 0) a.out[blockIdx.x] = best.found();
 }
 
 }  // namespace

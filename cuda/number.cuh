@@ -5,6 +5,10 @@
 
 #include "cuda/device.cuh"
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
 namespace nb::cuda {
 
 struct Bf16 {
@@ -37,11 +41,15 @@ NB_DEVICE unsigned float_to_bits(float value) {
 NB_DEVICE float to_float(float value) { return value; }
 NB_DEVICE float to_float(Bf16 value) { return bits_to_float(static_cast<unsigned>(value.bits) << 16); }
 NB_DEVICE float to_float(Fp16 value) {
+#if defined(__CUDACC__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
   const unsigned sign = (value.bits & 0x8000u) << 16;
   const unsigned magnitude = value.bits & 0x7fffu;
   // Multiplying by 2^112 moves the exponent from bias 15 to 127, for subnormal numbers too; infinity and NaN are left.
   if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude << 13));
   return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * bits_to_float(0x77800000u)));
+#endif
 }
 
 /// NaN stays NaN.

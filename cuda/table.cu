@@ -18,6 +18,12 @@ ops::KernelTable make_table(const DeviceMemory& memory) {
   table.kv_write = kv_write;
   table.silu_mul = silu_mul;
   table.argmax = argmax;
+  table.linear = linear;
+  table.norm_qkv = norm_qkv;
+  table.linear_residual = linear_residual;
+  table.norm_gate_up = norm_gate_up;
+  table.head = head;
+  table.max_fused_rows = 8;
   table.memory = &memory;
   return table;
 }

@@ -8,9 +8,9 @@ namespace nb::cuda {
 
 /// The first vector of a row; vector v is 2 v further.
 NB_DEVICE const uint4* weight_row(const ops::LinearSegment& weight, int row) {
-  const int per_pair = weight.strip_bytes == 0 ? 1 : 2;
-  return reinterpret_cast<const uint4*>(weight.data + row / per_pair * weight.pair_stride +
-                                        row % per_pair * weight.strip_bytes);
+  const int shift = weight.strip_bytes == 0 ? 0 : 1;  // rows in turn with another matrix, or in pairs
+  return reinterpret_cast<const uint4*>(weight.data + (row >> shift) * weight.pair_stride +
+                                        (row & shift) * weight.strip_bytes);
 }
 
 /// Number (row, col) of a weight.

@@ -190,12 +190,17 @@ struct ArgmaxArgs {
   int32_t* out;
 };
 
-// Fused operators. `scratch_act` holds prepared rows: one shared set, or one per thread when T <= kPrivateRows.
+// Fused operators. `act_type` is what rows entering the product are prepared as. `scratch_act` holds such rows: one
+// shared set, or one per thread when T <= kPrivateRows; null on a device, where the kernel has room of its own.
 
 /// Up to this many rows every thread prepares all rows for itself; above, rows are split and a barrier follows.
 inline constexpr int kPrivateRows = 16;
 
+/// Blocks of `head` on a device at most, each with a best of its own for every row.
+inline constexpr int kHeadBlocks = 528;
+
 /// q = x' Wq^T + bq (not rotated); k, v likewise, k rotated by key_positions, both stored at slots; x' = rmsnorm(x).
+/// On a device q, k and v have one format (see pack_linear).
 struct NormQkvArgs {
   const float* x;
   int64_t x_stride;
@@ -212,6 +217,7 @@ struct NormQkvArgs {
   const int32_t* slots;          ///< [rows]
   RopeTable rope;
   KvLayer kv;
+  ActType act_type;
   Activation* scratch_act;
   float* scratch_k;  ///< [rows, k.rows]
   float* scratch_v;  ///< [rows, v.rows]
@@ -227,6 +233,7 @@ struct LinearResidualArgs {
   LinearSegment weight;
   const float* bias;  ///< or null
   const Activation* prepared;
+  ActType act_type;
   Activation* scratch_act;
   float* residual;
   int64_t residual_stride;
@@ -240,6 +247,7 @@ struct NormGateUpArgs {
   const float* norm_weight;
   float eps;
   LinearSegment gate, up;
+  ActType act_type;
   Activation* scratch_act;
   Activation out;
 };
@@ -253,9 +261,10 @@ struct HeadArgs {
   const float* norm_weight;
   float eps;
   LinearSegment weight;
+  ActType act_type;
   Activation* scratch_act;
-  float* scratch_best;       ///< [threads, rows]
-  int32_t* scratch_best_id;  ///< [threads, rows]
+  float* scratch_best;       ///< [threads, rows]; on a device [kHeadBlocks, rows]
+  int32_t* scratch_best_id;  ///< likewise
   float* logits;             ///< [rows, V] or null
   int64_t logits_stride;
   int32_t* argmax;  ///< [rows]

@@ -250,6 +250,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
     args.slots = ctx.workspace->on_device(slots);
     args.rope = rope_table;
     args.kv = kv;
+    args.act_type = qkv.act_type;
     args.scratch_act = allocate_scratch(qkv.act_type, args.rows, q.cols, ctx);
     args.scratch_k = keys.as<float>();
     args.scratch_v = values.as<float>();
@@ -324,6 +325,7 @@ void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tens
   args.rows = rows_of(x);
   args.weight = segment;
   args.bias = optional(bias);
+  args.act_type = weight.act_type;
   args.scratch_act = allocate_scratch(weight.act_type, args.rows, segment.cols, ctx);
   args.residual = residual.as<float>();
   args.residual_stride = residual.row_stride;
@@ -350,6 +352,7 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
     args.eps = norm.eps;
     args.gate = gate;
     args.up = up;
+    args.act_type = gate_up.act_type;
     args.scratch_act = allocate_scratch(gate_up.act_type, args.rows, gate.cols, ctx);
     args.out = out;
     launch(ctx.kernels->norm_gate_up, args, "norm_gate_up", ctx);
@@ -378,7 +381,8 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
   for (int32_t row : row_ids) NB_CHECK(row >= 0 && row < x.dim(0), invalid_argument, "head: no row ", row);
   const Workspace::Scope scope(*ctx.workspace);
   if (is_fused(ctx.kernels->head, num_rows, ctx)) {
-    const auto slots = static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(ctx.pool->num_threads());
+    const int parts = ctx.kernels->memory == nullptr ? ctx.pool->num_threads() : kHeadBlocks;
+    const auto slots = static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(parts);
     HeadArgs args{};
     args.x = x.as<const float>();
     args.x_stride = x.row_stride;
@@ -387,6 +391,7 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
     args.norm_weight = norm.weight.as<const float>();
     args.eps = norm.eps;
     args.weight = segment;
+    args.act_type = weight.act_type;
     args.scratch_act = allocate_scratch(weight.act_type, args.rows, segment.cols, ctx);
     args.scratch_best = ctx.workspace->allocate_array<float>(slots);
     args.scratch_best_id = ctx.workspace->allocate_array<int32_t>(slots);

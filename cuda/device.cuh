@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #define NB_DEVICE __device__ __forceinline__
+#define NB_UNROLL _Pragma("unroll")  // before a loop whose indices must be known, so that its arrays stay in registers
 
 #else  // the emulator
 
@@ -24,6 +25,7 @@
 #include "cuda_emulation/emulator.h"
 
 #define NB_DEVICE inline
+#define NB_UNROLL
 #define __global__
 #define __launch_bounds__(...)
 #define threadIdx (::nb::emulation::place().thread)

@@ -1,0 +1,142 @@
+// Attention over paged keys and values: which kernel serves which rows, and how much of it runs side by side.
+//
+// Long segments go to tensor cores where there is a kernel for them (bf16 keys of head_dim 64, 96 or 128); all other
+// rows, and all rows in the deterministic mode, go to the kernel of single rows.
+#include <algorithm>
+
+#include "base/align.h"
+#include "base/error.h"
+#include "cuda/attention_decode.cuh"
+#include "cuda/attention_prefill.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/operators.h"
+
+namespace nb::cuda {
+namespace {
+
+constexpr int kMaxHeadDim = 256;
+constexpr int kEnoughBlocks = 256;  // to keep a large GPU busy without cutting rows into splits
+constexpr std::int64_t kMaxScratchBytes = std::int64_t{64} << 20;  // except where one row needs more
+
+bool has_prefill_kernel(const ops::KvLayer& kv) {
+  return kv.format == quant::KvFormat::bf16 && (kv.head_dim == 64 || kv.head_dim == 96 || kv.head_dim == 128);
+}
+
+/// What is known on the host about the rows for the kernel of single rows.
+struct DecodePlan {
+  int rows;           // at most
+  int splits;         // of a row, at most
+  int heads;          // per block
+  int head_tiles;     // per KV head
+  bool apart;         // whether every split has a block of its own
+  int rows_per_pass;  // as many as the scratch holds
+  std::int64_t row_bytes;
+};
+
+DecodePlan plan_decode(const ops::AttentionArgs& a, bool all_rows) {
+  DecodePlan plan{};
+  plan.rows = a.rows;
+  if (!all_rows && a.max_segment_rows > ops::kDecodeRows) {
+    plan.rows = std::min(a.rows - a.max_segment_rows, ops::kDecodeRows * (a.num_segments - 1));
+  }
+  plan.splits = all_rows ? a.max_splits : a.max_decode_splits;
+  const int group = a.num_heads / a.kv.num_kv_heads;
+  plan.heads = group <= 4 || a.kv.head_dim > 128 ? 4 : 8;
+  plan.head_tiles = ceil_div(group, plan.heads);
+  plan.apart = plan.splits > 1 && plan.rows * a.kv.num_kv_heads * plan.head_tiles < kEnoughBlocks;
+  plan.row_bytes = std::int64_t{a.num_heads} * plan.splits * (a.kv.head_dim + 2) * std::int64_t{sizeof(float)};
+  plan.rows_per_pass = plan.rows;
+  if (plan.apart) {
+    plan.rows_per_pass = static_cast<int>(std::clamp<std::int64_t>(kMaxScratchBytes / plan.row_bytes, 1, plan.rows));
+  }
+  return plan;
+}
+
+std::int64_t scratch_bytes(const DecodePlan& plan) {
+  return plan.apart && plan.rows > 0 ? plan.rows_per_pass * plan.row_bytes : 0;
+}
+
+template <class Number, int kLanes, int kHeads>
+void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
+  launch({.name = "attention_decode_kernel",
+          .grid_x = static_cast<unsigned>(rows),
+          .grid_y = static_cast<unsigned>(args.a.kv.num_kv_heads * plan.head_tiles),
+          .grid_z = static_cast<unsigned>(args.partials == nullptr ? 1 : plan.splits),
+          .threads = kDecodeThreads},
+         attention_decode_kernel<Number, kLanes, kHeads>, args);
+}
+
+template <class Number>
+void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
+  if (args.a.kv.head_dim > 128) return launch_decode<Number, 32, 4>(args, plan, rows);
+  if (args.a.kv.head_dim > 64) {
+    return plan.heads == 4 ? launch_decode<Number, 16, 4>(args, plan, rows)
+                           : launch_decode<Number, 16, 8>(args, plan, rows);
+  }
+  return plan.heads == 4 ? launch_decode<Number, 8, 4>(args, plan, rows)
+                         : launch_decode<Number, 8, 8>(args, plan, rows);
+}
+
+void decode(const ops::AttentionArgs& a, bool all_rows) {
+  const DecodePlan plan = plan_decode(a, all_rows);
+  // Without room for the states of splits a block does all of them, which gives the same bits.
+  const bool apart = plan.apart && a.scratch_bytes >= scratch_bytes(plan);
+  const int step = apart ? plan.rows_per_pass : std::max(plan.rows, 1);
+  for (int row = 0; row < plan.rows; row += step) {
+    const int rows = std::min(step, plan.rows - row);
+    const DecodeArgs args{.a = a,
+                          .all_rows = all_rows,
+                          .first_row = row,
+                          .head_tiles = plan.head_tiles,
+                          .splits = plan.splits,
+                          .partials = apart ? reinterpret_cast<float*>(a.scratch) : nullptr};
+    if (a.kv.format == quant::KvFormat::f32) {
+      launch_decode<float>(args, plan, rows);
+    } else {
+      launch_decode<Bf16>(args, plan, rows);
+    }
+    if (!apart) continue;
+    launch({.name = "attention_merge_kernel",
+            .grid_x = static_cast<unsigned>(rows),
+            .grid_y = static_cast<unsigned>(a.num_heads),
+            .threads = kMergeThreads},
+           attention_merge_kernel, args);
+  }
+}
+
+template <int kDim>
+void launch_prefill(const ops::AttentionArgs& a) {
+  // Every long segment may have one tile that is not full.
+  const int full = a.rows * (a.num_heads / a.kv.num_kv_heads) / kTileColumns;
+  const int rest = std::min(a.num_segments, a.rows / (ops::kDecodeRows + 1));
+  launch({.name = "attention_prefill_kernel",
+          .grid_x = static_cast<unsigned>(full + rest),
+          .grid_y = static_cast<unsigned>(a.kv.num_kv_heads),
+          .threads = kPrefillThreads,
+          .dynamic_shared_bytes = prefill_shared_bytes<kDim>()},
+         attention_prefill_kernel<kDim>, a);
+}
+
+}  // namespace
+
+void attention(const ops::AttentionArgs& a, const Part&) {
+  if (!has_prefill_kernel(a.kv) || a.max_segment_rows <= ops::kDecodeRows) return decode(a, true);
+  if (a.kv.head_dim == 64) {
+    launch_prefill<64>(a);
+  } else if (a.kv.head_dim == 96) {
+    launch_prefill<96>(a);
+  } else {
+    launch_prefill<128>(a);
+  }
+  decode(a, false);
+}
+
+void attention_deterministic(const ops::AttentionArgs& a, const Part&) { decode(a, true); }
+
+std::int64_t attention_scratch_bytes(const ops::AttentionArgs& a, int) {
+  NB_CHECK(a.kv.head_dim % 8 == 0 && a.kv.head_dim <= kMaxHeadDim, unsupported, "attention on a GPU with head_dim ",
+           a.kv.head_dim, ": it must be a multiple of 8 up to ", kMaxHeadDim);
+  return std::max(scratch_bytes(plan_decode(a, true)), scratch_bytes(plan_decode(a, false)));
+}
+
+}  // namespace nb::cuda

@@ -1,0 +1,108 @@
+// What the kernels of attention have in common: which keys a row sees, states of splits and how they are folded, rows
+// by number.
+//
+// Rules that keep a row's bits independent of everything else (promise 1): a run is cut into splits at multiples of 256
+// keys; each split starts from the empty state; a row folds its splits in order, run by run. A split of which a row
+// sees nothing is the empty state, which changes nothing. Source of the online softmax and of the merge: Milakov &
+// Gimelshein 2018, Dao et al. 2022.
+#pragma once
+
+#include "base/ids.h"
+#include "cuda/number.cuh"
+#include "ops/args.h"
+
+namespace nb::cuda {
+
+/// Keys [begin, end) of a run; empty if begin >= end.
+struct KeyRange {
+  int begin, end;
+};
+
+/// The keys of a run that a row sees.
+NB_DEVICE KeyRange visible_keys(const ops::AttentionArgs& a, const ops::AttentionRun& run, int row) {
+  const int limit = a.positions[row] - run.position_offset + 1;
+  const int first = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  return {first, limit < run.num_keys ? limit : run.num_keys};
+}
+
+NB_DEVICE int splits_of(const ops::AttentionRun& run) { return (run.num_keys + kSplitTokens - 1) / kSplitTokens; }
+
+/// The values of one token in a cell of the KV layer; which: 0 for keys, 1 for values.
+template <class Number>
+NB_DEVICE const Number* kv_row(const ops::KvLayer& kv, int block, int which, int head, int token) {
+  const std::uint8_t* cell = kv.base + block * kv.block_stride + (which * kv.num_kv_heads + head) * kv.cell_bytes;
+  return reinterpret_cast<const Number*>(cell) + token * kv.head_dim;
+}
+
+/// Numbers `pair` and pair + D / 2 of a query head, rotated to `position` and scaled so that exp2 of a product with a
+/// key is its weight.
+NB_DEVICE float2 rotated_pair(const ops::AttentionArgs& a, int row, int head, int position, int pair) {
+  constexpr float kLog2e = 1.44269504f;
+  const int dim = a.kv.head_dim, half = dim / 2;
+  const float* q = a.q + row * a.q_stride + head * dim + pair;
+  const float* angle = a.rope.cos_sin + static_cast<std::int64_t>(position) * dim + pair;
+  const float first = q[0], second = q[half];
+  const float cosine = angle[0], sine = angle[half], scale = a.scale * kLog2e;
+  return {fmaf(first, cosine, -(second * sine)) * scale, fmaf(second, cosine, first * sine) * scale};
+}
+
+/// Of the scores of some keys in base 2: the largest, and the sum of exp2(score - max). Empty: {-infinity, 0}.
+struct SplitState {
+  float max;
+  float sum;
+};
+
+NB_DEVICE SplitState empty_state() { return {-INFINITY, 0.0f}; }
+
+/// What a fold does to weighted values: out = out * keep + split * add.
+struct FoldScale {
+  float keep, add;
+};
+
+/// total <- total folded with split. Folding into the empty state gives the split itself, to the bit.
+NB_DEVICE FoldScale fold(SplitState& total, const SplitState& split) {
+  if (split.sum == 0.0f) return {1.0f, 0.0f};
+  const float next = fmaxf(total.max, split.max);
+  const FoldScale scale = {exp2f(total.max - next), exp2f(split.max - next)};
+  total.sum = fmaf(split.sum, scale.add, total.sum * scale.keep);
+  total.max = next;
+  return scale;
+}
+
+NB_DEVICE float fold_value(const FoldScale& scale, float total, float split) {
+  return fmaf(split, scale.add, total * scale.keep);
+}
+
+/// What the sum of weighted values is to be multiplied with; a row that sees no key gives zeros.
+NB_DEVICE float inverse_of(const SplitState& total) { return total.sum == 0.0f ? 0.0f : 1.0f / total.sum; }
+
+/// Item `index` of a segment.
+struct SegmentItem {
+  int segment, index;
+};
+
+/// Item `number` of all, where segment s has count(s) of them; segment -1 if there are not so many. For whole warps.
+template <class Count>
+NB_DEVICE SegmentItem find_item(const ops::AttentionArgs& a, int number, Count&& count) {
+  for (int base = 0; base < a.num_segments; base += 32) {
+    const int lane = lane_id();
+    const int own = base + lane < a.num_segments ? count(a.segments[base + lane]) : 0;
+    int until = own;  // items of the lanes up to this one
+    for (int step = 1; step < 32; step *= 2) {
+      const int more = shuffle(until, lane - step);
+      if (lane >= step) until += more;
+    }
+    const int all = shuffle(until, 31);
+    if (number < all) {
+      int found = 0;  // lanes all of whose items come before
+      for (int step = 16; step > 0; step /= 2) {
+        if (shuffle(until, found + step - 1) <= number) found += step;
+      }
+      return {base + found, number - shuffle(until - own, found)};
+    }
+    number -= all;
+  }
+  return {-1, 0};
+}
+
+}  // namespace nb::cuda

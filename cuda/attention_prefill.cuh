@@ -1,0 +1,286 @@
+// Attention of long segments on tensor cores: 64 columns of one KV head against tiles of 64 keys, bf16 keys and values.
+//
+// A column is one (row, query head) pair; the heads that share a KV head stand side by side, so short segments fill a
+// tile too. Four warps have 16 columns each. Keys and values come from the paged blocks by asynchronous copies, one
+// tile ahead. Queries are rotated for each run and rounded to bf16, weights are rounded to bf16; scores, sums and
+// weighted values are f32. Tiles begin at multiples of 64 keys of a run; a tile of which a column sees nothing changes
+// no bit of it, so it does not matter which columns are neighbours. After Dao 2023 (FlashAttention-2).
+#pragma once
+
+#include "cuda/attention.cuh"
+#include "cuda/ptx.cuh"
+
+namespace nb::cuda {
+
+inline constexpr int kPrefillThreads = 128;
+inline constexpr int kTileKeys = 64;
+inline constexpr int kTileColumns = 64;
+
+/// Numbers of a tile's row in shared memory: 16 bytes more than needed, so that 8 rows lie in different banks.
+template <int kDim>
+inline constexpr int kTileStride = kDim + 8;
+
+/// A tile of queries, two of keys and two of values.
+template <int kDim>
+constexpr std::size_t prefill_shared_bytes() {
+  return sizeof(Bf16) * 5 * 64 * kTileStride<kDim>;
+}
+
+/// Tiles of columns of a segment.
+NB_DEVICE int prefill_tiles(const ops::AttentionArgs& a, const ops::AttentionSegment& segment) {
+  if (segment.row_count <= ops::kDecodeRows) return 0;
+  return (segment.row_count * (a.num_heads / a.kv.num_kv_heads) + kTileColumns - 1) / kTileColumns;
+}
+
+/// The smallest range that holds those of lanes that differ in the bits up to `most`.
+NB_DEVICE KeyRange range_of_lanes(KeyRange range, int most) {
+  for (int step = most; step > 0; step /= 2) {
+    const int begin = shuffle_xor(range.begin, step), end = shuffle_xor(range.end, step);
+    range.begin = begin < range.begin ? begin : range.begin;
+    range.end = end > range.end ? end : range.end;
+  }
+  return range;
+}
+
+NB_DEVICE unsigned pack_bf16(float low, float high) {
+  return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
+}
+
+/// The columns of a block: number c of the tile is row c / group and head c % group, counted from the first.
+struct ColumnTile {
+  int row_begin, first, count;  // count: of the whole segment
+  int head_begin, group;
+
+  NB_DEVICE bool exists(int c) const { return first + c < count; }
+  NB_DEVICE int row(int c) const { return row_begin + (first + c) / group; }
+  NB_DEVICE int head(int c) const { return head_begin + (first + c) % group; }
+};
+
+/// Starts to copy keys [base, base + 64) of a run and their values; what nobody sees becomes zeros.
+template <int kDim>
+NB_DEVICE void copy_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base,
+                         const KeyRange& seen, SharedPtr<Bf16> keys, SharedPtr<Bf16> values) {
+  constexpr int kVectors = kDim / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kVectors; i += kPrefillThreads) {
+    const int key = i / kVectors, d = i % kVectors * 8;
+    const bool valid = base + key >= seen.begin && base + key < seen.end;
+    const int block = valid ? a.blocks[run.block_begin + (base + key) / kBlockTokens] : 0;
+    const int to = key * kTileStride<kDim> + d;
+    cp_async16(keys + to, kv_row<Bf16>(a.kv, block, 0, kv_head, key % kBlockTokens) + d, valid);
+    cp_async16(values + to, kv_row<Bf16>(a.kv, block, 1, kv_head, key % kBlockTokens) + d, valid);
+  }
+  cp_async_commit();
+}
+
+/// Writes the columns' queries, rotated for a run. Columns that do not exist or stand before it are zeros.
+template <int kDim>
+NB_DEVICE void write_queries(const ops::AttentionArgs& a, const ColumnTile& tile, int offset, SharedPtr<Bf16> queries) {
+  for (int i = static_cast<int>(threadIdx.x); i < kTileColumns * kDim / 2; i += kPrefillThreads) {
+    const int c = i / (kDim / 2), pair = i % (kDim / 2);
+    const int position = tile.exists(c) ? a.positions[tile.row(c)] - offset : -1;
+    float2 q = {0.0f, 0.0f};
+    if (position >= 0) q = rotated_pair(a, tile.row(c), tile.head(c), position, pair);
+    queries[c * kTileStride<kDim> + pair] = to_bf16(q.x);
+    queries[c * kTileStride<kDim> + pair + kDim / 2] = to_bf16(q.y);
+  }
+}
+
+/// What a thread knows of its two columns, c = lane / 4 and c + 8 of its warp: for every 8 dimensions numbers 2 (lane %
+/// 4) and the next one of the first column, then of the second. `sum` is that of the thread's own keys.
+template <int kDim>
+struct ColumnPair {
+  SplitState state[2];
+  float values[kDim / 8][4];
+
+  NB_DEVICE void clear() {
+    state[0] = state[1] = empty_state();
+    NB_UNROLL
+    for (int n = 0; n < kDim / 8; ++n) {
+      NB_UNROLL
+      for (int e = 0; e < 4; ++e) values[n][e] = 0.0f;
+    }
+  }
+};
+
+/// Adds a tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`.
+template <int kDim>
+NB_DEVICE void attend_tile(SharedPtr<Bf16> queries, SharedPtr<Bf16> keys, SharedPtr<Bf16> values, int base,
+                           const KeyRange (&seen)[2], ColumnPair<kDim>& split) {
+  constexpr int kStride = kTileStride<kDim>;
+  const int lane = lane_id();
+  float scores[kTileKeys / 8][4];
+  NB_UNROLL
+  for (int j = 0; j < kTileKeys / 8; ++j) {
+    NB_UNROLL
+    for (int e = 0; e < 4; ++e) scores[j][e] = 0.0f;
+  }
+  NB_UNROLL
+  for (int k = 0; k < kDim / 16; ++k) {
+    unsigned q[4];
+    ldmatrix_x4(q, queries + (lane % 16 * kStride + 16 * k + lane / 16 * 8));
+    NB_UNROLL
+    for (int j = 0; j < kTileKeys / 16; ++j) {
+      unsigned matrices[4];
+      ldmatrix_x4(matrices, keys + ((16 * j + lane / 16 * 8 + lane % 8) * kStride + 16 * k + lane / 8 % 2 * 8));
+      const unsigned first[2] = {matrices[0], matrices[1]}, second[2] = {matrices[2], matrices[3]};
+      mma_bf16(scores[2 * j], q, first);
+      mma_bf16(scores[2 * j + 1], q, second);
+    }
+  }
+
+  NB_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    SplitState& state = split.state[half];
+    float largest = -INFINITY;
+    NB_UNROLL
+    for (int j = 0; j < kTileKeys / 8; ++j) {
+      NB_UNROLL
+      for (int e = 2 * half; e < 2 * half + 2; ++e) {
+        const int key = base + 8 * j + 2 * (lane % 4) + e % 2;
+        if (key < seen[half].begin || key >= seen[half].end) scores[j][e] = -INFINITY;
+        largest = fmaxf(largest, scores[j][e]);
+      }
+    }
+    largest = fmaxf(largest, shuffle_xor(largest, 1));
+    largest = fmaxf(largest, shuffle_xor(largest, 2));
+    const float next = fmaxf(state.max, largest);
+    const float zero = next == -INFINITY ? 0.0f : next;  // of a column that has seen nothing yet
+    const float keep = exp2f(state.max - zero);
+    state.max = next;
+    state.sum *= keep;
+    NB_UNROLL
+    for (int j = 0; j < kTileKeys / 8; ++j) {
+      NB_UNROLL
+      for (int e = 2 * half; e < 2 * half + 2; ++e) {
+        scores[j][e] = exp2f(scores[j][e] - zero);
+        state.sum += scores[j][e];
+      }
+    }
+    NB_UNROLL
+    for (int n = 0; n < kDim / 8; ++n) {
+      split.values[n][2 * half] *= keep;
+      split.values[n][2 * half + 1] *= keep;
+    }
+  }
+
+  NB_UNROLL
+  for (int k = 0; k < kTileKeys / 16; ++k) {
+    const unsigned weights[4] = {
+        pack_bf16(scores[2 * k][0], scores[2 * k][1]), pack_bf16(scores[2 * k][2], scores[2 * k][3]),
+        pack_bf16(scores[2 * k + 1][0], scores[2 * k + 1][1]), pack_bf16(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+    NB_UNROLL
+    for (int n = 0; n < kDim / 16; ++n) {
+      unsigned matrices[4];
+      ldmatrix_x4_transposed(matrices, values + ((16 * k + lane % 16) * kStride + 16 * n + lane / 16 * 8));
+      const unsigned first[2] = {matrices[0], matrices[1]}, second[2] = {matrices[2], matrices[3]};
+      mma_bf16(split.values[2 * n], weights, first);
+      mma_bf16(split.values[2 * n + 1], weights, second);
+    }
+  }
+}
+
+/// total <- total folded with split, split <- empty.
+template <int kDim>
+NB_DEVICE void fold_split(ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
+  NB_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    SplitState state = split.state[half];
+    state.sum += shuffle_xor(state.sum, 1);
+    state.sum += shuffle_xor(state.sum, 2);
+    const FoldScale scale = fold(total.state[half], state);
+    NB_UNROLL
+    for (int n = 0; n < kDim / 8; ++n) {
+      NB_UNROLL
+      for (int e = 2 * half; e < 2 * half + 2; ++e) {
+        total.values[n][e] = fold_value(scale, total.values[n][e], split.values[n][e]);
+      }
+    }
+  }
+  split.clear();
+}
+
+/// grid: (tiles of all long segments or more, KV heads).
+template <int kDim>
+__global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(ops::AttentionArgs a) {
+  constexpr int kTile = 64 * kTileStride<kDim>;
+  const SharedPtr<Bf16> queries = dynamic_shared<Bf16>();
+  const SharedPtr<Bf16> buffers = queries + kTile;  // keys, values, keys, values
+  NB_SHARED(int, first_seen, kTileColumns);
+  NB_SHARED(int, end_seen, kTileColumns);
+
+  grid_trigger();
+  grid_wait();
+  const int thread = static_cast<int>(threadIdx.x), lane = lane_id();
+  const int kv_head = static_cast<int>(blockIdx.y);
+  const SegmentItem item = find_item(a, static_cast<int>(blockIdx.x), [&](const ops::AttentionSegment& candidate) {
+    return prefill_tiles(a, candidate);
+  });
+  if (item.segment < 0) return;
+  const ops::AttentionSegment segment = a.segments[item.segment];
+  const int group = a.num_heads / a.kv.num_kv_heads;
+  // The last rows see most keys and begin first.
+  const int tile_index = prefill_tiles(a, segment) - 1 - item.index;
+  const ColumnTile tile = {segment.row_begin, tile_index * kTileColumns, segment.row_count * group, kv_head * group,
+                           group};
+  const int warp_column = thread / 32 * 16;
+
+  ColumnPair<kDim> total, split;
+  total.clear();
+  split.clear();
+  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+    const ops::AttentionRun run = a.runs[r];
+    if (thread < kTileColumns) {
+      KeyRange range = {0, 0};
+      if (tile.exists(thread)) range = visible_keys(a, run, tile.row(thread));
+      const bool is_empty = range.begin >= range.end;
+      first_seen[thread] = is_empty ? run.num_keys : range.begin;
+      end_seen[thread] = is_empty ? 0 : range.end;
+    }
+    sync_block();
+    const auto seen_by = [&](int c) { return KeyRange{first_seen[c], end_seen[c]}; };
+    const KeyRange seen[2] = {seen_by(warp_column + lane / 4), seen_by(warp_column + lane / 4 + 8)};
+    const KeyRange seen_by_warp = range_of_lanes(seen_by(warp_column + lane % 16), 8);
+    KeyRange seen_by_all = seen_by(lane);
+    const KeyRange others = seen_by(lane + 32);
+    seen_by_all.begin = others.begin < seen_by_all.begin ? others.begin : seen_by_all.begin;
+    seen_by_all.end = others.end > seen_by_all.end ? others.end : seen_by_all.end;
+    seen_by_all = range_of_lanes(seen_by_all, 16);
+
+    const int first = seen_by_all.begin / kTileKeys, last = (seen_by_all.end + kTileKeys - 1) / kTileKeys;
+    const auto copy = [&](int t) {
+      const SharedPtr<Bf16> buffer = buffers + t % 2 * 2 * kTile;
+      copy_tile<kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, buffer, buffer + kTile);
+    };
+    if (first < last) {
+      copy(first);
+      write_queries<kDim>(a, tile, run.position_offset, queries);
+    }
+    for (int t = first; t < last; ++t) {
+      cp_async_wait<0>();
+      sync_block();  // the tile is here, and everybody is done with the one before
+      if (t + 1 < last) copy(t + 1);
+      const int base = t * kTileKeys;
+      if (base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin) {
+        const SharedPtr<Bf16> buffer = buffers + t % 2 * 2 * kTile;
+        attend_tile<kDim>(queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, base, seen, split);
+      }
+      if ((base + kTileKeys) % kSplitTokens == 0 || t + 1 == last) fold_split(total, split);
+    }
+    sync_block();  // the next run overwrites queries and ranges
+  }
+
+  NB_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int c = warp_column + lane / 4 + 8 * half;
+    if (!tile.exists(c)) continue;
+    float* out = a.out + tile.row(c) * a.out_stride + tile.head(c) * kDim + 2 * (lane % 4);
+    const float inverse = inverse_of(total.state[half]);
+    NB_UNROLL
+    for (int n = 0; n < kDim / 8; ++n) {
+      out[8 * n] = total.values[n][2 * half] * inverse;
+      out[8 * n + 1] = total.values[n][2 * half + 1] * inverse;
+    }
+  }
+}
+
+}  // namespace nb::cuda

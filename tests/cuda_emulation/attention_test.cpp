@@ -1,0 +1,294 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/ids.h"
+#include "cuda/operators.h"
+#include "cuda_emulation/device_fixture.h"
+#include "ops/ops.h"
+#include "quant/kv_format.h"
+
+namespace nb::cuda {
+namespace {
+
+using ops::AttentionRun;
+using ops::AttentionSegment;
+using ops::Matrix;
+using quant::KvFormat;
+
+// Sequences with contexts in shuffled blocks, and the rows that query them.
+struct Problem {
+  int num_heads, num_kv_heads, head_dim;
+  KvFormat format;
+  struct Sequence {
+    int context;  // keys of the last run, of which the last `rows` belong to the query rows
+    int rows;
+    std::vector<int> earlier_runs = {};  // lengths of the runs before it, each at the offset where the one before ends
+  };
+  std::vector<Sequence> sequences;
+  int window = 0;
+};
+
+std::string name_of(const Problem& problem) {
+  std::string name = std::to_string(problem.num_heads) + "/" + std::to_string(problem.num_kv_heads) + " heads of " +
+                     std::to_string(problem.head_dim) + (problem.format == KvFormat::f32 ? " f32" : " bf16") +
+                     " window " + std::to_string(problem.window);
+  for (const Problem::Sequence& s : problem.sequences) {
+    name += ", " + std::to_string(s.rows) + " rows of " + std::to_string(s.context);
+    for (const int run : s.earlier_runs) name += " + " + std::to_string(run);
+  }
+  return name;
+}
+
+std::vector<float> make_rotations(int dim, int positions) {
+  std::vector<float> table(static_cast<std::size_t>(dim * positions));
+  for (int p = 0; p < positions; ++p) {
+    for (int i = 0; i < dim / 2; ++i) {
+      const double angle = p * std::pow(10000.0, -2.0 * i / dim);
+      table[static_cast<std::size_t>(p * dim + i)] = static_cast<float>(std::cos(angle));
+      table[static_cast<std::size_t>(p * dim + dim / 2 + i)] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
+// Everything of a problem in host memory. The cells were written by the reference backend; those of the device are the
+// same. Blocks that no run names are NaN, unused cells of the others zero, as the engine leaves them.
+class Setting {
+ public:
+  explicit Setting(const Problem& problem)
+      : problem_(problem), reference_("reference"), rotations_(make_rotations(problem.head_dim, kPositions)), q_(0, 0) {
+    int num_blocks = 0;
+    for (const auto& sequence : problem.sequences) {
+      num_blocks += (sequence.context + 15) / 16 + 1;
+      for (const int length : sequence.earlier_runs) num_blocks += (length + 15) / 16;
+    }
+    std::vector<int32_t> order(static_cast<std::size_t>(num_blocks));
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937 random(4);
+    std::shuffle(order.begin(), order.end(), random);
+    cell_bytes_ = quant::kv_cell_bytes(problem.format, problem.head_dim);
+    stride_ = 2 * problem.num_kv_heads * cell_bytes_;
+    cells_.assign(static_cast<std::size_t>(num_blocks * stride_), 0xff);  // NaN in both formats
+    for (const auto& sequence : problem.sequences) add(sequence, order);
+    q_ = Matrix::random(static_cast<int>(positions.size()), problem.num_heads * problem.head_dim, 55, 1.5F);
+  }
+
+  ops::KvLayer layer(std::uint8_t* base) const {
+    return {base, stride_, cell_bytes_, problem_.num_kv_heads, problem_.head_dim, problem_.format};
+  }
+
+  Matrix expected() {
+    Matrix out(q_.num_rows, q_.num_cols, -3.0F);
+    attend(out.view(), q_.view(), rotations_.data(), cells_.data(), segments, positions, reference_.ctx);
+    return out;
+  }
+
+  // All rows, or one of them alone with all its runs.
+  Matrix on_device(DeviceBench& bench, int only_row = -1) {
+    Matrix q = q_;
+    std::vector<AttentionSegment> asked = segments;
+    std::vector<int32_t> at = positions;
+    if (only_row >= 0) {
+      for (const AttentionSegment& s : segments) {
+        if (only_row >= s.row_begin && only_row < s.row_begin + s.row_count) asked = {{0, 1, s.run_begin, s.run_count}};
+      }
+      at = {positions[static_cast<std::size_t>(only_row)]};
+      q = Matrix(1, q_.num_cols);
+      std::copy_n(q_.values.begin() + only_row * q_.num_cols, q_.num_cols, q.values.begin());
+    }
+    const Buffer cells = copy_to(bench.memory, cells_.data(), cells_.size());
+    const Buffer rotations = copy_to(bench.memory, rotations_.data(), rotations_.size() * sizeof(float));
+    const DeviceMatrix queries(bench, q);
+    const DeviceMatrix out(bench, Matrix(q.num_rows, q.num_cols, std::numeric_limits<float>::quiet_NaN()));
+    attend(out.view(), queries.view(), rotations.as<float>(), cells.as<std::uint8_t>(), asked, at, bench.ctx);
+    bench.workspace.reset();  // its copies of the arrays above are those of this step
+    return out.host();
+  }
+
+  std::vector<AttentionSegment> segments;
+  std::vector<int32_t> positions;
+
+ private:
+  static constexpr int kPositions = 1300;
+
+  void add(const Problem::Sequence& sequence, const std::vector<int32_t>& order) {
+    const auto run_begin = static_cast<int32_t>(runs_.size());
+    int offset = 0;
+    for (const int length : sequence.earlier_runs) {
+      add_run(length, offset, order);
+      offset += length;
+    }
+    add_run(sequence.context, offset, order);
+    segments.push_back({static_cast<int32_t>(positions.size()), sequence.rows, run_begin,
+                        static_cast<int32_t>(runs_.size()) - run_begin});
+    for (int i = 0; i < sequence.rows; ++i) positions.push_back(offset + sequence.context - sequence.rows + i);
+  }
+
+  void add_run(int keys, int offset, const std::vector<int32_t>& order) {
+    runs_.push_back({static_cast<int32_t>(blocks_.size()), keys, offset});
+    std::vector<int32_t> slots, local;
+    for (int i = 0; i < keys; ++i) {
+      if (i % kBlockTokens == 0) {
+        blocks_.push_back(order[blocks_.size()]);
+        std::fill_n(cells_.begin() + blocks_.back() * stride_, stride_, std::uint8_t{0});
+      }
+      slots.push_back(blocks_.back() * kBlockTokens + i % kBlockTokens);
+      local.push_back(i);
+    }
+    if (keys == 0) return;
+    const int cols = problem_.num_kv_heads * problem_.head_dim;
+    Matrix k = Matrix::random(keys, cols, seed_++), v = Matrix::random(keys, cols, seed_++);
+    ops::rope(k.view(), local, {rotations_.data(), problem_.head_dim, kPositions}, reference_.ctx);
+    ops::kv_write(layer(cells_.data()), k.view(), v.view(), slots, reference_.ctx);
+  }
+
+  void attend(Tensor out, Tensor q, const float* rotations, std::uint8_t* cells,
+              const std::vector<AttentionSegment>& asked, const std::vector<int32_t>& at, ops::ExecContext& ctx) {
+    ops::attention(out, q, problem_.num_heads, 1.0F / std::sqrt(static_cast<float>(problem_.head_dim)), problem_.window,
+                   {rotations, problem_.head_dim, kPositions}, layer(cells), {at, asked, runs_, blocks_}, ctx);
+  }
+
+  Problem problem_;
+  ops::Bench reference_;
+  std::vector<float> rotations_;
+  std::vector<std::uint8_t> cells_;
+  std::int64_t cell_bytes_ = 0, stride_ = 0;
+  std::vector<AttentionRun> runs_;
+  std::vector<int32_t> blocks_;
+  unsigned seed_ = 100;
+  Matrix q_;
+};
+
+// A bench whose table attends in another way.
+struct OtherBench : DeviceBench {
+  OtherBench() : table(*backend.kernels) { ctx.kernels = &table; }
+  ops::KernelTable table;
+};
+
+struct DeterministicBench : OtherBench {
+  DeterministicBench() { table.attention = attention_deterministic; }
+};
+
+// Never cuts a row into splits: gets no room for their states.
+struct UncutBench : OtherBench {
+  UncutBench() {
+    table.attention_scratch_bytes = [](const ops::AttentionArgs&, int) -> std::int64_t { return 0; };
+  }
+};
+
+bool is_row_of(const Matrix& all, int row, const Matrix& alone) {
+  return std::memcmp(alone.values.data(), all.values.data() + row * all.num_cols,
+                     alone.values.size() * sizeof(float)) == 0;
+}
+
+// The kernel of single rows is f32 throughout. What the kernel on tensor cores rounds to bf16 (8 significant bits, so
+// by up to 2^-9): a rotated query, which moves a score of size s by about s / 2^9 / 2 and a weight by that factor; and
+// the weight itself. With scores of up to 5 times 1.5 that is 0.7 % at the very most and a third of it as a rule.
+constexpr double kExact = 1e-5;
+constexpr double kRounded = 1e-2;
+
+double tolerance_of(const Problem& problem) {
+  const bool is_long = std::any_of(problem.sequences.begin(), problem.sequences.end(),
+                                   [](const auto& s) { return s.rows > ops::kDecodeRows; });
+  return is_long && problem.format == KvFormat::bf16 && problem.head_dim >= 64 ? kRounded : kExact;
+}
+
+const std::vector<Problem>& decode_problems() {
+  static const std::vector<Problem> problems = {
+      {1, 1, 16, KvFormat::f32, {{1, 1}}},
+      {4, 4, 8, KvFormat::bf16, {{17, 2}, {15, 1}, {0, 0}, {16, 3}}},
+      {3, 1, 64, KvFormat::bf16, {{1, 1}, {15, 1}, {16, 1}, {17, 1}, {255, 1}, {256, 1}, {257, 1}, {511, 1}, {600, 1}}},
+      {6, 2, 64, KvFormat::f32, {{600, 3}, {257, 1}}},
+      {8, 1, 64, KvFormat::bf16, {{300, 2}, {5, 5}}},
+      {4, 1, 96, KvFormat::bf16, {{257, 1}, {511, 1}, {40, 8}}},
+      {8, 1, 96, KvFormat::f32, {{300, 1}}},
+      {4, 1, 128, KvFormat::bf16, {{600, 1}, {17, 1}}},
+      {8, 1, 128, KvFormat::bf16, {{257, 1}}},
+      {2, 1, 128, KvFormat::f32, {{300, 1}}},
+      {7, 1, 128, KvFormat::f32, {{100, 1}}},
+      {11, 1, 24, KvFormat::bf16, {{70, 1}}},  // more heads per KV head than one block takes
+      {5, 1, 200, KvFormat::bf16, {{270, 1}}},
+      {5, 1, 256, KvFormat::f32, {{20, 1}}},
+      {6, 2, 32, KvFormat::f32, {{290, 2, {20, 300}}, {5, 5, {16}}}},
+      {3, 1, 64, KvFormat::bf16, {{290, 1, {530}}, {1, 1, {16, 1, 255}}}},
+      {3, 1, 64, KvFormat::bf16, {{40, 4, {20, 300}}, {600, 3}, {70, 1}}, 17},
+      {2, 2, 64, KvFormat::bf16, {{600, 3}, {300, 1, {256}}}, 256},
+  };
+  return problems;
+}
+
+const std::vector<Problem>& prefill_problems() {
+  static const std::vector<Problem> problems = {
+      {1, 1, 64, KvFormat::bf16, {{9, 9}}},
+      {3, 1, 64, KvFormat::bf16, {{65, 40}, {3, 1}, {300, 1}, {0, 0}, {16, 16}}},
+      {4, 1, 64, KvFormat::bf16, {{600, 17}, {257, 9}, {255, 10}}},
+      {2, 2, 64, KvFormat::bf16, {{256, 70}, {511, 9}}},
+      {8, 1, 64, KvFormat::bf16, {{15, 15}, {17, 12}}},
+      {4, 1, 96, KvFormat::bf16, {{130, 20}, {257, 9}}},
+      {3, 1, 128, KvFormat::bf16, {{258, 30}, {600, 1}}},
+      {3, 1, 64, KvFormat::bf16, {{40, 12, {20, 300}}, {5, 5, {16}}, {30, 30, {7}}}},
+      {2, 1, 64, KvFormat::bf16, {{600, 20}, {70, 70}}, 37},
+      {2, 1, 64, KvFormat::bf16, {{20, 20, {257, 64}}, {300, 11}}, 64},
+      {3, 1, 80, KvFormat::bf16, {{40, 12}}},  // no kernel on tensor cores
+      {3, 1, 64, KvFormat::f32, {{270, 12}}},
+  };
+  return problems;
+}
+
+TEST(CudaAttention, DecodeMatchesReference) {
+  for (const Problem& problem : decode_problems()) {
+    Setting setting(problem);
+    const Matrix expected = setting.expected();
+    in_both_orders([&] {
+      DeviceBench bench;
+      ops::expect_close(setting.on_device(bench), expected, kExact, name_of(problem));
+    });
+  }
+}
+
+TEST(CudaAttention, PrefillMatchesReference) {
+  for (const Problem& problem : prefill_problems()) {
+    Setting setting(problem);
+    const Matrix expected = setting.expected();
+    in_both_orders([&] {
+      DeviceBench bench;
+      ops::expect_close(setting.on_device(bench), expected, tolerance_of(problem), name_of(problem));
+    });
+  }
+}
+
+// Promise 1: a row of a decode alone, beside others, and with its splits computed by one block or by many.
+TEST(CudaAttention, DecodedRowsDoNotDependOnThePlan) {
+  for (const Problem& problem : decode_problems()) {
+    Setting setting(problem);
+    DeviceBench bench;
+    UncutBench uncut;
+    const Matrix all = setting.on_device(bench);
+    EXPECT_TRUE(ops::same_bits(all, setting.on_device(uncut))) << name_of(problem);
+    for (int row = 0; row < all.num_rows; row += 2) {
+      EXPECT_TRUE(is_row_of(all, row, setting.on_device(bench, row))) << "row " << row << ", " << name_of(problem);
+    }
+  }
+}
+
+// The same for long segments where one kernel serves every length.
+TEST(CudaAttention, DeterministicRowsDoNotDependOnTheSlicing) {
+  for (const Problem& problem : prefill_problems()) {
+    Setting setting(problem);
+    DeviceBench bench;
+    DeterministicBench deterministic;
+    const Matrix all = setting.on_device(deterministic);
+    ops::expect_close(all, setting.expected(), kExact, name_of(problem));
+    const int rows = static_cast<int>(all.num_rows);
+    for (int row = 0; row < rows; row += 1 + rows / 4) {
+      EXPECT_TRUE(is_row_of(all, row, setting.on_device(bench, row))) << "row " << row << ", " << name_of(problem);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nb::cuda

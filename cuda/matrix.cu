@@ -1,4 +1,5 @@
 // Products of prepared rows, and the one that ends attention: out (+)= x W^T + bias.
+#include "cuda/gemm.h"
 #include "cuda/gemv.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
@@ -83,7 +84,13 @@ void linear_deterministic(const ops::LinearArgs& a, const Part&) {
   }
 }
 
-void linear(const ops::LinearArgs& a, const Part& part) { linear_deterministic(a, part); }
+void linear(const ops::LinearArgs& a, const Part& part) {
+  if (a.x.rows > kMaxColumns) {
+    gemm(a);
+  } else {
+    linear_deterministic(a, part);
+  }
+}
 
 void linear_residual(const ops::LinearResidualArgs& a, const Part&) {
   const auto run = [&](auto number, auto act, auto columns, int begin, int count) {

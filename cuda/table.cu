@@ -38,7 +38,12 @@ const ops::KernelTable& kernels(const DeviceMemory& memory) {
 }
 
 const ops::KernelTable& deterministic_kernels(const DeviceMemory& memory) {
-  static const ops::KernelTable table = make_table(memory);
+  static const ops::KernelTable table = [&] {
+    ops::KernelTable copy = make_table(memory);
+    copy.linear = linear_deterministic;
+    copy.attention = attention_deterministic;
+    return copy;
+  }();
   return table;
 }
 

@@ -1,5 +1,6 @@
 #include "model/loader.h"
 
+#include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <memory>
@@ -165,6 +166,16 @@ class Loader {
             .file_row = {}};
   }
 
+  // Once, if a matrix takes more memory on the device than in the file.
+  void tell_of_expansion(std::span<const ops::MatrixSource> group) {
+    expands_ = std::any_of(group.begin(), group.end(),
+                           [](const auto& source) { return quant::format_info(source.format).is_quantized(); });
+    if (expands_) {
+      log(LogLevel::warning, source_.path(), ": quantized weights become bf16 on ", memory_->name,
+          ", which has no kernels for them");
+    }
+  }
+
   // Answers of such a model are of no use, but whoever opens it may want to know why.
   void warn_nonfinite(const io::TensorInfo& info) const {
     log(LogLevel::warning, source_.path(), ": tensor ", info.name,
@@ -175,7 +186,10 @@ class Loader {
     // What goes to a device is packed in memory of its own, which is given back at once.
     const std::shared_ptr<HostArena> arena = memory_ == nullptr ? arena_ : HostArena::create(1);
     ops::LinearWeight weight = ops::pack_linear(group, grouping, dtype_, layout_, *arena, pool_);
-    if (memory_ != nullptr) ops::move_to(*memory_, weight);
+    if (memory_ != nullptr) {
+      if (!expands_) tell_of_expansion(group);
+      ops::move_to(*memory_, weight);
+    }
     weights_.bytes += weight.bytes;
     return weight;
   }
@@ -185,6 +199,7 @@ class Loader {
   const io::ModelSource& source_;
   const std::string& dtype_;
   ops::WeightLayout layout_;
+  bool expands_ = false;
   const DeviceMemory* memory_;  // of the device the weights are for; null: the host
   ThreadPool& pool_;
   std::shared_ptr<HostArena> arena_;

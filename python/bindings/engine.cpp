@@ -33,11 +33,15 @@ const char* act_name(ops::ActType type) {
 
 // A loaded model and what its file says about ends of answers.
 struct LoadedModel {
-  LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads) {
+  LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads,
+              bool deterministic) {
     const auto begin = std::chrono::steady_clock::now();
     const auto file = io::open_model(path);
     if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
-    model = model::load_model(*file, {.backend = backend, .dtype = dtype, .num_threads = num_threads});
+    model = model::load_model(*file, {.backend = backend,
+                                       .dtype = dtype,
+                                       .num_threads = num_threads,
+                                       .deterministic = deterministic});
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
   std::unique_ptr<model::Model> model;
@@ -262,11 +266,12 @@ py::dict metrics_of(const engine::StepOutput& output) {
 
 void bind_engine(py::module_& module) {
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(module, "Model")
-      .def(py::init<const std::string&, const std::string&, const std::string&, int>(), py::arg("path"),
+      .def(py::init<const std::string&, const std::string&, const std::string&, int, bool>(), py::arg("path"),
            py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
+           py::arg("deterministic") = false,
            py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &config_of)
-      .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().kernels->name; })
+      .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().name; })
       .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })
       .def_property_readonly("num_threads", [](const LoadedModel& self) { return self.model->pool().num_threads(); })
       .def_property_readonly("weight_bytes", [](const LoadedModel& self) { return self.model->weights().bytes; })

@@ -117,7 +117,7 @@ class LLM:
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
-            self._model = _core.Model(str(path), backend, dtype, threads)
+            self._model = _core.Model(str(path), backend, dtype, threads, deterministic is True)
             engine = _core.Engine(
                 self._model,
                 kv_dtype=kv_dtype,
@@ -470,7 +470,7 @@ def _backend_of(device: str) -> str:
     if device == "cpu":
         return device
     available = _core.available_backends()
-    name = device.removeprefix("cpu:")
+    name = "cuda:0" if device == "cuda" else device.removeprefix("cpu:")
     if name in available:
         return name
     if device == "cuda" or device.startswith("cuda:"):

@@ -24,13 +24,12 @@ bool has_prefill_kernel(const ops::KvLayer& kv) {
 
 /// What is known on the host about the rows for the kernel of single rows.
 struct DecodePlan {
-  int rows;           // at most
-  int splits;         // of a row, at most
-  int heads;          // per block
-  int head_tiles;     // per KV head
-  bool apart;         // whether every split has a block of its own
-  int rows_per_pass;  // as many as the scratch holds
-  std::int64_t row_bytes;
+  int rows;                // at most
+  int splits;              // of a row, at most
+  int heads;               // per block
+  int head_tiles;          // per KV head
+  bool apart;              // whether every split has a block of its own
+  std::int64_t row_bytes;  // of the states of a row's splits
 };
 
 DecodePlan plan_decode(const ops::AttentionArgs& a, bool all_rows) {
@@ -45,15 +44,12 @@ DecodePlan plan_decode(const ops::AttentionArgs& a, bool all_rows) {
   plan.head_tiles = ceil_div(group, plan.heads);
   plan.apart = plan.splits > 1 && plan.rows * a.kv.num_kv_heads * plan.head_tiles < kEnoughBlocks;
   plan.row_bytes = std::int64_t{a.num_heads} * plan.splits * (a.kv.head_dim + 2) * std::int64_t{sizeof(float)};
-  plan.rows_per_pass = plan.rows;
-  if (plan.apart) {
-    plan.rows_per_pass = static_cast<int>(std::clamp<std::int64_t>(kMaxScratchBytes / plan.row_bytes, 1, plan.rows));
-  }
   return plan;
 }
 
 std::int64_t scratch_bytes(const DecodePlan& plan) {
-  return plan.apart && plan.rows > 0 ? plan.rows_per_pass * plan.row_bytes : 0;
+  if (!plan.apart || plan.rows <= 0) return 0;
+  return std::clamp<std::int64_t>(kMaxScratchBytes / plan.row_bytes, 1, plan.rows) * plan.row_bytes;
 }
 
 template <class Number, int kLanes, int kHeads>
@@ -62,7 +58,7 @@ void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
           .grid_x = static_cast<unsigned>(rows),
           .grid_y = static_cast<unsigned>(args.a.kv.num_kv_heads * plan.head_tiles),
           .grid_z = static_cast<unsigned>(args.partials == nullptr ? 1 : plan.splits),
-          .threads = kDecodeThreads},
+          .threads = kDecodeThreads<kHeads>},
          attention_decode_kernel<Number, kLanes, kHeads>, args);
 }
 
@@ -79,14 +75,17 @@ void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
 
 void decode(const ops::AttentionArgs& a, bool all_rows) {
   const DecodePlan plan = plan_decode(a, all_rows);
-  // Without room for the states of splits a block does all of them, which gives the same bits.
-  const bool apart = plan.apart && a.scratch_bytes >= scratch_bytes(plan);
-  const int step = apart ? plan.rows_per_pass : std::max(plan.rows, 1);
+  // As many rows at a time as there is room for; without room a block does all splits, which gives the same bits.
+  int step = std::max(plan.rows, 1);
+  if (plan.apart) step = static_cast<int>(std::min<std::int64_t>(a.scratch_bytes / plan.row_bytes, step));
+  const bool apart = plan.apart && step > 0;
+  if (step == 0) step = plan.rows;
   for (int row = 0; row < plan.rows; row += step) {
     const int rows = std::min(step, plan.rows - row);
     const DecodeArgs args{.a = a,
                           .all_rows = all_rows,
                           .first_row = row,
+                          .group = a.num_heads / a.kv.num_kv_heads,
                           .head_tiles = plan.head_tiles,
                           .splits = plan.splits,
                           .partials = apart ? reinterpret_cast<float*>(a.scratch) : nullptr};

@@ -11,13 +11,18 @@
 
 namespace nb::cuda {
 
-inline constexpr int kDecodeThreads = 256;
+/// More heads need more registers a thread.
+template <int kHeads>
+inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
+template <int kHeads>
+inline constexpr int kDecodeBlocks = kHeads > 4 ? 3 : 2;  // on a multiprocessor, at least
 inline constexpr int kMergeThreads = 128;
 
 struct DecodeArgs {
   ops::AttentionArgs a;
   bool all_rows;   ///< or only those of segments of at most kDecodeRows rows, which are then counted alone
   int first_row;   ///< the number of the row of block 0
+  int group;       ///< query heads per KV head
   int head_tiles;  ///< blocks per KV head
   int splits;      ///< states that `partials` has room for, per row and head
   float*
@@ -47,11 +52,11 @@ struct Eight {
 };
 
 template <class Number>
-NB_DEVICE Eight<Number> load_eight(const Number* from, bool valid) {
+NB_DEVICE Eight<Number> load_eight(const Number* from) {
   Eight<Number> eight;
   NB_UNROLL
   for (int v = 0; v < static_cast<int>(sizeof(Number) / 2); ++v) {
-    eight.vectors[v] = valid ? reinterpret_cast<const uint4*>(from)[v] : uint4{0, 0, 0, 0};
+    eight.vectors[v] = reinterpret_cast<const uint4*>(from)[v];
   }
   return eight;
 }
@@ -79,17 +84,21 @@ NB_DEVICE void reduce_scatter(float (&values)[kSize], int& begin) {
 
 /// grid: (rows, head tiles of all KV heads, splits or 1).
 template <class Number, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(DecodeArgs args) {
+__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
+    attention_decode_kernel(DecodeArgs args) {
+  constexpr int kThreads = kDecodeThreads<kHeads>;
   constexpr int kDims = 8 * kLanes;
-  constexpr int kWarps = kDecodeThreads / 32;
-  constexpr int kAtOnce = kDecodeThreads / kLanes;                    // keys that the block loads side by side
-  constexpr int kAhead = kHeads == 8 || sizeof(Number) == 4 ? 2 : 4;  // and loads under way: what the registers hold
+  constexpr int kWarps = kThreads / 32;
+  constexpr int kAtOnce = kThreads / kLanes;                    // keys that the block loads side by side
+  constexpr int kAhead = 8 / static_cast<int>(sizeof(Number));  // such loads under way
+  constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;
-  constexpr int kOutputs = kHeads * kDims / kDecodeThreads;  // of a thread
-  NB_SHARED(float4, queries, kHeads * kDims / 4);            // [head][low or high 4 of 8][lane]
+  constexpr int kOutputs = kHeads * kDims / kThreads;  // of a thread
+  NB_SHARED(float4, queries, kHeads * kDims / 4);      // [head][low or high 4 of 8][lane]
   NB_SHARED(float, weights, kSplitTokens* kHeads);
   NB_SHARED(float, sums_of_warps, kWarps* kHeads* kDims);
+  NB_SHARED(int, blocks, 2 * kSplitBlocks);  // of this split and the next one
   NB_SHARED(float, maxima, kHeads);
   NB_SHARED(float, sums, kHeads);
 
@@ -98,22 +107,23 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(Dec
   const ops::AttentionArgs& a = args.a;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int group = thread / kLanes, lane = thread % kLanes;
-  const int dim = a.kv.head_dim, heads_per_kv = a.num_heads / a.kv.num_kv_heads;
+  const int dim = a.kv.head_dim;
   const int kv_head = static_cast<int>(blockIdx.y) / args.head_tiles;
   const int first_head = static_cast<int>(blockIdx.y) % args.head_tiles * kHeads;  // of the KV head
   const DecodeRow found = find_row(args, args.first_row + static_cast<int>(blockIdx.x));
   if (found.segment < 0) return;
   const int row = found.row;
   const ops::AttentionSegment segment = a.segments[found.segment];
-  const bool has_dims = 8 * lane < dim;
+  const int own_dims = 8 * lane < dim ? 8 * lane : 0;  // the queries of what there is not are zeros
 
-  SplitState total[kOutputs];
+  // Of the outputs of a thread, all of one head. Output i of a head is dimension 8 (i % kLanes) + i / kLanes.
+  constexpr int kThreadsPerHead = kThreads / kHeads;
+  const int out_head = thread / kThreadsPerHead;
+  const auto output = [&](int o) { return o * kThreadsPerHead + thread % kThreadsPerHead; };
+  SplitState total = empty_state();
   float out[kOutputs];
   NB_UNROLL
-  for (int o = 0; o < kOutputs; ++o) {
-    total[o] = empty_state();
-    out[o] = 0.0f;
-  }
+  for (int o = 0; o < kOutputs; ++o) out[o] = 0.0f;
 
   int number = 0;  // of the run's first split
   for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
@@ -129,14 +139,21 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(Dec
     if (seen.begin >= seen.end || first >= last) continue;
 
     const int position = a.positions[row] - run.position_offset;
-    for (int i = thread; i < kHeads * kDims / 4; i += kDecodeThreads) queries[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
+    const auto fetch_blocks = [&](int split) {
+      const int block = split * kSplitBlocks + thread;
+      if (thread >= kSplitBlocks || block * kBlockTokens >= seen.end || (block + 1) * kBlockTokens <= seen.begin)
+        return;
+      blocks[split % 2 * kSplitBlocks + thread] = a.blocks[run.block_begin + block];
+    };
+    fetch_blocks(first);
+    for (int i = thread; i < kHeads * kDims / 4; i += kThreads) queries[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     sync_block();
     const SharedPtr<float> query_values = shared_cast<float>(queries);
     const auto query_at = [&](int head, int d) { return ((head * 2 + d / 4 % 2) * kLanes + d / 8) * 4 + d % 4; };
-    for (int i = thread; i < kHeads * dim / 2; i += kDecodeThreads) {
+    for (int i = thread; i < kHeads * dim / 2; i += kThreads) {
       const int head = i / (dim / 2), pair = i % (dim / 2);
-      if (first_head + head >= heads_per_kv) break;
-      const float2 q = rotated_pair(a, row, kv_head * heads_per_kv + first_head + head, position, pair);
+      if (first_head + head >= args.group) break;
+      const float2 q = rotated_pair(a, row, kv_head * args.group + first_head + head, position, pair);
       query_values[query_at(head, pair)] = q.x;
       query_values[query_at(head, pair + dim / 2)] = q.y;
     }
@@ -144,27 +161,28 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(Dec
 
     for (int split = first; split < last; ++split) {
       const int base = split * kSplitTokens;
-      const KeyRange range = {seen.begin > base ? seen.begin - base : 0,
-                              seen.end - base < kSplitTokens ? seen.end - base : kSplitTokens};
-      const int first_step = range.begin / kStepKeys, last_step = (range.end + kStepKeys - 1) / kStepKeys;
-      const auto is_seen = [&](int key) { return key >= range.begin && key < range.end; };
-      const auto load = [&](Eight<Number>(&eights)[kAhead], int which, int step) {
-        NB_UNROLL
-        for (int u = 0; u < kAhead; ++u) {
-          const int key = step * kStepKeys + u * kAtOnce + group;
-          const bool valid = has_dims && step < last_step && is_seen(key);
-          const int block = valid ? a.blocks[run.block_begin + (base + key) / kBlockTokens] : 0;
-          eights[u] = load_eight(kv_row<Number>(a.kv, block, which, kv_head, key % kBlockTokens) + 8 * lane, valid);
-        }
+      const int begin = seen.begin > base ? seen.begin - base : 0;
+      const int end = seen.end - base < kSplitTokens ? seen.end - base : kSplitTokens;
+      const int first_step = begin / kStepKeys, last_step = (end + kStepKeys - 1) / kStepKeys;
+      if (split + 1 < last) fetch_blocks(split + 1);
+      // In place of a key that is not seen another one is loaded, whose weight becomes zero.
+      const auto load = [&](int which, int step, int u) {
+        int key = step * kStepKeys + u * kAtOnce + group;
+        key = key < begin ? begin : key < end ? key : end - 1;
+        const int block = blocks[split % 2 * kSplitBlocks + key / kBlockTokens];
+        return load_eight(kv_row<Number>(a.kv, block, which, kv_head, key % kBlockTokens) + own_dims);
       };
 
       Eight<Number> next[kAhead];
-      load(next, 0, first_step);
+      NB_UNROLL
+      for (int u = 0; u < kAhead; ++u) next[u] = load(0, first_step, u);
       for (int step = first_step; step < last_step; ++step) {
         Eight<Number> keys[kAhead];
         NB_UNROLL
-        for (int u = 0; u < kAhead; ++u) keys[u] = next[u];
-        load(next, 0, step + 1);
+        for (int u = 0; u < kAhead; ++u) {
+          keys[u] = next[u];
+          next[u] = load(0, step + 1, u);
+        }
         float scores[kScores];
         NB_UNROLL
         for (int h = 0; h < kHeads; ++h) {
@@ -181,18 +199,19 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(Dec
             scores[u * kHeads + h] = fmaf(keys[u].at(7), high.w, score);
           }
         }
-        int begin = 0;
-        reduce_scatter<kScores, kLanes / 2, 1>(scores, begin);
+        int own = 0;
+        reduce_scatter<kScores, kLanes / 2, 1>(scores, own);
         constexpr int kOwn = kScores > kLanes ? kScores / kLanes : 1;
         constexpr int kCopies = kScores < kLanes ? kLanes / kScores : 1;
         NB_UNROLL
         for (int i = 0; i < kOwn; ++i) {
-          const int u = (begin + i) / kHeads, h = (begin + i) % kHeads;
+          const int u = (own + i) / kHeads, h = (own + i) % kHeads;
           const int key = step * kStepKeys + u * kAtOnce + group;
-          if (lane % kCopies == 0) weights[key * kHeads + h] = is_seen(key) ? scores[i] : -INFINITY;
+          if (lane % kCopies == 0) weights[key * kHeads + h] = key >= begin && key < end ? scores[i] : -INFINITY;
         }
       }
-      load(next, 1, first_step);
+      NB_UNROLL
+      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);
       sync_block();
 
       for (int h = warp; h < kHeads; h += kWarps) {
@@ -226,19 +245,17 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(Dec
       for (int i = 0; i < kHeads * 8; ++i) acc[i] = 0.0f;
       const SharedPtr<float4> weights_of_key = shared_cast<float4>(weights);
       for (int step = first_step; step < last_step; ++step) {
-        Eight<Number> values[kAhead];
-        NB_UNROLL
-        for (int u = 0; u < kAhead; ++u) values[u] = next[u];
-        load(next, 1, step + 1);
         NB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
+          const Eight<Number> values = next[u];
+          next[u] = load(1, step + 1, u);
           const int key = step * kStepKeys + u * kAtOnce + group;
           NB_UNROLL
           for (int h = 0; h < kHeads; h += 4) {
             const float4 weight = weights_of_key[(key * kHeads + h) / 4];
             NB_UNROLL
             for (int i = 0; i < 8; ++i) {
-              const float value = values[u].at(i);
+              const float value = values.at(i);
               acc[h * 8 + i] = fmaf(value, weight.x, acc[h * 8 + i]);
               acc[h * 8 + 8 + i] = fmaf(value, weight.y, acc[h * 8 + 8 + i]);
               acc[h * 8 + 16 + i] = fmaf(value, weight.z, acc[h * 8 + 16 + i]);
@@ -247,43 +264,40 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) attention_decode_kernel(Dec
           }
         }
       }
-      int begin = 0;
-      reduce_scatter<kHeads * 8, 16, kLanes>(acc, begin);
+      int own = 0;
+      reduce_scatter<kHeads * 8, 16, kLanes>(acc, own);
       NB_UNROLL
       for (int i = 0; i < kHeads * 8 * kLanes / 32; ++i) {
-        sums_of_warps[(warp * kHeads * 8 + begin + i) * kLanes + lane] = acc[i];
+        sums_of_warps[(warp * kHeads * 8 + own + i) * kLanes + lane] = acc[i];
       }
       sync_block();
+      const FoldScale scale = fold(total, {maxima[out_head], sums[out_head]});
       NB_UNROLL
       for (int o = 0; o < kOutputs; ++o) {
-        const int at = o * kDecodeThreads + thread, head = at / kDims;
         float value = 0.0f;
-        for (int w = 0; w < kWarps; ++w) value += sums_of_warps[w * kHeads * kDims + at];
-        const FoldScale scale = fold(total[o], {maxima[head], sums[head]});
+        for (int w = 0; w < kWarps; ++w) value += sums_of_warps[(w * kHeads + out_head) * kDims + output(o)];
         out[o] = fold_value(scale, out[o], value);
       }
     }
   }
-  if (args.partials != nullptr && static_cast<int>(blockIdx.z) >= number) return;
-
+  if (first_head + out_head >= args.group) return;
+  const int head = kv_head * args.group + first_head + out_head;
+  float* to = a.out + row * a.out_stride + head * dim;
+  float inverse = inverse_of(total);
+  if (args.partials != nullptr) {
+    const std::int64_t row_and_head = static_cast<std::int64_t>(blockIdx.x) * a.num_heads + head;
+    float* state = args.partials + (row_and_head * args.splits + static_cast<int>(blockIdx.z)) * (dim + 2);
+    if (thread % kThreadsPerHead == 0) {
+      state[0] = total.max;
+      state[1] = total.sum;
+    }
+    to = state + 2;
+    inverse = 1.0f;
+  }
   NB_UNROLL
   for (int o = 0; o < kOutputs; ++o) {
-    const int at = o * kDecodeThreads + thread;
-    const int head = at / kDims, d = at % kLanes * 8 + at / kLanes % 8;
-    if (first_head + head >= heads_per_kv || d >= dim) continue;
-    const int all_head = kv_head * heads_per_kv + first_head + head;
-    if (args.partials == nullptr) {
-      a.out[row * a.out_stride + all_head * dim + d] = out[o] * inverse_of(total[o]);
-      continue;
-    }
-    const std::int64_t state =
-        (static_cast<std::int64_t>(blockIdx.x) * a.num_heads + all_head) * args.splits + static_cast<int>(blockIdx.z);
-    float* partial = args.partials + state * (dim + 2);
-    if (d == 0) {
-      partial[0] = total[o].max;
-      partial[1] = total[o].sum;
-    }
-    partial[2 + d] = out[o];
+    const int d = output(o) % kLanes * 8 + output(o) / kLanes;
+    if (d < dim) to[d] = out[o] * inverse;
   }
 }
 

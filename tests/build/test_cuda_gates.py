@@ -1,7 +1,8 @@
 """What the compiler made of the CUDA kernels: registers, local memory, and where loads stand in the machine code.
 
 Looks into libnanobraid_cuda.so with NVIDIA's disassembler (PyPI: nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, in the
-extra `test`); no GPU is needed, nvcc is. Every kernel needs a row in BUDGETS. A gate asks for what it wants to see, so that a disassembly that says nothing passes none.
+extra `test`); no GPU is needed, nvcc is. Every kernel needs a row in BUDGETS. A gate asks for what it wants to see, so
+that a disassembly that says nothing passes none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CUDA = ROOT / "cuda"
+sys.path.insert(0, str(ROOT / "tools"))
+from kernel_coverage import global_functions, library_sources  # noqa: E402
+
 ARCHITECTURES = ("sm_80", "sm_90a")
 WAITING = "sm_90a"  # programmatic dependent launch begins with sm_90
 
@@ -160,26 +163,6 @@ def test_every_kernel_has_a_budget_and_every_budget_a_kernel(kernels: list[Kerne
         assert {name.split("<")[0] for name in names} == set(global_functions("".join(library_sources().values())))
 
 
-def library_sources() -> dict[str, str]:
-    """The sources of the library without comments, by name: every .cu and what it includes of cuda/."""
-    sources: dict[str, str] = {}
-    names = sorted(path.name for path in CUDA.glob("*.cu"))
-    assert names, "no sources in cuda/"
-    while names:
-        name = names.pop()
-        if name not in sources:
-            text = (CUDA / name).read_text(encoding="utf-8")
-            sources[name] = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
-            names += re.findall(r'#include "cuda/(\w+\.\w+)"', text)
-    return sources
-
-
-def global_functions(source: str) -> list[str]:
-    """Names of the kernels in it."""
-    bounds = r"(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?"
-    return re.findall(rf"__global__\s+void\s+{bounds}(\w+)\s*\(", source)
-
-
 def test_registers_and_local_memory(kernels: list[Kernel]) -> None:
     for kernel in kernels:
         used = kernel.resources["REG"]
@@ -224,6 +207,18 @@ def test_a_launch_names_its_kernel() -> None:
     launches = re.findall(r'launch\(\s*\{\.name = "(\w+)"[^;]*?\}\s*,\s*(\w+)', text)
     assert {named for named, _ in launches} == {started for _, started in launches} == set(global_functions(text))
     assert [pair for pair in launches if pair[0] != pair[1]] == []
+
+
+# ---- what the emulator has run ----
+
+
+def test_every_kernel_has_run_on_the_emulator() -> None:
+    build = Path(os.environ.get("NANOBRAID_BUILD_DIR", ROOT / "build"))
+    program = build / "cuda_emulation_tests"
+    if not program.is_file():
+        pytest.skip(f"{program} is not built")
+    told = checked(sys.executable, ROOT / "tools" / "kernel_coverage.py", program, build / "cuda_emulation" / "runs")
+    assert re.search(r"^(\d+) of \1 kernels have run$", told, re.MULTILINE), told
 
 
 # ---- the library ----

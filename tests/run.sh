@@ -41,7 +41,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL=$jobs PIP_DISABLE_PIP_VERSION_CHECK=1
 if [[ $full == 1 ]]; then export NANOBRAID_TEST_FULL=1; else unset NANOBRAID_TEST_FULL; fi
 # Paths inside the checkout do not count for the compiler cache, so that one checkout profits from another.
 if command -v ccache >/dev/null; then
-  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 fi
 
 # ---- parts ----
@@ -126,7 +126,7 @@ tools() {
 
 # What the installed package is made of. A package built from the same files need not be built again.
 fingerprint() {
-  find CMakeLists.txt pyproject.toml README.md cpp python -type f ! -path '*/__pycache__/*' -print0 | sort -z |
+  find CMakeLists.txt pyproject.toml README.md cpp cuda python -type f ! -path '*/__pycache__/*' -print0 | sort -z |
     xargs -0 sha256sum | sha256sum
 }
 
@@ -157,7 +157,7 @@ run_ctest() {  # FOLDER
 
 # ThreadSanitizer over everything that threads share: the team, the engine's thread, its inbox and outboxes.
 tsan() {
-  cmake -S . -B build/tsan -G Ninja -DNANOBRAID_PYTHON=OFF -DNANOBRAID_DEMOS=OFF -DCMAKE_BUILD_TYPE=Debug \
+  cmake -S . -B build/tsan -G Ninja -DNANOBRAID_PYTHON=OFF -DNANOBRAID_DEMOS=OFF -DNANOBRAID_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
     -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DNANOBRAID_SANITIZE=thread
   cmake --build build/tsan --target base_tests engine_tests
   ctest --test-dir build/tsan --output-on-failure --no-tests=error -R '^base\.Thread|^engine\.(EngineThread|Outbox)'
@@ -180,7 +180,7 @@ format() {
   local tool
   for tool in clang-format-14 clang-format; do
     if "$tool" --version 2>/dev/null | grep -q 'version 14\.'; then
-      find cpp demo eval python tests -name '*.h' -o -name '*.cpp' | xargs "$tool" --dry-run --Werror
+      find cpp cuda demo eval python tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs "$tool" --dry-run --Werror
       return
     fi
   done
@@ -220,13 +220,16 @@ main() {
   export PATH=$venv/bin:$PATH
   needed_part tools tools
   needed_part package package
-  needed_part build build_tests build/test -DCMAKE_BUILD_TYPE=Release
+  # The CUDA library wherever there is nvcc, with or without a GPU: its machine code is looked at.
+  local cuda=(-DNANOBRAID_CUDA=OFF)
+  if command -v nvcc >/dev/null; then cuda=(-DNANOBRAID_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real"); fi
+  needed_part build build_tests build/test -DCMAKE_BUILD_TYPE=Release "${cuda[@]}"
   part ruff run_ruff
   part mypy mypy
   part format format
   # Debug, so that invariants are checked after every step; -O1, so that it ends.
   part build-asan build_tests build/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
-    -DNANOBRAID_SANITIZE=address,undefined -DNANOBRAID_DEMOS=OFF
+    -DNANOBRAID_SANITIZE=address,undefined -DNANOBRAID_DEMOS=OFF -DNANOBRAID_CUDA=OFF
   part ctest run_ctest build/test
   if [[ " ${failed[*]} " != *" build-asan "* ]]; then part ctest-asan run_ctest build/asan; fi
   part tsan tsan

@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 
+#include "base/dtype.h"
 #include "cuda_emulation/device_fixture.h"
 #include "quant/kv_format.h"
 
@@ -52,6 +54,36 @@ TEST(Elementwise, RmsNormMatchesReference) {
       const DeviceMatrix out(bench, Matrix(3, cols));
       ops::rms_norm(out.view(), on_device.view(), {gains.vector(), 1e-5F}, bench.ctx);
       ops::expect_close(out.host(), expected, 1e-6, "rms_norm");
+    });
+  }
+}
+
+TEST(Elementwise, PrepareRoundsAndPadsRows) {
+  for (const int cols : {1, 32, 33, 200}) {
+    DeviceBench bench;
+    const Matrix x = Matrix::random(3, cols, 10);
+    const DeviceMatrix on_device(bench, x);
+    in_both_orders([&] {
+      for (const ops::ActType type : {ops::ActType::f32, ops::ActType::bf16}) {
+        const ops::Activation act = ops::prepare(on_device.view(), type, bench.ctx);
+        ASSERT_EQ(act.cols, (cols + 31) / 32 * 32);
+        const std::size_t count = static_cast<std::size_t>(act.rows * act.cols);
+        std::vector<float> got(count);
+        if (type == ops::ActType::bf16) {
+          std::vector<std::uint16_t> bits(count);
+          bench.memory.copy_out(bits.data(), act.values, 2 * count);
+          std::transform(bits.begin(), bits.end(), got.begin(), bf16_to_f32);
+        } else {
+          bench.memory.copy_out(got.data(), act.values, 4 * count);
+        }
+        for (int row = 0; row < 3; ++row) {
+          for (int col = 0; col < act.cols; ++col) {
+            float expected = col < cols ? x.at(row, col) : 0.0F;
+            if (type == ops::ActType::bf16) expected = bf16_to_f32(f32_to_bf16(expected));
+            ASSERT_EQ(got[static_cast<std::size_t>(row * act.cols + col)], expected) << row << ", " << col;
+          }
+        }
+      }
     });
   }
 }

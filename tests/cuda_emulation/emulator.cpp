@@ -10,6 +10,7 @@
 #include <span>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "cuda_emulation/fiber.h"
@@ -216,6 +217,7 @@ void set_order(Order wanted) { order = wanted; }
 void set_launch_hooks(const LaunchHooks& wanted) { hooks = wanted; }
 
 bool has_run(const std::string& kernel_name) { return run_kernels.contains(kernel_name); }
+std::set<std::string> take_run_kernels() { return std::exchange(run_kernels, {}); }
 
 void run(const char* kernel_name, const Launch& launch, const std::function<void()>& kernel) {
   if (machine().busy) throw std::runtime_error("a kernel launched a kernel, or two system threads launch at once");

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <source_location>
 #include <string>
 
@@ -43,6 +44,9 @@ void set_launch_hooks(const LaunchHooks& hooks);
 
 /// Kernels that have run in this process, by name.
 bool has_run(const std::string& kernel_name);
+
+/// Names of the kernels that have run since the last call.
+std::set<std::string> take_run_kernels();
 
 // ---- for kernels: what the calling thread is, and what it waits for ----
 

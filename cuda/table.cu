@@ -17,6 +17,7 @@ ops::KernelTable make_table(const char* name, const DeviceMemory& memory) {
   table.kv_write = kv_write;
   table.silu_mul = silu_mul;
   table.argmax = argmax;
+  table.sample = sample;
   table.memory = &memory;
   return table;
 }

@@ -318,6 +318,33 @@ TEST(DeviceSampling, AnyOrderOfThreads) {
   });
 }
 
+// Equal logits, both zeros among them: fronts end among ties, and sums of weights are exact.
+TEST(DeviceSampling, FrontsEndAmongTies) {
+  std::vector<Request> requests;
+  std::vector<std::int32_t> expected;
+  const auto add = [&](int vocab, float logit, int top_k, double top_p, double temperature) {
+    for (std::uint64_t seed = 0; seed < 6; ++seed) {
+      Request request{std::vector<float>(static_cast<std::size_t>(vocab), logit), {}};
+      for (std::size_t i = 0; i < request.logits.size(); i += 2) request.logits[i] = -logit;
+      if (logit != 0.0F) std::fill(request.logits.begin(), request.logits.end(), logit);
+      request.params.top_k = top_k;
+      request.params.top_p = top_p;
+      request.params.temperature = temperature;
+      request.seed = seed;
+      request.tokens = {1};
+      expected.push_back(draw_on_cpu(request));
+      EXPECT_LT(expected.back(), top_k > 0 ? top_k : top_p * vocab);
+      requests.push_back(std::move(request));
+    }
+  };
+  for (const float logit : {0.0F, 2.5F}) {
+    add(1024, logit, -1, 1.0, 0.0);
+    for (const int top_k : {1, 3, 300}) add(1024, logit, top_k, 1.0, 1.0);
+    for (const double top_p : {1.0 / 1024, 2.0 / 1024, 0.125, 0.5}) add(1024, logit, -1, top_p, 0.7);
+  }
+  EXPECT_EQ(draw_on_device(requests), expected);
+}
+
 TEST(DeviceSampling, RowsWithoutAnyTokenSayMinusOne) {
   Request none{std::vector<float>(40, -kInf), {}};
   none.tokens = {1};

@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
 
   const auto copy_weight = [&](int tile) {
     const auto to = stages + (tile % Tile::kStages * Tile::kStageNumbers + Tile::kBlockRows * kBlockK);
-#pragma unroll
+    NB_UNROLL
     for (int i = 0; i < kWeightSteps; ++i) {
       const int row = w_row + i * kXRows;
       cp_async16(to + (row * kBlockK + 8 * (w_vector ^ turn<kVectors>(row))), w + i * w_step + 2 * tile * kVectors,
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
   };
   const auto copy_x = [&](int tile) {
     const auto to = stages + tile % Tile::kStages * Tile::kStageNumbers;
-#pragma unroll
+    NB_UNROLL
     for (int i = 0; i < kXSteps; ++i) {
       const int row = x_row + i * kXRows;
       cp_async16(to + (row * kBlockK + 8 * (x_vector ^ turn<kVectors>(row))), x + i * x_step + tile * kBlockK,
@@ -146,9 +146,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
   }
 
   float sums[kRowTiles][2 * kColTiles][4];
-#pragma unroll
+  NB_UNROLL
   for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
+    NB_UNROLL
     for (int j = 0; j < 2 * kColTiles; ++j) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0.0f;
   }
   const int warp = thread / 32;
@@ -169,20 +169,20 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
     cp_async_commit();
     const auto x_tile = stages + (tile % Tile::kStages * Tile::kStageNumbers + a_row * kBlockK);
     const auto w_tile = stages + (tile % Tile::kStages * Tile::kStageNumbers + (Tile::kBlockRows + b_row) * kBlockK);
-#pragma unroll
+    NB_UNROLL
     for (int step = 0; step < kBlockK / 16; ++step) {
       unsigned left[kRowTiles][4], right[kColTiles][4];
-#pragma unroll
+      NB_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
         ldmatrix_x4(left[i], x_tile + (i * 16 * kBlockK + 8 * ((2 * step + a_half) ^ a_turn)));
       }
-#pragma unroll
+      NB_UNROLL
       for (int j = 0; j < kColTiles; ++j) {
         ldmatrix_x4(right[j], w_tile + (j * 16 * kBlockK + 8 * ((2 * step + b_half) ^ b_turn)));
       }
-#pragma unroll
+      NB_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
+        NB_UNROLL
         for (int j = 0; j < 2 * kColTiles; ++j) {
           const unsigned column[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
           mma_bf16(sums[i][j], left[i], column);
@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
   }
 
   const int out_row = row_begin + warp_row + lane / 4, out_col = col_begin + warp_col + 2 * (lane % 4);
-#pragma unroll
+  NB_UNROLL
   for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
+    NB_UNROLL
     for (int j = 0; j < 2 * kColTiles; ++j) {
       store_pair(a, out_row + 16 * i, out_col + 8 * j, sums[i][j][0], sums[i][j][1]);
       store_pair(a, out_row + 16 * i + 8, out_col + 8 * j, sums[i][j][2], sums[i][j][3]);
@@ -233,11 +233,11 @@ struct TileVectors {
 template <int kStride, class Number, int kRows, int kThreads>
 NB_DEVICE void spread(const TileVectors<Number, kRows, kThreads>& held, SharedPtr<float> to) {
   using Held = TileVectors<Number, kRows, kThreads>;
-#pragma unroll
+  NB_UNROLL
   for (int i = 0; i < Held::kSteps; ++i) {
     const int slot = Held::slot(i);
     if (slot >= Held::kCount) break;
-#pragma unroll
+    NB_UNROLL
     for (int n = 0; n < kPerVector<Number>; ++n) {
       to[(slot / kRows * kPerVector<Number> + n) * kStride + slot % kRows] = element<Number>(held.vectors[i], n);
     }
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
   WeightVectors ws;
 
   const auto fetch_weight = [&](int tile) {
-#pragma unroll
+    NB_UNROLL
     for (int i = 0; i < WeightVectors::kSteps; ++i) {
       const int slot = WeightVectors::slot(i);
       const int row = col_begin + slot % Tile::kBlockCols;
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
     }
   };
   const auto fetch_x = [&](int tile) {
-#pragma unroll
+    NB_UNROLL
     for (int i = 0; i < XVectors::kSteps; ++i) {
       const int slot = XVectors::slot(i);
       const int row = row_begin + slot % Tile::kBlockRows;
@@ -292,9 +292,9 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
   grid_wait();
   fetch_x(0);
   float sums[Tile::kThreadRows][Tile::kThreadCols];
-#pragma unroll
+  NB_UNROLL
   for (int i = 0; i < Tile::kThreadRows; ++i) {
-#pragma unroll
+    NB_UNROLL
     for (int j = 0; j < Tile::kThreadCols; ++j) sums[i][j] = 0.0f;
   }
   const int row = static_cast<int>(threadIdx.x) / kAcross * Tile::kThreadRows;
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
 #pragma unroll 4
     for (int k = 0; k < kFmaBlockK; ++k) {
       float left[Tile::kThreadRows], right[Tile::kThreadCols];
-#pragma unroll
+      NB_UNROLL
       for (int i = 0; i < Tile::kThreadRows; i += 4) {
         const float4 four = shared_cast<float4>(x_tile + (k * kXStride + row + i))[0];
         left[i] = four.x;
@@ -319,24 +319,24 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
         left[i + 2] = four.z;
         left[i + 3] = four.w;
       }
-#pragma unroll
+      NB_UNROLL
       for (int j = 0; j < Tile::kThreadCols; j += 2) {
         const float2 two = shared_cast<float2>(w_tile + (k * kWeightStride + col + j))[0];
         right[j] = two.x;
         right[j + 1] = two.y;
       }
-#pragma unroll
+      NB_UNROLL
       for (int i = 0; i < Tile::kThreadRows; ++i) {
-#pragma unroll
+        NB_UNROLL
         for (int j = 0; j < Tile::kThreadCols; ++j) sums[i][j] = fmaf(left[i], right[j], sums[i][j]);
       }
     }
     sync_block();  // before the tiles are written again
   }
 
-#pragma unroll
+  NB_UNROLL
   for (int i = 0; i < Tile::kThreadRows; ++i) {
-#pragma unroll
+    NB_UNROLL
     for (int j = 0; j < Tile::kThreadCols; j += 2) {
       store_pair(a, row_begin + row + i, col_begin + col + j, sums[i][j], sums[i][j + 1]);
     }

@@ -21,7 +21,7 @@ struct LaunchShape {
 
 #if defined(__CUDACC__)
 
-cudaStream_t stream();                               // runtime.cu
+cudaStream_t stream();                                 // runtime.cu
 void note_error(cudaError_t error, const char* what);  // runtime.cu
 
 /// Starts a kernel: launch({.name = "gemv", .grid_x = n}, gemv<float, 1>, args).

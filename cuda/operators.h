@@ -26,6 +26,9 @@ void linear_residual(const ops::LinearResidualArgs&, const Part&);
 void norm_gate_up(const ops::NormGateUpArgs&, const Part&);
 void head(const ops::HeadArgs&, const Part&);
 
+// sampling.cu
+void sample(const ops::SampleArgs&, const Part&);
+
 // attention.cu
 void attention(const ops::AttentionArgs&, const Part&);
 void attention_deterministic(const ops::AttentionArgs&, const Part&);

@@ -26,6 +26,7 @@ ops::KernelTable make_table(const DeviceMemory& memory) {
   table.norm_gate_up = norm_gate_up;
   table.head = head;
   table.max_fused_rows = 8;
+  table.sample = sample;
   table.memory = &memory;
   return table;
 }

@@ -190,6 +190,52 @@ struct ArgmaxArgs {
   int32_t* out;
 };
 
+/// A token of a text and how often the output has it (0: only the prompt does).
+struct TokenCount {
+  int32_t token;
+  int32_t in_output;
+};
+
+struct TokenBias {
+  int32_t token;
+  double bias;
+};
+
+/// How to draw the token of one row: sampling/params.h in the form of a kernel. All pointers may be null if there is
+/// nothing of their kind; all tokens are in [0, vocab).
+struct SampleRow {
+  uint64_t seed;
+  uint64_t position;  ///< of the new token: the number of tokens before it
+  uint32_t choice;
+  int32_t top_k;              ///< <= 0 keeps all
+  double temperature;         ///< 0 takes the most likely token
+  double top_p;               ///< 1 keeps all
+  double log_min_p;           ///< log(min_p); -infinity keeps all
+  double repetition_penalty;  ///< 1 for none
+  double presence_penalty;
+  double frequency_penalty;
+  const TokenBias* biases;  ///< sorted by token, several of one token in the order in which they are to be added
+  int32_t num_biases;
+  const TokenCount* history;  ///< distinct tokens of prompt and output, in any order
+  int32_t num_history;
+  const int32_t* masked;  ///< tokens that must not be drawn
+  int32_t num_masked;
+  const uint32_t* allowed_bits;  ///< only these: token t is bit t % 32 of word t / 32; missing words are 0; null: all
+  int32_t num_allowed_words;
+};
+
+/// Draws a token from each row of logits, with the stages and rules of sampling/stages.h.
+struct SampleArgs {
+  const float* logits;  ///< [rows, vocab], not changed
+  int64_t logits_stride;
+  int32_t rows;
+  int32_t vocab;
+  const SampleRow* params;  ///< [rows]
+  float* scratch_logits;    ///< [rows, vocab]
+  int32_t* scratch_ids;     ///< [rows, vocab]
+  int32_t* out;             ///< [rows]; -1 where no token can be drawn
+};
+
 // Fused operators. `act_type` is what rows entering the product are prepared as. `scratch_act` holds such rows: one
 // shared set, or one per thread when T <= kPrivateRows; null on a device, where the kernel has room of its own.
 

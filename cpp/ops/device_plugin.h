@@ -1,7 +1,7 @@
 // What a library with kernels for a device tells the core: the only thing the two share, besides the arguments.
 //
-// The library exports `nb_device_plugin`; the core opens it at run time (device_loader.cpp), so that neither needs the other
-// to be built or started. Plain data.
+// The library exports `nb_device_plugin`; the core opens it at run time (device_loader.cpp), so that neither needs the
+// other to be built or started. Plain data.
 #pragma once
 
 #include "ops/kernel_table.h"

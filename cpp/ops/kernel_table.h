@@ -41,6 +41,9 @@ struct KernelTable {
 
   int32_t max_fused_rows = 0;  ///< rows that the fused operators take; 0 = any number
 
+  // Draws tokens where the logits lie; null: the logits go to sampling/ on the host.
+  void (*sample)(const SampleArgs&, const Part&) = nullptr;
+
   // Where the tensors of this backend lie; null: in host memory. With a device, every pointer in the arguments of a
   // kernel is one of the device, and a kernel is called once, with the whole as its Part.
   const DeviceMemory* memory = nullptr;

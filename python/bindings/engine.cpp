@@ -38,10 +38,8 @@ struct LoadedModel {
     const auto begin = std::chrono::steady_clock::now();
     const auto file = io::open_model(path);
     if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
-    model = model::load_model(*file, {.backend = backend,
-                                       .dtype = dtype,
-                                       .num_threads = num_threads,
-                                       .deterministic = deterministic});
+    model = model::load_model(
+        *file, {.backend = backend, .dtype = dtype, .num_threads = num_threads, .deterministic = deterministic});
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
   std::unique_ptr<model::Model> model;
@@ -268,8 +266,7 @@ void bind_engine(py::module_& module) {
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(module, "Model")
       .def(py::init<const std::string&, const std::string&, const std::string&, int, bool>(), py::arg("path"),
            py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
-           py::arg("deterministic") = false,
-           py::call_guard<py::gil_scoped_release>())
+           py::arg("deterministic") = false, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &config_of)
       .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().name; })
       .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })

@@ -194,7 +194,9 @@ class TextStream:
 class Model:
     """Weights packed for one backend, with the thread pool that runs it."""
 
-    def __init__(self, path: str, backend: str = "", dtype: str = "auto", num_threads: int = 0) -> None: ...
+    def __init__(
+        self, path: str, backend: str = "", dtype: str = "auto", num_threads: int = 0, deterministic: bool = False
+    ) -> None: ...
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,

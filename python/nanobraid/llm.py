@@ -42,10 +42,12 @@ class LLM:
         model: The path of a ``.braid`` or GGUF file or of a Hugging Face folder; ``org/name[:quant]``; a known name
             (``smollm2-135m``); or the name of a file in the cache. A model that is not on this machine is downloaded,
             and a folder is exported to bf16 into the cache once; both are announced on stderr.
-        device: ``auto`` or ``cpu`` for the best kernels of this processor, or the name of one kernel table as listed by
-            ``nanobraid doctor`` (``avx2``, ``reference``; ``cpu:avx2`` is the same).
-        dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default), ``bf16`` or
-            ``f32``. The weights keep the format of the file.
+        device: ``auto`` for a GPU if one is usable, else the processor; ``cpu`` for the best kernels of the processor;
+            ``cuda`` for the GPU, never anything else; or the name of one kernel table as listed by ``nanobraid doctor``
+            (``avx2``, ``reference``; ``cpu:avx2`` is the same).
+        dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default on the CPU),
+            ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
+            ones become bf16.
         kv_dtype: Type of the stored keys and values: ``bf16``, or ``f32``; ``auto`` is bf16, and f32 on ``reference``.
         num_threads: Threads of computation; None for one per processor that this process may use.
         max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
@@ -53,11 +55,11 @@ class LLM:
         max_batch_tokens: Most tokens computed in one step; a longer prompt is computed in slices.
         max_waiting: Most requests that may wait; one more raises `OverloadedError`. None: no limit.
         kv_cache_bytes: Memory for keys and values in bytes; None for what `max_num_seqs` full contexts need, but at
-            most a quarter of the memory available.
+            most a quarter of the memory available, or 85 % of what the GPU has free.
         enable_prefix_caching: Keep keys and values of finished requests while memory lasts, and reuse them for prompts
             that begin with the same tokens. Changes no token. None is True.
-        deterministic: Equal requests give equal tokens however they are batched. On CPU this always holds, so both
-            values are accepted and give the same result.
+        deterministic: Equal requests give equal tokens however they are batched. On the CPU this always holds. On a GPU
+            it holds for up to 8 tokens in a step; with True for any number, with one, slower path for all.
         seed: Default for requests whose `SamplingParams` have none. Equal prompts with an equal seed give equal text.
         trace_path: A file for a trace of every step and request, for ui.perfetto.dev or chrome://tracing; it is
             replaced, written while the LLM runs and complete when that is closed. Has times and numbers of tokens, no

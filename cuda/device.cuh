@@ -14,6 +14,8 @@
 #include <cuda_runtime.h>
 
 #define NB_DEVICE __device__ __forceinline__
+#define NB_PRAGMA(text) _Pragma(#text)
+#define NB_UNROLL_BY(times) NB_PRAGMA(unroll times)
 #define NB_UNROLL _Pragma("unroll")  // before a loop whose indices must be known, so that its arrays stay in registers
 
 #else  // the emulator
@@ -26,6 +28,7 @@
 
 #define NB_DEVICE inline
 #define NB_UNROLL
+#define NB_UNROLL_BY(times)
 #define __global__
 #define __launch_bounds__(...)
 #define threadIdx (::nb::emulation::place().thread)

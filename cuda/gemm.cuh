@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
       fetch_weight(tile + 1);
       fetch_x(tile + 1);
     }
-#pragma unroll 4
+    NB_UNROLL_BY(4)
     for (int k = 0; k < kFmaBlockK; ++k) {
       float left[Tile::kThreadRows], right[Tile::kThreadCols];
       NB_UNROLL

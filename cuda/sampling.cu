@@ -67,7 +67,7 @@ NB_DEVICE Candidates list_from(RowBlock<kThreads>& block, const Candidates& all,
   }
   const SharedPtr<double> counts = block.gather(static_cast<double>(found));
   int place = 0, total = 0;
-#pragma unroll 1
+  NB_UNROLL_BY(1)
   for (int warp = 0; warp < kThreads / 32; ++warp) {
     if (warp < static_cast<int>(threadIdx.x) / 32) place += static_cast<int>(counts[warp]);
     total += static_cast<int>(counts[warp]);
@@ -100,13 +100,13 @@ NB_DEVICE int draw(RowBlock<kThreads>& block, const Candidates& candidates, doub
   }
   const SharedPtr<double> masses = block.gather(mass);
   double total = 0.0;
-#pragma unroll 1
+  NB_UNROLL_BY(1)
   for (int w = 0; w < kThreads / 32; ++w) total += masses[w];
   const double wanted = uniform * total;
   // The warp in which the sum passes `wanted`, or the last one with any mass, should rounding keep it from passing.
   int chosen = -1;
   double before = 0.0, sum = 0.0;
-#pragma unroll 1
+  NB_UNROLL_BY(1)
   for (int w = 0; w < kThreads / 32; ++w) {
     const double more = masses[w];
     if (more <= 0.0) continue;

@@ -129,7 +129,7 @@ struct RowBlock {
   template <class Visit>
   NB_DEVICE void for_each(const Candidates& candidates, const Visit& visit) const {
     const Range mine = range(candidates.count);
-#pragma unroll 4
+    NB_UNROLL_BY(4)
     for (int i = mine.begin + lane_id(); i < mine.end; i += 32) {
       const int id = candidates.id(i);
       visit(candidates.logits[id], id);
@@ -162,7 +162,7 @@ struct RowBlock {
     }
     if (lane_id() == 0) ranks[threadIdx.x / 32] = rank;
     sync_block();
-#pragma unroll 1
+    NB_UNROLL_BY(1)
     for (int warp = 0; warp < kWarps; ++warp) {
       const Rank other = ranks[warp];
       if (other > rank) rank = other;

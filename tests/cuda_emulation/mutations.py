@@ -52,7 +52,9 @@ MUTATIONS = (
     Mutation("reduce.cuh", "if (lane_id() == 0) scratch", "scratch", "all lanes write one place"),
     Mutation("reduce.cuh", "warp < kThreads / 32", "warp < kThreads / 32 - 1", "the last warp's sum is left out"),
     Mutation("reduce.cuh", "i < cols; i += kThreads", "i < cols - 1; i += kThreads", "the last column is left out"),
-    Mutation("reduce.cuh", "static_cast<float>(cols) + eps)", "static_cast<float>(cols) + 0.0f * eps)", "eps is left out"),
+    Mutation(
+        "reduce.cuh", "static_cast<float>(cols) + eps)", "static_cast<float>(cols) + 0.0f * eps)", "eps is left out"
+    ),
     # ---- elementwise.cu ----
     Mutation("elementwise.cu", "if (col < a.table.cols) a.out", "if (col + 1 < a.table.cols) a.out", "embedding: tail"),
     Mutation(

@@ -1,8 +1,10 @@
 // Shared by tests of device kernels: tensors in device memory, a context for operators, and the reference beside it.
 //
-// For tests only. Everything goes through DeviceMemory, so that the same tests run on a GPU.
+// For tests only. Everything goes through DeviceMemory, so that the same tests run on a GPU:
+// NANOBRAID_TEST_DEVICE=cuda:0 takes the library of kernels that the core finds, and no emulator.
 #pragma once
 
+#include "base/env.h"
 #include "cuda_emulation/device.h"
 #include "cuda_emulation/emulator.h"
 #include "ops/ops_fixture.h"
@@ -10,10 +12,16 @@
 
 namespace nb::cuda {
 
+/// The emulator, or the backend that NANOBRAID_TEST_DEVICE names.
+inline const ops::Backend& tested_backend() {
+  const auto name = environment("NANOBRAID_TEST_DEVICE");
+  return name ? ops::find_backend(*name) : emulation::backend();
+}
+
 /// Operators of the device under test.
 struct DeviceBench {
   DeviceBench()
-      : backend(emulation::backend()),
+      : backend(tested_backend()),
         memory(*backend.kernels->memory),
         pool(1),
         workspace(CachingPool::create(&memory)),

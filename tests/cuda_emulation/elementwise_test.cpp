@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "base/dtype.h"
@@ -61,7 +62,9 @@ TEST(Elementwise, RmsNormMatchesReference) {
 TEST(Elementwise, PrepareRoundsAndPadsRows) {
   for (const int cols : {1, 32, 33, 200}) {
     DeviceBench bench;
-    const Matrix x = Matrix::random(3, cols, 10);
+    Matrix x = Matrix::random(3, cols, 10);
+    x.values[0] = std::bit_cast<float>(0x3f808000u);  // halfway between two numbers of bf16, the lower one is even
+    x.values[1] = std::bit_cast<float>(0x3f818000u);  // the same, the upper one is even
     const DeviceMatrix on_device(bench, x);
     in_both_orders([&] {
       for (const ops::ActType type : {ops::ActType::f32, ops::ActType::bf16}) {
@@ -139,6 +142,7 @@ TEST(Elementwise, ArgmaxTakesTheLowerIdAndNeverNan) {
     const auto set = [&](int row, int col, float value) {
       x.values[static_cast<std::size_t>(row * cols + col % cols)] = value;
     };
+    set(0, cols - 1, 50.0F);
     set(1, 300, 50.0F);
     set(1, 5, 50.0F);
     set(2, 7, kNan);

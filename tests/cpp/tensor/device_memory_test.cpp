@@ -92,6 +92,15 @@ TEST_F(OnDevice, ErrorsAreToldOnce) {
   check(memory());
 }
 
+TEST_F(OnDevice, AFailedDeviceIsToldBeforeItsMemory) {
+  counts.limit = 0;
+  counts.error = "lost";
+  EXPECT_EQ(message_of([] { allocate_on(memory(), 8); }, ErrorCode::device), "fake:0: lost");
+  counts.error = "lost";
+  const auto pool = CachingPool::create(&memory());
+  EXPECT_EQ(message_of([&] { pool->allocate(8); }, ErrorCode::device), "fake:0: lost");
+}
+
 TEST_F(OnDevice, PoolsGiveCachedPiecesBackBeforeTheyRefuse) {
   const auto pool = CachingPool::create(&memory());
   pool->allocate(1000);

@@ -29,7 +29,22 @@ inline constexpr int kVectorStep = kGemvThreads / 2;  ///< from a thread's vecto
 
 /// Blocks a multiprocessor has registers for: one row of x is the usual case, and wants many vectors under way.
 template <int M>
-constexpr int kGemvBlocks = M == 1 ? 8 : 4;
+constexpr int kGemvBlocks = M == 1 ? 8 : (M == 8 ? 3 : 4);
+
+/// Steps whose vectors are asked for ahead: a matter of registers, and of how many bytes keep the memory busy.
+template <int M>
+NB_DEVICE constexpr int steps_ahead() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return M == 1 ? 3 : 2;
+#else
+  return M <= 2 ? 4 : 2;
+#endif
+}
+
+/// The row, or the last one: units may reach past the end, where rows that take turns have no padding.
+NB_DEVICE int existing_row(const ops::LinearSegment& weight, int row) {
+  return row < weight.rows ? row : weight.rows - 1;
+}
 
 /// Rows of x in global memory, in the type they are multiplied as; `cols` rounded up to 32, padding zero.
 template <class Act>
@@ -154,7 +169,7 @@ struct Totals {
 template <class Number, class Act, int M, class Job, class Ready>
 NB_DEVICE void multiply(Job& job, int cols, const Ready& ready) {
   constexpr int kWidth = kPerVector<Number>;
-  constexpr int kSteps = M <= 2 ? 4 : 2;  // asked for ahead; a matter of registers
+  constexpr int kSteps = steps_ahead<M>();
   constexpr int kCount = kUnitPairs * M;
   NB_SHARED(float, sums, 2 * kGemvWarps * kCount * 2);
 

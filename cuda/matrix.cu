@@ -19,8 +19,7 @@ struct LinearJob {
   std::int64_t out_stride;
 
   NB_DEVICE const uint4* row(int unit, int pair, int parity) const {
-    const int first = (unit * kUnitPairs + pair) * 2;  // may be past the end, in the last unit
-    return weight_row(weight, (first < weight.rows ? first : unit * kUnitRows) + parity);
+    return weight_row(weight, existing_row(weight, unit * kUnitRows + pair * 2 + parity));
   }
 
   NB_DEVICE void finish(int unit, const Totals<M>& totals, int thread) const {

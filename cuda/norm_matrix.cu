@@ -39,9 +39,7 @@ struct QkvJob {
     const bool is_q = unit < q_units, is_v = !is_q && unit < q_units + v_units;
     const ops::LinearSegment& segment = is_q ? args.q : is_v ? args.v : args.k;
     unit -= is_q ? 0 : is_v ? q_units : q_units + v_units;
-    int first = row_of(unit, pair, 0, !is_q && !is_v && keys_are_stored);
-    if (first >= segment.rows) first = unit * kUnitRows;  // the last unit may have one pair only
-    return weight_row(segment, first + parity);
+    return weight_row(segment, existing_row(segment, row_of(unit, pair, parity, !is_q && !is_v && keys_are_stored)));
   }
 
   NB_DEVICE void finish(int unit, const Totals<M>& totals, int thread) const {
@@ -141,7 +139,7 @@ struct GateUpJob {
 
   NB_DEVICE const uint4* row(int unit, int pair, int parity) const {
     const int at = unit * kUnitPairs + pair;
-    return weight_row(parity == 0 ? args.gate : args.up, at < args.gate.rows ? at : 0);
+    return weight_row(parity == 0 ? args.gate : args.up, existing_row(args.gate, at));
   }
 
   NB_DEVICE void finish(int unit, const Totals<M>& totals, int thread) const {
@@ -179,8 +177,7 @@ struct HeadJob {
   Best best;
 
   NB_DEVICE const uint4* row(int unit, int pair, int parity) const {
-    const int first = (unit * kUnitPairs + pair) * 2;
-    return weight_row(args.weight, (first < args.weight.rows ? first : unit * kUnitRows) + parity);
+    return weight_row(args.weight, existing_row(args.weight, unit * kUnitRows + pair * 2 + parity));
   }
 
   NB_DEVICE void finish(int unit, const Totals<M>& totals, int thread) {

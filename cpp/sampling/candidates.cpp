@@ -102,7 +102,7 @@ float Candidates::floor_of_most_likely(std::size_t count) {
   std::copy_n(maxima_.begin(), blocks, order_.begin());
   const auto place = order_.begin() + static_cast<std::ptrdiff_t>(count - 1);
   std::nth_element(order_.begin(), place, order_.begin() + static_cast<std::ptrdiff_t>(blocks), std::greater<>());
-  return std::max(*place, -kMaxFinite);
+  return std::clamp(*place, -kMaxFinite, kMaxFinite);
 }
 
 /// Puts into ranked_ the `count` most likely of the candidates from `floor` up, in any order but the least likely of

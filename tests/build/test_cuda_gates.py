@@ -39,6 +39,8 @@ class Budget:
     streams: bool = False
 
 
+GEMV = r"(?:linear|linear_residual|norm_qkv|norm_gate_up|head)_kernel"
+
 BUDGETS = (
     Budget(r"embed_kernel<(float|Bf16|Fp16)>", 24),
     Budget(r"rms_norm_kernel", 32),
@@ -47,6 +49,19 @@ BUDGETS = (
     Budget(r"kv_write_kernel", 32),
     Budget(r"silu_mul_kernel", 24),
     Budget(r"argmax_kernel", 32),
+    Budget(rf"{GEMV}<.*, 1>", 64, streams=True),
+    Budget(rf"{GEMV}<.*, [24]>", 114, streams=True),
+    Budget(rf"{GEMV}<.*, 8>", 152, streams=True),
+    Budget(r"finish_heads_kernel", 32),
+    Budget(r"head_argmax_kernel", 32),
+    Budget(r"gemm_bf16_kernel<MmaTile<128, .*", 220, streams=True),
+    Budget(r"gemm_bf16_kernel<MmaTile<(32|64), .*", 128, streams=True),
+    Budget(r"gemm_f32_kernel<.*", 128, streams=True),
+    Budget(r"attention_decode_kernel<.*, 4>", 128),
+    Budget(r"attention_decode_kernel<.*, 8>", 168),
+    Budget(r"attention_prefill_kernel<(64|96|128)>", 248),
+    Budget(r"attention_merge_kernel", 32),
+    Budget(r"sample_kernel<(256|1024)>", 64),
 )
 
 

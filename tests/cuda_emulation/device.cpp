@@ -14,6 +14,13 @@
 #include "cuda_emulation/emulator.h"
 #include "ops/cpu/reference/reference.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) static_cast<void>(0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) static_cast<void>(0)
+#endif
+
 namespace nb::emulation {
 namespace {
 
@@ -60,8 +67,10 @@ class Memory {
     }
     open();
     protect(PROT_READ | PROT_WRITE);  // of what has just been added
+    ASAN_UNPOISON_MEMORY_REGION(data, room);
     std::memset(data, kPoison, room);
     close();
+    ASAN_POISON_MEMORY_REGION(data + bytes, room - bytes);  // reads past the end are found too
     pieces_[data] = bytes;
     in_use_ += bytes;
     return data;
@@ -73,9 +82,11 @@ class Memory {
     auto* data = static_cast<unsigned char*>(pointer);
     const std::size_t bytes = found->second, room = room_for(bytes);
     open();
+    ASAN_UNPOISON_MEMORY_REGION(data, room);
     const bool whole = std::all_of(data + bytes, data + room, [](unsigned char byte) { return byte == kPoison; });
     close();
     if (!whole) give_up("something was written past the end of a piece");
+    ASAN_POISON_MEMORY_REGION(data, room);
     in_use_ -= bytes;
     pieces_.erase(found);
     returned_.emplace(room, data);

@@ -158,10 +158,8 @@ std::vector<float> random_logits(std::mt19937& random, int vocab, Shape shape) {
     if (shape == Shape::ties) logit = std::round(logit);
   }
   if (shape == Shape::extremes && vocab > 4) {
-    // Never both of the greatest values in one row: a top-k of the CPU may take the one for greater than the other.
-    const float greatest = random() % 2 == 0 ? kInf : std::numeric_limits<float>::max();
-    const float values[] = {kNan, -kInf, greatest, -0.0F, 0.0F};
-    for (int i = 0; i < vocab / 4; ++i) logits[random() % logits.size()] = values[random() % 5];
+    const float values[] = {kNan, -kInf, kInf, std::numeric_limits<float>::max(), -0.0F, 0.0F};
+    for (int i = 0; i < vocab / 4; ++i) logits[random() % logits.size()] = values[random() % 6];
     logits[random() % logits.size()] = 1.0F;
   }
   return logits;

@@ -36,24 +36,138 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
-    # ---- reduce.cuh ----
+    # ---- argmax.cuh ----
     Mutation(
-        "reduce.cuh",
-        "scratch[threadIdx.x / 32] = value;\n  sync_block();\n",
-        "scratch[threadIdx.x / 32] = value;\n",
-        "sums of other warps are read without a barrier",
+        "argmax.cuh",
+        "(other == value && other_id < id && id != kNone)",
+        "(other == value && other_id > id && id != kNone)",
+        "argmax: ties go to the higher id",
+    ),
+    Mutation("argmax.cuh", "other > value ||", "!(other <= value) ||", "argmax: NaN wins"),
+    # ---- attention.cu ----
+    Mutation(
+        "attention.cu",
+        "a.rows / (ops::kDecodeRows + 1));",
+        "a.rows / (ops::kDecodeRows + 1)) - 1;",
+        "prefill: one tile of columns short",
+    ),
+    Mutation("attention.cu", "row < plan.rows; row += step", "row < plan.rows; row += step + 1", "passes skip rows"),
+    # ---- attention.cuh ----
+    Mutation(
+        "attention.cuh",
+        "limit > a.window ? limit - a.window : 0",
+        "limit > a.window ? limit - a.window + 1 : 0",
+        "window one short",
+    ),
+    Mutation("attention.cuh", "exp2f(split.max - next)};", "exp2f(total.max - next)};", "fold: wrong merge scale"),
+    Mutation(
+        "attention.cuh",
+        "fmaf(split.sum, scale.add, total.sum * scale.keep)",
+        "fmaf(split.sum, scale.add, total.sum)",
+        "fold: sum not rescaled",
+    ),
+    Mutation("attention.cuh", "    number -= all;\n", "", "only the first 32 segments are found"),
+    Mutation(
+        "attention.cuh",
+        "scale = a.scale * kLog2e",
+        "scale = a.scale * (kLog2e - 0.44269504f)",
+        "scores in the wrong base",
+    ),
+    # ---- attention_decode.cuh ----
+    Mutation(
+        "attention_decode.cuh",
+        "      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);\n      sync_block();",
+        "      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);",
+        "decode: barrier after scores dropped",
     ),
     Mutation(
-        "reduce.cuh",
-        "sum += scratch[warp];\n  sync_block();\n",
-        "sum += scratch[warp];\n",
-        "the next sum overwrites what a slow warp still reads",
+        "attention_decode.cuh",
+        "    }\n    sync_block();\n\n    for (int split = first;",
+        "    }\n\n    for (int split = first;",
+        "decode: barrier after rotation dropped",
     ),
-    Mutation("reduce.cuh", "if (lane_id() == 0) scratch", "scratch", "all lanes write one place"),
-    Mutation("reduce.cuh", "warp < kThreads / 32", "warp < kThreads / 32 - 1", "the last warp's sum is left out"),
-    Mutation("reduce.cuh", "i < cols; i += kThreads", "i < cols - 1; i += kThreads", "the last column is left out"),
     Mutation(
-        "reduce.cuh", "static_cast<float>(cols) + eps)", "static_cast<float>(cols) + 0.0f * eps)", "eps is left out"
+        "attention_decode.cuh",
+        "key >= begin && key < end ?",
+        "key >= begin && key < end - 1 ?",
+        "decode: last key masked",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "shuffle_xor(give, kFrom)",
+        "shuffle_xor(give, kFrom / 2)",
+        "decode: sums from the wrong lane",
+    ),
+    Mutation(
+        "attention_decode.cuh", "split < splits; ++split", "split + 1 < splits; ++split", "merge: one split short"
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "const int position = a.positions[row] - run.position_offset;",
+        "const int position = a.positions[row];",
+        "decode: offset of a run forgotten",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "split % 2 * kSplitBlocks + key / kBlockTokens",
+        "(split + 1) % 2 * kSplitBlocks + key / kBlockTokens",
+        "decode: block ids of the wrong split",
+    ),
+    # ---- attention_prefill.cuh ----
+    Mutation(
+        "attention_prefill.cuh",
+        "a.positions[tile.row(c)] - offset : -1",
+        "a.positions[tile.row(c)] + 0 * offset : -1",
+        "prefill: offset of a run forgotten",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "      sync_block();  // the tile is here, and everybody is done with the one before\n",
+        "",
+        "prefill: barrier at a tile dropped",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "      cp_async_wait<0>();\n",
+        "      cp_async_wait<1>();\n",
+        "prefill: copies not waited for",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "key >= seen[half].end) scores",
+        "key > seen[half].end) scores",
+        "prefill: one key beyond the diagonal",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "state.sum += shuffle_xor(state.sum, 2);",
+        "state.sum += shuffle_xor(state.sum, 4);",
+        "prefill: sum over the wrong lane",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "split.values[n][2 * half + 1] *= keep;",
+        "split.values[n][1] *= keep;",
+        "prefill: second column not rescaled",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "(base + kTileKeys) % kSplitTokens == 0",
+        "(t + 1 - first) % 4 == 0",
+        "prefill: splits relative to the tile",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "base < seen_by_warp.end &&",
+        "base + kTileKeys < seen_by_warp.end &&",
+        "prefill: a warp skips a tile",
+    ),
+    # ---- device.cuh ----
+    Mutation(
+        "device.cuh",
+        "step > 0; step /= 2) value += shuffle_xor(value, step)",
+        "step > 1; step /= 2) value += shuffle_xor(value, step)",
+        "half of a warp's sum",
     ),
     # ---- elementwise.cu ----
     Mutation("elementwise.cu", "if (col < a.table.cols) a.out", "if (col + 1 < a.table.cols) a.out", "embedding: tail"),
@@ -70,49 +184,127 @@ MUTATIONS = (
         "elementwise.cu", "if (col >= a.out.cols) return;", "if (col >= a.cols) return;", "padding keeps what was there"
     ),
     Mutation(
-        "elementwise.cu", "x[half] = fmaf(second, angle[0], first", "x[half] = fmaf(first, angle[0], first", "rotation"
-    ),
-    Mutation(
         "elementwise.cu",
         "if (pair >= a.num_heads * half) return;",
         "if (pair >= half) return;",
         "only the first head is rotated",
     ),
+    # ---- formulas.cuh ----
+    Mutation("formulas.cuh", "-(y * angle[half])", "(y * angle[half])", "rotation: sign"),
+    Mutation("formulas.cuh", "slot / kBlockTokens", "slot / 15", "keys in the wrong block"),
+    # ---- gemm.cuh ----
+    Mutation("gemm.cuh", "    sync_block();  // this tile", "    // this tile", "gemm: no barrier in the main loop"),
     Mutation(
-        "elementwise.cu",
-        "token = a.slots[row] % kBlockTokens",
-        "token = (a.slots[row] + 1) % kBlockTokens",
-        "the next token's place in a block",
+        "gemm.cuh",
+        "cp_async_wait<Tile::kStages - 2>",
+        "cp_async_wait<Tile::kStages - 1>",
+        "gemm: waits for one stage less",
     ),
     Mutation(
-        "elementwise.cu", "keys + a.kv.num_kv_heads * a.kv.cell_bytes", "keys + a.kv.cell_bytes", "values over keys"
-    ),
-    Mutation("elementwise.cu", "gate / (1.0f + expf(-gate))", "gate / (1.0f + expf(gate))", "SiLU: sign"),
-    Mutation(
-        "elementwise.cu", "value == best && other < id", "value == best && other > id", "argmax: the higher of equals"
-    ),
-    Mutation("elementwise.cu", "id < a.cols ? id : 0", "id", "argmax: a row of NaN has no maximum"),
-    Mutation(
-        "elementwise.cu", "take(value, shuffle_xor(id, step));", "take(value, id);", "argmax: the wrong lane's id"
+        "gemm.cuh",
+        "col_begin + row < a.weight.rows && tile * kVectors + w_vector < num_vectors",
+        "col_begin + row < a.weight.rows",
+        "gemm: tail of both along K",
     ),
     Mutation(
-        "elementwise.cu",
-        "  sync_block();\n  if (threadIdx.x != 0) return;",
-        "  if (threadIdx.x != 0) return;",
-        "argmax: what other warps found is read without a barrier",
+        "gemm.cuh",
+        "row_begin + row < a.x.rows && tile * kVectors + x_vector < num_vectors",
+        "row_begin + row < a.x.rows",
+        "gemm: tail of x along K",
+    ),
+    Mutation("gemm.cuh", "b_half = lane / 8 % 2", "b_half = lane / 16", "gemm: wrong half of B"),
+    Mutation(
+        "gemm.cuh",
+        "const bool both = col + 1 < a.weight.rows",
+        "const bool both = col < a.weight.rows",
+        "gemm: column tail of the output",
+    ),
+    Mutation("gemm.cuh", "if (row >= a.x.rows || ", "if (row > a.x.rows || ", "gemm: row tail of the output"),
+    Mutation(
+        "gemm.cuh",
+        "    sync_block();  // before the tiles",
+        "    // before the tiles",
+        "gemm, f32: no barrier before tiles are overwritten",
     ),
     Mutation(
-        "elementwise.cu",
-        "warp < kArgmaxThreads / 32; ++warp) take",
-        "warp < kArgmaxThreads / 32 - 1; ++warp) take",
-        "argmax: last warp",
+        "gemm.cuh",
+        "    sync_block();\n    if (tile + 1 < num_tiles) {",
+        "    if (tile + 1 < num_tiles) {",
+        "gemm, f32: no barrier after tiles are spread",
     ),
-    # ---- device.cuh ----
+    Mutation("gemm.cuh", "second += a.bias[col + 1]", "second += a.bias[col]", "gemm: bias of the other column"),
+    # ---- gemv.cuh ----
     Mutation(
-        "device.cuh",
-        "step > 0; step /= 2) value += shuffle_xor(value, step)",
-        "step > 1; step /= 2) value += shuffle_xor(value, step)",
-        "half of a warp's sum",
+        "gemv.cuh",
+        "    sync_block();\n    job.finish",
+        "    job.finish",
+        "sums of other warps are read without a barrier",
+    ),
+    Mutation(
+        "gemv.cuh", "  sync_block();\n  return staged;", "  return staged;", "rows are read before they are staged"
+    ),
+    Mutation(
+        "gemv.cuh",
+        "const bool upper = (lane_id() & step) != 0;",
+        "const bool upper = (lane_id() & step) == 0;",
+        "sums of the wrong half of the lanes",
+    ),
+    Mutation("gemv.cuh", "step >= 2; step /= 2", "step >= 4; step /= 2", "half of the lanes of a row are left out"),
+    Mutation(
+        "gemv.cuh", "sums + turn * kGemvWarps * kCount * 2", "sums + 0 * turn", "one buffer of sums for two units"
+    ),
+    Mutation(
+        "gemv.cuh",
+        "const int coming = is_last ? first + step * kVectorStep : vector + kSteps * kVectorStep;",
+        "const int coming = vector + kSteps * kVectorStep;",
+        "the next unit starts in the middle",
+    ),
+    Mutation("gemv.cuh", "value = value * scales[m] * gain", "value = value * scales[0] * gain", "norm of another row"),
+    Mutation(
+        "gemv.cuh",
+        "value = value * scales[m] * gain",
+        "value = value * (scales[m] * gain)",
+        "rounding unlike that of the parts",
+    ),
+    Mutation(
+        "gemv.cuh",
+        "const int num_vectors = (cols + 31) / 32 * 32 / kWidth",
+        "const int num_vectors = cols / kWidth",
+        "the tail of the columns",
+    ),
+    # ---- matrix.cu ----
+    Mutation("matrix.cu", "row >= weight.rows) return;", "row > weight.rows) return;", "a product past the last row"),
+    Mutation("matrix.cu", "if (m >= rows || m >= M", "if (m >= M", "rows that are not there are written"),
+    Mutation(
+        "matrix.cu",
+        "std::int64_t{begin} * a.x.cols",
+        "std::int64_t{begin} * a.weight.cols",
+        "groups of rows begin too early",
+    ),
+    Mutation(
+        "matrix.cu",
+        "*place = accumulate ? *place + total : total",
+        "*place = *place + total",
+        "adds where it should set",
+    ),
+    # ---- norm_matrix.cu ----
+    Mutation("norm_matrix.cu", "pair * half + parity;", "pair * 2 + parity;", "rotation joins the wrong rows"),
+    Mutation(
+        "norm_matrix.cu", "second += args.k_bias[row + half];", "second += args.k_bias[row];", "bias of the other half"
+    ),
+    Mutation("norm_matrix.cu", "at < args.gate.rows ? silu_times", "true ? silu_times", "padding is not zero"),
+    Mutation(
+        "norm_matrix.cu",
+        "step = kUnitRows / 2; step > 0",
+        "step = kUnitRows / 4; step > 0",
+        "best of a block: half of its rows",
+    ),
+    Mutation("norm_matrix.cu", "a.row_ids[m] * a.x_stride", "m * a.x_stride", "head: rows in the wrong order"),
+    Mutation(
+        "norm_matrix.cu",
+        "block < blocks; block += kGemvThreads",
+        "block < blocks - 1; block += kGemvThreads",
+        "the last block of the vocabulary",
     ),
     # ---- number.cuh ----
     Mutation(
@@ -120,6 +312,79 @@ MUTATIONS = (
         "(bits + 0x7fffu + (bits >> 16 & 1u)) >> 16",
         "(bits + 0x8000u) >> 16",
         "ties go up instead of to even",
+    ),
+    # ---- reduce.cuh ----
+    Mutation(
+        "reduce.cuh",
+        "scratch[threadIdx.x / 32] = value;\n  sync_block();\n",
+        "scratch[threadIdx.x / 32] = value;\n",
+        "sums of other warps are read without a barrier",
+    ),
+    Mutation(
+        "reduce.cuh",
+        "sum += scratch[warp];\n  sync_block();\n",
+        "sum += scratch[warp];\n",
+        "the next sum overwrites what a slow warp still reads",
+    ),
+    Mutation("reduce.cuh", "warp < kThreads / 32", "warp < kThreads / 32 - 1", "the last warp's sum is left out"),
+    Mutation(
+        "reduce.cuh",
+        "  if (lane_id() == 0) scratch[threadIdx.x / 32] = value;\n",
+        "  scratch[threadIdx.x / 32] = value;\n",
+        "all lanes write one place",
+    ),
+    Mutation(
+        "reduce.cuh",
+        "scratch[warp * M + m] = scales[m]",
+        "scratch[warp * M] = scales[m]",
+        "norms of several rows in one place",
+    ),
+    # ---- sampling.cu ----
+    Mutation(
+        "sampling.cu", "if (in_output > 0 && (", "if (in_output >= 0 && (", "sampler: presence penalty of prompt tokens"
+    ),
+    Mutation(
+        "sampling.cu",
+        "value > 0.0 ? value / p.repetition_penalty : value * p.repetition_penalty",
+        "value / p.repetition_penalty",
+        "sampler: repetition penalty of negative logits",
+    ),
+    Mutation(
+        "sampling.cu",
+        "if (i > 0 && p.biases[i - 1].token == token) continue;",
+        "",
+        "sampler: biases of one token added once",
+    ),
+    Mutation(
+        "sampling.cu",
+        "lanes & ((1u << lane_id()) - 1)",
+        "lanes & ((2u << lane_id()) - 1)",
+        "sampler: prefix over the wrong lanes",
+    ),
+    Mutation("sampling.cu", "+ p.temperature * p.log_min_p", "+ p.log_min_p", "sampler: min-p without the temperature"),
+    Mutation(
+        "sampling.cu",
+        "uniform_at(p.seed, p.choice, p.position)",
+        "uniform_at(p.seed, p.choice, 0)",
+        "sampler: the draw does not know its position",
+    ),
+    Mutation("sampling.cu", "row * a.logits_stride", "row * a.vocab", "sampler: rows by the wrong stride"),
+    # ---- sampling.cuh ----
+    Mutation(
+        "sampling.cuh",
+        "(0xffffffffu - static_cast<unsigned>(id))",
+        "static_cast<unsigned>(id)",
+        "sampler: ties go to the higher id",
+    ),
+    Mutation("sampling.cuh", ": logit == 0.0f ? 0.0f : logit", ": logit", "sampler: minus zero apart from zero"),
+    Mutation("sampling.cuh", "    turn ^= 1;", "    turn = 0;", "sampler: one set of sums for two turns"),
+    Mutation("sampling.cuh", "round < 10", "round < 9", "sampler: rounds of the random numbers"),
+    Mutation("sampling.cuh", "0x1.ebfbe0p-3f", "0x1.ebfbe0p-4f", "sampler: a weight's polynomial"),
+    Mutation(
+        "sampling.cuh",
+        "const float value = logit > FLT_MAX ? FLT_MAX :",
+        "const float value =",
+        "sampler: infinity above the greatest finite value",
     ),
 )
 

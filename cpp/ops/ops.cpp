@@ -92,11 +92,19 @@ void check_shared_keys(const AttentionPlan& plan) {
   }
 }
 
-// Sizes of the work, which only the host can see before a kernel starts, and the segment of every row.
-void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecContext& ctx) {
+// The segment of each row.
+std::vector<int32_t> segments_of_rows(const AttentionPlan& plan) {
   std::vector<int32_t> row_segments(plan.positions.size());
   for (std::size_t s = 0; s < plan.segments.size(); ++s) {
     const AttentionSegment& segment = plan.segments[s];
+    std::fill_n(row_segments.begin() + segment.row_begin, segment.row_count, static_cast<int32_t>(s));
+  }
+  return row_segments;
+}
+
+// Sizes of the work, which only the host can see before a kernel starts, and the segment of every row.
+void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecContext& ctx) {
+  for (const AttentionSegment& segment : plan.segments) {
     int32_t splits = 0;
     for (int32_t r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
       splits += ceil_div(plan.runs[static_cast<std::size_t>(r)].num_keys, kSplitTokens);
@@ -104,11 +112,8 @@ void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecCont
     args.max_segment_rows = std::max(args.max_segment_rows, segment.row_count);
     args.max_splits = std::max(args.max_splits, splits);
     if (segment.row_count <= kDecodeRows) args.max_decode_splits = std::max(args.max_decode_splits, splits);
-    std::fill_n(row_segments.begin() + segment.row_begin, segment.row_count, static_cast<int32_t>(s));
   }
-  auto* copy = ctx.workspace->allocate_array<int32_t>(row_segments.size());
-  ctx.kernels->memory->copy_in(copy, row_segments.data(), row_segments.size() * sizeof(int32_t));
-  args.row_segments = copy;
+  args.row_segments = ctx.workspace->derived_on_device(plan.segments.data(), [&] { return segments_of_rows(plan); });
 }
 
 // Writes what a kernel has written on the device, or has been given to write on the host, to the host.

@@ -1,6 +1,7 @@
 #include "tensor/workspace.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/align.h"
 #include "tensor/device_memory.h"
@@ -21,15 +22,29 @@ std::byte* Workspace::allocate(std::size_t bytes) {
 }
 
 const void* Workspace::mirror(const void* host, std::size_t bytes) {
-  const DeviceMemory* const memory = pool_->memory();
-  if (memory == nullptr) return host;
-  for (const Mirror& mirror : mirrors_) {
-    if (mirror.host == host && mirror.bytes == bytes) return mirror.copy.data();
-  }
+  if (pool_->memory() == nullptr) return host;
+  const Mirror* found = find(host, bytes);
+  if (found == nullptr) found = add(host, bytes, host, bytes);
+  return found->copy.data();
+}
+
+const Workspace::Mirror* Workspace::find(const void* host, std::size_t bytes) const {
+  const auto same = [&](const Mirror& mirror) { return mirror.host == host && mirror.bytes == bytes; };
+  const auto found = std::find_if(mirrors_.begin(), mirrors_.end(), same);
+  return found == mirrors_.end() ? nullptr : &*found;
+}
+
+const Workspace::Mirror* Workspace::add(const void* host, std::size_t key_bytes, const void* data, std::size_t bytes) {
   Buffer copy = pool_->allocate(bytes);
-  memory->copy_in(copy.data(), host, bytes);
-  mirrors_.push_back({host, bytes, std::move(copy)});
-  return mirrors_.back().copy.data();
+  if (bytes == 0) {
+    // nothing to copy, and perhaps nowhere to copy from
+  } else if (pool_->memory() != nullptr) {
+    pool_->memory()->copy_in(copy.data(), data, bytes);
+  } else {
+    std::memcpy(copy.data(), data, bytes);
+  }
+  mirrors_.push_back({host, key_bytes, std::move(copy)});
+  return &mirrors_.back();
 }
 
 void Workspace::reset() {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "tensor/allocator.h"
@@ -31,6 +32,18 @@ class Workspace {
   template <class T>
   const T* on_device(std::span<const T> host) {
     return static_cast<const T*>(mirror(host.data(), host.size_bytes()));
+  }
+
+  /// What `make()` returns, a vector, for kernels to read until `reset`: made when asked for by this key, the address
+  /// of something that lives as long, for the first time after `reset`.
+  template <class Make>
+  auto derived_on_device(const void* key, const Make& make) {
+    const Mirror* found = find(key, kDerived);
+    if (found == nullptr) {
+      const auto values = make();
+      found = add(key, kDerived, values.data(), values.size() * sizeof(values[0]));
+    }
+    return found->copy.template as<const typename std::invoke_result_t<Make>::value_type>();
   }
 
   const DeviceMemory* memory() const { return pool_->memory(); }
@@ -61,6 +74,9 @@ class Workspace {
     std::size_t bytes;
     Buffer copy;
   };
+  static constexpr std::size_t kDerived = ~std::size_t{0};  // in the place of a size: made from something else
+  const Mirror* find(const void* host, std::size_t bytes) const;
+  const Mirror* add(const void* host, std::size_t key_bytes, const void* data, std::size_t bytes);
   const void* mirror(const void* host, std::size_t bytes);
 
   std::shared_ptr<CachingPool> pool_;

@@ -182,7 +182,7 @@ struct OtherBench : DeviceBench {
 };
 
 struct DeterministicBench : OtherBench {
-  DeterministicBench() { table.attention = attention_deterministic; }
+  DeterministicBench() { table.attention = backend.deterministic->attention; }
 };
 
 // Never has a block for every split: gets no room for their states.

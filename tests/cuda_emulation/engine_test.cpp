@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
-#include "cuda_emulation/device.h"
+#include "cuda_emulation/device_fixture.h"
 #include "engine/engine_fixture.h"
 
 namespace nb::engine {
@@ -134,7 +134,7 @@ std::vector<Request> short_requests() {
 }
 
 TEST(Emulated, GreedyTokensAreThoseOfTheReference) {
-  const model::TinyModelOptions host, device{.device = &emulation::backend()};
+  const model::TinyModelOptions host, device{.device = &cuda::tested_backend()};
   const EngineOptions options{.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 48};
   const std::size_t before = emulation::device_bytes_in_use();
   expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
@@ -142,7 +142,7 @@ TEST(Emulated, GreedyTokensAreThoseOfTheReference) {
 }
 
 TEST(Emulated, QuantizedModelsRunAsBf16) {
-  const model::TinyModelOptions device{.format = quant::Format::q8_0, .device = &emulation::backend()};
+  const model::TinyModelOptions device{.format = quant::Format::q8_0, .device = &cuda::tested_backend()};
   const auto model = model::make_tiny_model(device);
   EXPECT_EQ(model->act_type(), ops::ActType::bf16);
   EXPECT_EQ(model->default_kv_format(), quant::KvFormat::bf16);
@@ -168,13 +168,13 @@ void expect_same_alone_and_together(const model::TinyModelOptions& options, int 
 
 TEST(Emulated, UpToEightRowsGiveTheSameBits) {
   for (const quant::Format format : {quant::Format::f32, quant::Format::bf16}) {
-    expect_same_alone_and_together({.format = format, .device = &emulation::backend()}, 8);
+    expect_same_alone_and_together({.format = format, .device = &cuda::tested_backend()}, 8);
   }
 }
 
 TEST(Emulated, DeterministicModelsGiveTheSameBitsForAnyNumberOfRows) {
   for (const quant::Format format : {quant::Format::f32, quant::Format::bf16}) {
-    expect_same_alone_and_together({.format = format, .device = &emulation::backend(), .deterministic = true}, 100);
+    expect_same_alone_and_together({.format = format, .device = &cuda::tested_backend(), .deterministic = true}, 100);
   }
 }
 

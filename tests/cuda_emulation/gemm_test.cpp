@@ -223,5 +223,23 @@ TEST(Gemm, TilesFillTheDevice) {
   EXPECT_EQ(choose_gemm_tile(2048, 2048), GemmTile::large);
 }
 
+// Through the table of the backend, as the engine has it: on a GPU the only way there is.
+TEST(ManyRows, LinearMatchesReference) {
+  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16}) {
+    for (const char* act : {"f32", "bf16"}) {
+      for (const int rows : {9, 65}) {
+        DeviceBench bench;
+        const ops::RandomWeights weights(format, 33, 72, 5);
+        const ops::LinearWeight packed = bench.pack({weights.source()}, act);
+        const Matrix x = Matrix::random(rows, 72, 6);
+        const DeviceMatrix on_device(bench, x), out(bench, Matrix(rows, 33, kUntouched));
+        ops::linear(out.view(), ops::prepare(on_device.view(), packed.act_type, bench.ctx), packed.segments[0],
+                    Tensor(), false, bench.ctx);
+        ops::expect_close(out.host(), expected_of(weights, act, x), 3e-6, act);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nb::cuda

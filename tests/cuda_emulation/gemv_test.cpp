@@ -146,11 +146,11 @@ TEST(Gemv, DeterministicProductHasTheSameBits) {
   const DeviceMatrix x(bench, Matrix::random(kMostRows, 100, 6));
   const ops::Activation act = ops::prepare(x.view(), packed.act_type, bench.ctx);
   const DeviceMatrix all(bench, Matrix(kMostRows, 9, kNan)), one(bench, Matrix(1, 9, kNan));
-  linear_deterministic({packed.segments[0], act, nullptr, false, all.view().as<float>(), 9}, {});
+  bench.backend.deterministic->linear({packed.segments[0], act, nullptr, false, all.view().as<float>(), 9}, {});
   ops::Activation last = act;
   last.rows = 1;
   last.values = reinterpret_cast<float*>(reinterpret_cast<std::uint16_t*>(act.values) + (kMostRows - 1) * act.cols);
-  linear_deterministic({packed.segments[0], last, nullptr, false, one.view().as<float>(), 9}, {});
+  bench.backend.deterministic->linear({packed.segments[0], last, nullptr, false, one.view().as<float>(), 9}, {});
   const Matrix whole = all.host(), single = one.host();
   for (int i = 0; i < 9; ++i) EXPECT_EQ(whole.at(kMostRows - 1, i), single.at(0, i));
 }

@@ -128,6 +128,24 @@ TEST_F(OnDevice, ArraysOfAStepAreCopiedOnce) {
   EXPECT_EQ(workspace.on_device(view)[0], 9);
 }
 
+TEST_F(OnDevice, WhatIsMadeFromAnArrayIsMadeOnce) {
+  Workspace workspace(CachingPool::create(&memory()));
+  const std::vector<int> ids = {4, 5};
+  int calls = 0;
+  const auto make = [&] {
+    ++calls;
+    return std::vector<int>{7, 8, 9};
+  };
+  const int* first = workspace.derived_on_device(ids.data(), make);
+  EXPECT_EQ(first[2], 9);
+  EXPECT_EQ(workspace.derived_on_device(ids.data(), make), first);
+  EXPECT_NE(workspace.on_device(std::span<const int>(ids)), first) << "the array itself is another thing";
+  EXPECT_EQ(calls, 1);
+  workspace.reset();
+  workspace.derived_on_device(ids.data(), make);
+  EXPECT_EQ(calls, 2);
+}
+
 TEST(OnHost, ArraysOfAStepAreTheirOwnCopies) {
   Workspace workspace(CachingPool::create());
   const std::vector<int> ids = {1};

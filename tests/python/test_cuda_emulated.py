@@ -1,0 +1,96 @@
+"""``device="cuda"`` from Python, with the kernels on the emulator: models of every family against the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_hf import config_of, tensors_of, write_folder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from make_random_model import byte_tokenizer
+
+PROMPTS = [[5], list(range(30, 47)), [7, 300 - 1, 0, 12]]
+# In a process of its own: which libraries of kernels there are is looked up once.
+SCRIPT = """
+import json, sys, warnings
+import nanobraid as nb
+folder, device, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+params = nb.SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
+with nb.LLM(folder, device=device, max_model_len=64, max_num_seqs=2, **options) as llm:
+    outputs = llm.generate(json.loads(sys.argv[4]), params)
+    print(json.dumps({"backend": llm.config["backend"], "tokens": [o.token_ids for o in outputs],
+                      "logprobs": [[p[t].logprob for t, p in zip(o.token_ids, o.logprobs)] for o in outputs]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    folder = os.environ.get("NANOBRAID_BUILD_DIR")
+    if not folder:
+        pytest.skip("NANOBRAID_BUILD_DIR names no build of the tests, which has the emulated kernels")
+    path = Path(folder) / "libnanobraid_cuda_emulated.so"
+    if not path.exists():
+        pytest.skip(f"{path} has not been built")
+    return path
+
+
+def run(library: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NANOBRAID_CUDA_LIBRARY": str(library)}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def answer(library: Path, folder: Path, device: str, **options: Any) -> dict[str, Any]:
+    done = run(library, "-c", SCRIPT, folder, device, json.dumps(options), json.dumps(PROMPTS))
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout), "stderr": done.stderr}
+
+
+def test_doctor_calls_it_usable(library: Path) -> None:
+    done = run(library, "-m", "nanobraid", "doctor")
+    assert done.returncode == 0, done.stderr
+    assert "usable: emulated GPU" in done.stdout
+    assert "cuda:0" in done.stdout
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_family_gives_the_tokens_of_the_cpu(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of(family)
+    folder = write_folder(tmp_path / family, config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    exact = {"dtype": "f32", "kv_dtype": "f32"}
+    cpu = answer(library, folder, "reference", **exact)
+    gpu = answer(library, folder, "cuda", **exact)
+    assert (cpu["backend"], gpu["backend"]) == ("reference", "cuda:0")
+    assert gpu["tokens"] == cpu["tokens"]
+    np.testing.assert_allclose(np.concatenate(gpu["logprobs"]), np.concatenate(cpu["logprobs"]), atol=2e-4)
+    assert answer(library, folder, "auto", deterministic=True, **exact)["tokens"] == cpu["tokens"]
+    assert answer(library, folder, "cpu")["backend"] != "cuda:0"
+
+
+def test_what_it_cannot_do_is_refused_by_name(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("llama")
+    folder = write_folder(tmp_path / "llama", config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    done = run(library, "-c", SCRIPT, folder, "cuda", json.dumps({"dtype": "int8"}), "[[1]]")
+    assert done.returncode != 0
+    assert "dtype int8 on a device: auto, bf16 or f32" in done.stderr
+
+
+def test_without_the_library_it_says_why(tmp_path: Path) -> None:
+    done = run(tmp_path / "none.so", "-c", "import nanobraid as nb; nb.LLM('smollm2-135m', device='cuda')")
+    assert done.returncode != 0
+    assert "device 'cuda' is not available" in done.stderr
+    assert "none.so" in done.stderr

@@ -166,12 +166,13 @@ class Loader {
             .file_row = {}};
   }
 
-  // Once, if a matrix takes more memory on the device than in the file.
-  void tell_of_expansion(std::span<const ops::MatrixSource> group) {
-    expands_ = std::any_of(group.begin(), group.end(),
-                           [](const auto& source) { return quant::format_info(source.format).is_quantized(); });
-    if (expands_) {
-      log(LogLevel::warning, source_.path(), ": quantized weights become bf16 on ", memory_->name,
+  // Tells, once, that a matrix takes more memory on the device than in the file.
+  void note_expansion(std::span<const ops::MatrixSource> group) {
+    weights_.expanded = std::any_of(group.begin(), group.end(), [](const auto& source) {
+      return quant::format_info(source.format).is_quantized();
+    });
+    if (weights_.expanded) {
+      log(LogLevel::info, source_.path(), ": quantized weights become bf16 on ", memory_->name,
           ", which has no kernels for them");
     }
   }
@@ -187,7 +188,7 @@ class Loader {
     const std::shared_ptr<HostArena> arena = memory_ == nullptr ? arena_ : HostArena::create(1);
     ops::LinearWeight weight = ops::pack_linear(group, grouping, dtype_, layout_, *arena, pool_);
     if (memory_ != nullptr) {
-      if (!expands_) tell_of_expansion(group);
+      if (!weights_.expanded) note_expansion(group);
       ops::move_to(*memory_, weight);
     }
     weights_.bytes += weight.bytes;
@@ -199,7 +200,6 @@ class Loader {
   const io::ModelSource& source_;
   const std::string& dtype_;
   ops::WeightLayout layout_;
-  bool expands_ = false;
   const DeviceMemory* memory_;  // of the device the weights are for; null: the host
   ThreadPool& pool_;
   std::shared_ptr<HostArena> arena_;

@@ -30,6 +30,7 @@ class ModelWeights {
   std::vector<LayerWeights> layers;
   std::vector<Buffer> small;  ///< memory of norms and biases
   std::int64_t bytes = 0;     ///< packed size of everything
+  bool expanded = false;      ///< quantized matrices became bf16, for want of kernels of the device
 
   const ops::LinearWeight& head_weight() const { return head.segments.empty() ? embedding : head; }
 

@@ -272,6 +272,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })
       .def_property_readonly("num_threads", [](const LoadedModel& self) { return self.model->pool().num_threads(); })
       .def_property_readonly("weight_bytes", [](const LoadedModel& self) { return self.model->weights().bytes; })
+      .def_property_readonly("expanded", [](const LoadedModel& self) { return self.model->weights().expanded; })
       .def_property_readonly("load_seconds", [](const LoadedModel& self) { return self.load_seconds; });
 
   py::class_<engine::StepOutput>(module, "StepOutput")

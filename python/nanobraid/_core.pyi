@@ -212,6 +212,10 @@ class Model:
     @property
     def weight_bytes(self) -> int: ...
     @property
+    def expanded(self) -> bool:
+        """Whether quantized matrices became bf16, for want of kernels of the device."""
+
+    @property
     def load_seconds(self) -> float: ...
 
 class StepOutput:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
@@ -126,6 +127,11 @@ class LLM:
                 enable_prefix_caching=enable_prefix_caching is not False,
                 trace_path=trace,
                 **limits,
+            )
+        if self._model.expanded:
+            warnings.warn(
+                f"{path}: quantized weights become bf16 on {self._model.backend}, which has no kernels for them yet",
+                stacklevel=2,
             )
         self._path = path
         self._kv_dtype = engine.kv_dtype

@@ -79,6 +79,22 @@ def test_every_family_gives_the_tokens_of_the_cpu(
     assert answer(library, folder, "cpu")["backend"] != "cuda:0"
 
 
+def test_quantized_weights_become_bf16_and_it_says_so(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("llama")
+    folder = write_folder(tmp_path / "llama", config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    file = tmp_path / "llama.braid"
+    made = run(library, "-m", "nanobraid", "export", folder, "-o", file, "--dtype", "w8")
+    assert made.returncode == 0, made.stderr
+    expanded = answer(library, file, "cuda")
+    assert expanded["stderr"].count("quantized weights become bf16 on cuda:0") == 1
+    assert "become bf16" not in answer(library, file, "cpu")["stderr"]
+    assert "become bf16" not in answer(library, folder, "cuda")["stderr"]
+
+
 def test_what_it_cannot_do_is_refused_by_name(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
     config = config_of("llama")

@@ -482,7 +482,8 @@ def _backend_of(device: str) -> str:
     if name in available:
         return name
     if device == "cuda" or device.startswith("cuda:"):
-        raise UnsupportedError(f"device {device!r} is not available: {_core.cuda_status()}")
+        why = _core.cuda_status().removeprefix("not usable: ")
+        raise UnsupportedError(f"device {device!r} is not available: {why}")
     if name in _CPU_BACKENDS:
         raise UnsupportedError(f"device {device!r} is not available on this machine, which has {', '.join(available)}")
-    raise InvalidArgumentError(f"device must be auto, cpu or one of {', '.join(available)}, got {device!r}")
+    raise InvalidArgumentError(f"device must be auto, cpu, cuda or one of {', '.join(available)}, got {device!r}")

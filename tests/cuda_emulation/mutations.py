@@ -200,18 +200,6 @@ MUTATIONS = (
         "cp_async_wait<Tile::kStages - 1>",
         "gemm: waits for one stage less",
     ),
-    Mutation(
-        "gemm.cuh",
-        "col_begin + row < a.weight.rows && tile * kVectors + w_vector < num_vectors",
-        "col_begin + row < a.weight.rows",
-        "gemm: tail of both along K",
-    ),
-    Mutation(
-        "gemm.cuh",
-        "row_begin + row < a.x.rows && tile * kVectors + x_vector < num_vectors",
-        "row_begin + row < a.x.rows",
-        "gemm: tail of x along K",
-    ),
     Mutation("gemm.cuh", "b_half = lane / 8 % 2", "b_half = lane / 16", "gemm: wrong half of B"),
     Mutation(
         "gemm.cuh",

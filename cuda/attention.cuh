@@ -8,7 +8,7 @@
 #pragma once
 
 #include "base/ids.h"
-#include "cuda/number.cuh"
+#include "cuda/formulas.cuh"
 #include "ops/args.h"
 
 namespace nb::cuda {
@@ -30,8 +30,7 @@ NB_DEVICE int splits_of(const ops::AttentionRun& run) { return (run.num_keys + k
 /// The values of one token in a cell of the KV layer; which: 0 for keys, 1 for values.
 template <class Number>
 NB_DEVICE const Number* kv_row(const ops::KvLayer& kv, int block, int which, int head, int token) {
-  const std::uint8_t* cell = kv.base + block * kv.block_stride + (which * kv.num_kv_heads + head) * kv.cell_bytes;
-  return reinterpret_cast<const Number*>(cell) + token * kv.head_dim;
+  return reinterpret_cast<const Number*>(kv_cell(kv, block, which, head)) + token * kv.head_dim;
 }
 
 /// Numbers `pair` and pair + D / 2 of a query head, rotated to `position` and scaled so that exp2 of a product with a
@@ -41,9 +40,10 @@ NB_DEVICE float2 rotated_pair(const ops::AttentionArgs& a, int row, int head, in
   const int dim = a.kv.head_dim, half = dim / 2;
   const float* q = a.q + row * a.q_stride + head * dim + pair;
   const float* angle = a.rope.cos_sin + static_cast<std::int64_t>(position) * dim + pair;
-  const float first = q[0], second = q[half];
-  const float cosine = angle[0], sine = angle[half], scale = a.scale * kLog2e;
-  return {fmaf(first, cosine, -(second * sine)) * scale, fmaf(second, cosine, first * sine) * scale};
+  const float scale = a.scale * kLog2e;
+  float first = q[0], second = q[half];
+  rotate(first, second, angle, half);
+  return {first * scale, second * scale};
 }
 
 /// Of the scores of some keys in base 2: the largest, and the sum of exp2(score - max). Empty: {-infinity, 0}.

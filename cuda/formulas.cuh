@@ -17,10 +17,14 @@ NB_DEVICE void rotate(float& first, float& second, const float* angle, int half)
 
 NB_DEVICE float silu_times(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
+/// The cell of a block and head that has keys (which = 0) or values (1).
+NB_DEVICE std::uint8_t* kv_cell(const ops::KvLayer& kv, int block, int which, int head) {
+  return kv.base + block * kv.block_stride + (which * kv.num_kv_heads + head) * kv.cell_bytes;
+}
+
 /// Stores one value of a token's key (which = 0) or value (1) in the cache.
 NB_DEVICE void store_kv(const ops::KvLayer& kv, int slot, int which, int head, int dim, float value) {
-  std::uint8_t* cell =
-      kv.base + slot / kBlockTokens * kv.block_stride + (which * kv.num_kv_heads + head) * kv.cell_bytes;
+  std::uint8_t* cell = kv_cell(kv, slot / kBlockTokens, which, head);
   const int at = slot % kBlockTokens * kv.head_dim + dim;
   if (kv.format == quant::KvFormat::f32) {
     reinterpret_cast<float*>(cell)[at] = value;

@@ -246,6 +246,9 @@ NB_DEVICE void multiply(Job& job, int cols, const Ready& ready) {
   }
 }
 
+/// Units that all rows of a weight make.
+inline int units_of(const ops::LinearSegment& weight) { return (weight.rows + kUnitRows - 1) / kUnitRows; }
+
 /// Blocks for `units` units where every block first brings x to itself: few enough to be resident together (four for
 /// each of the 132 multiprocessors of an H100), each with as many units.
 inline int blocks_for_units(int units) {

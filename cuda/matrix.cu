@@ -64,9 +64,8 @@ void linear_of(const ops::LinearArgs& a) {
       group.x.rows = a.x.rows - begin < kMaxColumns ? a.x.rows - begin : kMaxColumns;
       group.x.values = reinterpret_cast<float*>(reinterpret_cast<Act*>(a.x.values) + std::int64_t{begin} * a.x.cols);
       group.out = a.out + begin * a.out_stride;
-      const int units = (a.weight.rows + kUnitRows - 1) / kUnitRows;
       with_columns(group.x.rows, [&](auto columns) {
-        launch({.name = "linear_kernel", .grid_x = static_cast<unsigned>(units)},
+        launch({.name = "linear_kernel", .grid_x = static_cast<unsigned>(units_of(a.weight))},
                linear_kernel<decltype(number), Act, columns.value>, group);
       });
     }
@@ -98,9 +97,8 @@ void linear_residual(const ops::LinearResidualArgs& a, const Part&) {
     group.rows = count;
     group.x = a.x + begin * a.x_stride;
     group.residual = a.residual + begin * a.residual_stride;
-    const int units = (a.weight.rows + kUnitRows - 1) / kUnitRows;
     launch({.name = "linear_residual_kernel",
-            .grid_x = static_cast<unsigned>(blocks_for_units(units)),
+            .grid_x = static_cast<unsigned>(blocks_for_units(units_of(a.weight))),
             .dynamic_shared_bytes = staged_bytes<Act>(count, a.weight.cols)},
            linear_residual_kernel<decltype(number), Act, columns.value>, group);
   };

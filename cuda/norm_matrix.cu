@@ -10,8 +10,6 @@ namespace {
 
 // ---- q, k, v ----
 
-int units_of(const ops::LinearSegment& segment) { return (segment.rows + kUnitRows - 1) / kUnitRows; }
-
 /// Whether keys are rotated and stored by the product itself. A unit then has the two pairs of rows of a head that the
 /// rotation pairs up. Where keys or queries are normed first, a head is more rows than one block should read (a
 /// product of 128 rows each would keep few multiprocessors busy), and a second, small kernel finishes heads.

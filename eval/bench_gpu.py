@@ -1,7 +1,7 @@
 """Speed on one GPU: what the machine can do, what nanobraid makes of it, and transformers on the same weights.
 
-    python tools/make_random_model.py --like llama-3.2-1b --dtype bf16 /tmp/llama
-    python eval/bench_gpu.py --models /tmp/llama [--op-bench BUILD/eval/op_bench] [--json out.json]
+    python tools/make_random_model.py --like llama-3.2-1b --dtype bf16 FOLDER
+    python eval/bench_gpu.py --models FOLDER [--op-bench BUILD/eval/op_bench] [--json out.json]
 
 First the ceilings: read bandwidth (the sum of a large tensor) and a large bf16 matrix product, both by torch. Then for
 every folder of Hugging Face weights and every round, the sides in turn: the time of a decode step after --context

@@ -44,7 +44,7 @@ class Loader {
     if (!config_.tie_word_embeddings) weights_.head = pack({matrix(names_.head, config_.vocab_size, hidden)});
     weights_.layers.reserve(static_cast<std::size_t>(config_.num_layers));
     for (int i = 0; i < config_.num_layers; ++i) weights_.layers.push_back(layer(i));
-    if (memory_ != nullptr) move_vectors();
+    if (memory_ != nullptr) move_vectors(*memory_, weights_);  // which were put in order on the host
     arena_->trim();
     source_.release_pages();
     return std::move(weights_);
@@ -84,24 +84,6 @@ class Loader {
                          ops::Grouping::interleaved32);
     layer.down = pack({matrix(name(names_.down), hidden, inner)});
     return layer;
-  }
-
-  // Norms and biases, which are put in order on the host, into the device's memory.
-  void move_vectors() {
-    const auto move = [&](Tensor& tensor) {
-      if (!tensor) return;
-      weights_.small.push_back(copy_to(*memory_, tensor.data, static_cast<std::size_t>(tensor.dim(0)) * sizeof(float)));
-      tensor.data = weights_.small.back().data();
-    };
-    const std::vector<Buffer> on_host = std::move(weights_.small);  // until all are copied
-    weights_.small.clear();
-    move(weights_.final_norm);
-    for (LayerWeights& layer : weights_.layers) {
-      for (Tensor* tensor : {&layer.attention_norm, &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.q_norm,
-                             &layer.k_norm, &layer.ffn_norm}) {
-        move(*tensor);
-      }
-    }
   }
 
   const io::TensorInfo& tensor(const std::string& name, std::vector<std::int64_t> shape) {
@@ -234,6 +216,23 @@ void refuse_unused_tensors(const ModelConfig& config, const TensorNames& names, 
 }
 
 }  // namespace
+
+void move_vectors(const DeviceMemory& memory, ModelWeights& weights) {
+  const auto move = [&](Tensor& tensor) {
+    if (!tensor) return;
+    weights.small.push_back(copy_to(memory, tensor.data, static_cast<std::size_t>(tensor.dim(0)) * sizeof(float)));
+    tensor.data = weights.small.back().data();
+  };
+  const std::vector<Buffer> on_host = std::move(weights.small);  // until all are copied
+  weights.small.clear();
+  move(weights.final_norm);
+  for (LayerWeights& layer : weights.layers) {
+    for (Tensor* tensor : {&layer.attention_norm, &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.q_norm,
+                           &layer.k_norm, &layer.ffn_norm}) {
+      move(*tensor);
+    }
+  }
+}
 
 ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool) {

@@ -22,6 +22,9 @@ std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& o
 /// Facts of a file without its weights; vocab_size and tie_word_embeddings come from the tensor directory.
 ModelConfig read_config(const io::ModelSource& source);
 
+/// Moves norms and biases into the memory of a device. Throws out_of_memory or device.
+void move_vectors(const DeviceMemory& memory, ModelWeights& weights);
+
 /// Packs every tensor of a model for `backend`. Shapes are checked against `config`.
 ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool);

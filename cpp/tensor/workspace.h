@@ -46,8 +46,6 @@ class Workspace {
     return found->copy.template as<const typename std::invoke_result_t<Make>::value_type>();
   }
 
-  const DeviceMemory* memory() const { return pool_->memory(); }
-
   /// Gives everything back and grows the arena if the last use overflowed it. Call between steps.
   void reset();
 

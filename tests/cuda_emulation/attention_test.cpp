@@ -43,24 +43,15 @@ std::string name_of(const Problem& problem) {
   return name;
 }
 
-std::vector<float> make_rotations(int dim, int positions) {
-  std::vector<float> table(static_cast<std::size_t>(dim * positions));
-  for (int p = 0; p < positions; ++p) {
-    for (int i = 0; i < dim / 2; ++i) {
-      const double angle = p * std::pow(10000.0, -2.0 * i / dim);
-      table[static_cast<std::size_t>(p * dim + i)] = static_cast<float>(std::cos(angle));
-      table[static_cast<std::size_t>(p * dim + dim / 2 + i)] = static_cast<float>(std::sin(angle));
-    }
-  }
-  return table;
-}
-
 // Everything of a problem in host memory. The cells were written by the reference backend; those of the device are the
 // same. Blocks that no run names are NaN, unused cells of the others zero, as the engine leaves them.
 class Setting {
  public:
   explicit Setting(const Problem& problem)
-      : problem_(problem), reference_("reference"), rotations_(make_rotations(problem.head_dim, kPositions)), q_(0, 0) {
+      : problem_(problem),
+        reference_("reference"),
+        rotations_(ops::make_rotations(problem.head_dim, kPositions)),
+        q_(0, 0) {
     int num_blocks = 0;
     for (const auto& sequence : problem.sequences) {
       num_blocks += (sequence.context + 15) / 16 + 1;

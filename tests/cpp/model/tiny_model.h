@@ -14,9 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include "model/loader.h"
 #include "model/model.h"
 #include "quant/format.h"
-#include "tensor/device_memory.h"
 
 namespace nb::model {
 
@@ -81,24 +81,11 @@ class TinyWeights {
       layer.down = pack({matrix(config.hidden_size, config.intermediate_size)});
       weights.layers.push_back(std::move(layer));
     }
-    if (memory_ != nullptr) move_vectors(weights);
+    if (memory_ != nullptr) move_vectors(*memory_, weights);
     return weights;
   }
 
  private:
-  void move_vectors(ModelWeights& weights) const {
-    std::vector<Tensor*> tensors = {&weights.final_norm};
-    for (LayerWeights& layer : weights.layers) {
-      tensors.push_back(&layer.attention_norm);
-      tensors.push_back(&layer.ffn_norm);
-    }
-    for (Tensor* tensor : tensors) {
-      weights.small.push_back(
-          copy_to(*memory_, tensor->data, static_cast<std::size_t>(tensor->dim(0)) * sizeof(float)));
-      tensor->data = weights.small.back().data();
-    }
-  }
-
   ops::MatrixSource matrix(int rows, int cols, int nan_row = -1) {
     const std::int64_t row_bytes = quant::row_bytes(options_.format, cols);
     auto bytes = std::make_shared<std::vector<std::uint8_t>>(static_cast<std::size_t>(rows * row_bytes));

@@ -93,18 +93,6 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
   return out;
 }
 
-std::vector<float> make_rotations(int dim, int positions) {
-  std::vector<float> table(static_cast<std::size_t>(dim * positions));
-  for (int p = 0; p < positions; ++p) {
-    for (int i = 0; i < dim / 2; ++i) {
-      const double angle = p * std::pow(10000.0, -2.0 * i / dim);
-      table[static_cast<std::size_t>(p * dim + i)] = static_cast<float>(std::cos(angle));
-      table[static_cast<std::size_t>(p * dim + dim / 2 + i)] = static_cast<float>(std::sin(angle));
-    }
-  }
-  return table;
-}
-
 const Problem kProblems[] = {
     {1, 1, 16, quant::KvFormat::f32, {{1, 1}}},
     {4, 4, 16, quant::KvFormat::bf16, {{17, 17}}},

@@ -89,6 +89,19 @@ inline LinearWeight pack(Bench& bench, std::vector<MatrixSource> group, const st
   return pack_linear(group, grouping, act, bench.backend.kernels->layout, *bench.arena, bench.pool);
 }
 
+/// A rotation table of `positions` rows for heads of `dim`: see RopeTable.
+inline std::vector<float> make_rotations(int dim, int positions) {
+  std::vector<float> table(static_cast<std::size_t>(dim * positions));
+  for (int p = 0; p < positions; ++p) {
+    for (int i = 0; i < dim / 2; ++i) {
+      const double angle = p * std::pow(10000.0, -2.0 * i / dim);
+      table[static_cast<std::size_t>(p * dim + i)] = static_cast<float>(std::cos(angle));
+      table[static_cast<std::size_t>(p * dim + dim / 2 + i)] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
 /// Names of usable backends of the CPU except the reference. A Bench has host memory only.
 inline std::vector<std::string> fast_backends() {
   std::vector<std::string> names;

@@ -67,6 +67,8 @@ class Measurement {
         pool_(pool),
         workspace_(CachingPool::create()),
         ctx_{backend.kernels, &pool, &workspace_} {
+    NB_CHECK(backend.kernels->memory == nullptr, unsupported, "inputs of matrices are measured on the CPU, not on ",
+             backend.name);
     hidden_.resize(ids.size() * static_cast<std::size_t>(config.hidden_size));
     const io::TensorInfo& embedding = *source.find(names_.embedding);
     for (std::size_t t = 0; t < ids.size(); ++t) {

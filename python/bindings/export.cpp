@@ -69,7 +69,7 @@ py::tuple measure_inputs(const ModelFile& file, const std::vector<TokenId>& toke
         (*progress)(done, all);
       };
     }
-    statistics = model::measure_inputs(*file.source, token_ids, sequence_len, ops::find_backend(""), pool, tell);
+    statistics = model::measure_inputs(*file.source, token_ids, sequence_len, ops::find_backend("cpu"), pool, tell);
   }
   py::list layers;
   for (const model::LayerStatistics& layer : statistics.layers) {

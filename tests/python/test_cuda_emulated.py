@@ -95,6 +95,18 @@ def test_quantized_weights_become_bf16_and_it_says_so(
     assert "become bf16" not in answer(library, folder, "cuda")["stderr"]
 
 
+def test_exports_are_calibrated_on_the_cpu(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("llama")
+    folder = write_folder(tmp_path / "llama", config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    made = run(library, "-m", "nanobraid", "export", folder, "-o", tmp_path / "gpu.braid", "--dtype", "w4")
+    assert made.returncode == 0, made.stderr
+    none = run(tmp_path / "none.so", "-m", "nanobraid", "export", folder, "-o", tmp_path / "cpu.braid", "--dtype", "w4")
+    assert none.returncode == 0, none.stderr
+    assert (tmp_path / "gpu.braid").read_bytes() == (tmp_path / "cpu.braid").read_bytes()
+
+
 def test_what_it_cannot_do_is_refused_by_name(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
     config = config_of("llama")

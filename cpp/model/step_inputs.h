@@ -24,6 +24,8 @@ struct StepInputs {
   std::vector<ops::AttentionSegment> segments;
   std::vector<ops::AttentionRun> runs;
   std::vector<std::int32_t> blocks;
+  std::vector<std::int32_t> run_positions;  ///< AttentionArgs::key_positions
+  std::vector<std::uint16_t> hidden;        ///< AttentionArgs::hidden
 
   /// Rows whose logits are needed, ascending.
   std::vector<std::int32_t> logit_rows;
@@ -43,6 +45,8 @@ struct StepInputs {
     for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows, &blocks}) array->clear();
     segments.clear();
     runs.clear();
+    run_positions.clear();
+    hidden.clear();
   }
 };
 

@@ -60,19 +60,27 @@ struct RopeTable {
   int32_t num_positions;
 };
 
-/// A range of keys at one position offset: key i (0 <= i < num_keys) stands at sequence position position_offset + i
-/// and lives in blocks[block_begin + i / 16].
+/// A range of keys at one position offset: key i (first_key <= i < num_keys) stands at sequence position
+/// position_offset + i and lives in blocks[block_begin + i / 16].
+///
+/// Keys that are not contiguous have a position each: with positions_begin >= 0 key i stands at
+/// key_positions[positions_begin + i], ascending, to which it was rotated too, and position_offset is 0. With
+/// hidden_begin >= 0 nobody sees key i if bit i % 16 of hidden[hidden_begin + i / 16] is set.
 struct AttentionRun {
   int32_t block_begin;
   int32_t num_keys;
   int32_t position_offset;
+  int32_t first_key = 0;
+  int32_t hidden_begin = -1;
+  int32_t positions_begin = -1;
 };
 
 /// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees the key at
-/// position s = position_offset + i of a run if s <= p and, with a window W > 0, s > p - W.
+/// position s of a run if s <= p, with a window W > 0 also s > p - W, and the key is not hidden.
 ///
 /// `shared_keys` (a multiple of 16, 0 for none) says that so many leading keys lie in the same blocks as those of the
-/// segment before it; both then have one run, at the same offset. A backend may read such keys once for the rows of
+/// segment before it; both then have one run, at the same offset, that begins
+/// with key 0 and has neither hidden keys nor positions. A backend may read such keys once for the rows of
 /// both; no row's result depends on it. In trie order (blocks compared from the first on) segments i < j have
 /// min(shared_keys of i + 1 .. j) keys in common.
 struct AttentionSegment {
@@ -159,6 +167,8 @@ struct AttentionArgs {
   int32_t num_segments;
   const AttentionRun* runs;
   const int32_t* blocks;
+  const int32_t* key_positions;  ///< of runs with positions of their own; null if there is none
+  const uint16_t* hidden;        ///< of runs with hidden keys; null if there is none
   // What devices need to know before they start a kernel, and how a row finds its segment.
   int32_t rows;               ///< T
   int32_t max_segment_rows;   ///< rows of the longest segment

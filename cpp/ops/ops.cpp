@@ -67,6 +67,28 @@ void check_positions(std::span<const int32_t> positions, const RopeTable& table)
   }
 }
 
+bool is_plain(const AttentionRun& run) { return run.first_key == 0 && run.hidden_begin < 0 && run.positions_begin < 0; }
+
+// Keys of their own positions are found by halving, so these must ascend.
+void check_runs(const AttentionPlan& plan) {
+  for (const AttentionRun& run : plan.runs) {
+    NB_CHECK(run.first_key >= 0 && run.first_key <= run.num_keys, invalid_argument, "attention: a run of ",
+             run.num_keys, " keys begins at key ", run.first_key);
+    if (run.hidden_begin >= 0) {
+      NB_CHECK(run.hidden_begin + ceil_div(run.num_keys, kBlockTokens) <= static_cast<int>(plan.hidden.size()),
+               invalid_argument, "attention: hidden keys of a run of ", run.num_keys, " keys are not all given");
+    }
+    if (run.positions_begin < 0) continue;
+    NB_CHECK(run.position_offset == 0, invalid_argument, "attention: a run with positions of its own has offset ",
+             run.position_offset);
+    NB_CHECK(run.positions_begin + run.num_keys <= static_cast<int>(plan.key_positions.size()), invalid_argument,
+             "attention: positions of a run of ", run.num_keys, " keys are not all given");
+    const auto begin = plan.key_positions.begin() + run.positions_begin;
+    NB_CHECK(std::is_sorted(begin, begin + run.num_keys), invalid_argument,
+             "attention: the positions of a run do not ascend");
+  }
+}
+
 // A wrong claim of equal blocks would be a wrong answer, and to compare a few hundred ids costs nothing beside the
 // step.
 void check_shared_keys(const AttentionPlan& plan) {
@@ -84,7 +106,7 @@ void check_shared_keys(const AttentionPlan& plan) {
                  segment.shared_keys <= std::min(run.num_keys, run_before.num_keys),
              invalid_argument, "attention: segment ", i, " cannot share ", segment.shared_keys, " keys");
     const int32_t* blocks = plan.blocks.data() + run.block_begin;
-    NB_CHECK(run.position_offset == run_before.position_offset &&
+    NB_CHECK(run.position_offset == run_before.position_offset && is_plain(run) && is_plain(run_before) &&
                  std::equal(blocks, blocks + segment.shared_keys / kBlockTokens,
                             plan.blocks.data() + run_before.block_begin),
              invalid_argument, "attention: segments ", i - 1, " and ", i, " do not share their first ",
@@ -290,6 +312,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
            kv.num_kv_heads, " KV heads evenly");
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
+  check_runs(plan);
   check_shared_keys(plan);
   AttentionArgs args{};
   args.q = q.as<const float>();
@@ -306,6 +329,8 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   args.num_segments = static_cast<int32_t>(plan.segments.size());
   args.runs = ctx.workspace->on_device(plan.runs);
   args.blocks = ctx.workspace->on_device(plan.blocks);
+  args.key_positions = plan.key_positions.empty() ? nullptr : ctx.workspace->on_device(plan.key_positions);
+  args.hidden = plan.hidden.empty() ? nullptr : ctx.workspace->on_device(plan.hidden);
   args.rows = static_cast<int32_t>(num_rows);
   const Workspace::Scope scope(*ctx.workspace);
   if (ctx.kernels->memory != nullptr) describe_to_device(plan, args, ctx);

@@ -27,6 +27,8 @@ struct AttentionPlan {
   std::span<const AttentionSegment> segments;
   std::span<const AttentionRun> runs;
   std::span<const int32_t> blocks;
+  std::span<const int32_t> key_positions{};  ///< see AttentionRun
+  std::span<const uint16_t> hidden{};        ///< likewise
 };
 
 /// Normalisation facts of a layer. `weight` f32[cols].

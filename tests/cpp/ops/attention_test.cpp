@@ -22,10 +22,12 @@ struct Problem {
   };
   std::vector<Sequence> sequences;
   int window = 0;
+  bool is_composed = false;  // runs begin late and have hidden keys, and the last one has positions with gaps
 };
 
 struct Plan {
-  std::vector<int32_t> positions, blocks;
+  std::vector<int32_t> positions, blocks, key_positions;
+  std::vector<uint16_t> hidden;
   std::vector<AttentionSegment> segments;
   std::vector<AttentionRun> runs;
 };
@@ -50,29 +52,46 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
   Plan plan;
   std::size_t next_block = 0;
   unsigned seed = 100;
-  const auto add_run = [&](int keys, int offset) {
-    plan.runs.push_back({static_cast<int32_t>(plan.blocks.size()), keys, offset});
+  // Returns the position of the last key.
+  const auto add_run = [&](int keys, int offset, bool is_last) {
+    AttentionRun run{static_cast<int32_t>(plan.blocks.size()), keys, offset};
     std::vector<int32_t> slots, local;
     for (int i = 0; i < keys; ++i) {
       if (i % 16 == 0) plan.blocks.push_back(order[next_block++]);
       slots.push_back(plan.blocks.back() * kBlockTokens + i % 16);
       local.push_back(i);
     }
+    if (problem.is_composed) {
+      run.first_key = keys % 21;
+      run.hidden_begin = static_cast<int32_t>(plan.hidden.size());
+      for (int block = 0; block < (keys + 15) / 16; ++block) {  // some of all keys, of none, of many
+        const auto bits = static_cast<uint16_t>(random());
+        plan.hidden.push_back(block % 7 < 4 ? (block % 14 < 7 ? 0xffff : 0) : static_cast<uint16_t>(bits | 1));
+      }
+    }
+    if (problem.is_composed && is_last) {
+      run.position_offset = 0;
+      run.positions_begin = static_cast<int32_t>(plan.key_positions.size());
+      for (int i = 0; i < keys; ++i) local[static_cast<std::size_t>(i)] = offset + i + i / 5 * 2;
+      plan.key_positions.insert(plan.key_positions.end(), local.begin(), local.end());
+    }
+    plan.runs.push_back(run);
     Matrix k = Matrix::random(keys, problem.num_kv_heads * dim, seed++), v = Matrix::random(keys, k.num_cols, seed++);
     rope(k.view(), local, rope_table, bench.ctx);
     kv_write(layer, k.view(), v.view(), slots, bench.ctx);
+    return run.positions_begin < 0 ? offset + local.back() : local.back();
   };
   for (const auto& sequence : problem.sequences) {
     const auto run_begin = static_cast<int32_t>(plan.runs.size());
     int offset = 0;
     for (int length : sequence.earlier_runs) {
-      add_run(length, offset);
+      add_run(length, offset, false);
       offset += length;
     }
-    add_run(sequence.context, offset);
+    const int last = add_run(sequence.context, offset, true);
     plan.segments.push_back({static_cast<int32_t>(plan.positions.size()), sequence.rows, run_begin,
                              static_cast<int32_t>(plan.runs.size()) - run_begin});
-    for (int i = 0; i < sequence.rows; ++i) plan.positions.push_back(offset + sequence.context - sequence.rows + i);
+    for (int i = 0; i < sequence.rows; ++i) plan.positions.push_back(last + 1 - sequence.rows + i);
   }
   Matrix q = Matrix::random(total_rows, problem.num_heads * dim, 55, 1.5f);
   if (only_row >= 0) {  // the same row alone, as a decode would see it
@@ -89,7 +108,8 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
   }
   Matrix out(q.num_rows, q.num_cols, -3.0f);
   attention(out.view(), q.view(), problem.num_heads, 1.0f / std::sqrt(static_cast<float>(dim)), problem.window,
-            rope_table, layer, {plan.positions, plan.segments, plan.runs, plan.blocks}, bench.ctx);
+            rope_table, layer, {plan.positions, plan.segments, plan.runs, plan.blocks, plan.key_positions, plan.hidden},
+            bench.ctx);
   return out;
 }
 
@@ -105,9 +125,21 @@ const Problem kProblems[] = {
     {6, 2, 32, quant::KvFormat::bf16, {{290, 1, {530}}}},
 };
 
+// Composed contexts: runs that begin late, hidden keys (all of a tile, too), positions with gaps; windows beside.
+std::vector<Problem> composed_problems() {
+  std::vector<Problem> problems;
+  for (const int window : {0, 1, 40, 300}) {
+    for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+      problems.push_back({6, 2, 16, format, {{500, 3, {300, 17}}, {70, 70}, {200, 1, {33, 100, 64}}}, window, true});
+      problems.push_back({5, 1, 32, format, {{40, 10, {20, 300}}, {20, 20, {257, 256, 64}}}, window, true});
+    }
+  }
+  return problems;
+}
+
 // Windows around the edges of blocks (16), tiles (64) and splits (256), contexts of up to 1500 keys.
 std::vector<Problem> windowed_problems() {
-  std::vector<Problem> problems;
+  std::vector<Problem> problems = composed_problems();
   for (const int window : {1, 2, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 511, 513, 1499, 1500, 4000}) {
     for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
       problems.push_back({6, 2, 16, format, {{1500, 3}, {300, 60}, {70, 70}, {600, 1}}, window});
@@ -168,6 +200,83 @@ TEST(AttentionWindow, ReferenceFollowsTheDefinition) {
       }
     }
     expect_close(out, expected, 1e-6, "window " + std::to_string(window));
+  }
+}
+
+// A context put together from a chunk that was stored at positions of its own, behind an anchor, and from single keys:
+// against softmax over all visible keys at their places, in double. Some keys of the chunk are replaced by others.
+TEST(AttentionRuns, ReferenceFollowsTheDefinition) {
+  constexpr int kKeys = 220, kDim = 16, kBegin = 70, kEnd = 150, kAnchor = 5;
+  const auto table = make_rotations(kDim, kKeys);
+  const RopeTable rope_table{table.data(), kDim, kKeys};
+  Bench bench("reference");
+  Matrix k = Matrix::random(kKeys, kDim, 1), v = Matrix::random(kKeys, kDim, 2), q = Matrix::random(kKeys, kDim, 3);
+  const auto is_replaced = [](int p) { return p == kBegin || p % 3 == 0 || (p >= 100 && p < 116); };
+  std::vector<int32_t> chunk, own;  // positions
+  for (int p = 0; p < kKeys; ++p) {
+    if (p < kBegin || p >= kEnd || is_replaced(p)) own.push_back(p);
+    if (p >= kBegin - kAnchor && p < kEnd) chunk.push_back(p);
+  }
+  kv::KvStorage storage({quant::KvFormat::f32, 1, 1, kDim}, 64);
+  std::vector<int32_t> blocks(64);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  const auto store = [&](const std::vector<int32_t>& from, int first_block, int shift, bool spoil) {
+    Matrix keys(static_cast<int>(from.size()), kDim), values(static_cast<int>(from.size()), kDim);
+    std::vector<int32_t> positions, slots;
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      const int p = from[i];
+      // What stands in the chunk for a key that is replaced, or for the anchor, must not be seen.
+      const bool is_unseen = spoil && (p < kBegin || is_replaced(p));
+      for (int d = 0; d < kDim; ++d) {
+        keys.values[i * kDim + static_cast<std::size_t>(d)] = is_unseen ? 9.0f : static_cast<float>(k.at(p, d));
+        values.values[i * kDim + static_cast<std::size_t>(d)] = is_unseen ? 1e3f : static_cast<float>(v.at(p, d));
+      }
+      positions.push_back(p - shift);
+      slots.push_back(first_block * kBlockTokens + static_cast<int>(i));
+    }
+    rope(keys.view(), positions, rope_table, bench.ctx);
+    kv_write(storage.layer(0), keys.view(), values.view(), slots, bench.ctx);
+  };
+  store(chunk, 0, kBegin - kAnchor, true);
+  store(own, 32, 0, false);
+  std::vector<uint16_t> hidden(6, 0);
+  for (int i = kAnchor; i < kAnchor + kEnd - kBegin; ++i) {
+    if (is_replaced(kBegin - kAnchor + i))
+      hidden[static_cast<std::size_t>(i / 16)] |= static_cast<uint16_t>(1 << i % 16);
+  }
+  const std::vector<AttentionRun> runs = {
+      {.block_begin = 0,
+       .num_keys = kAnchor + kEnd - kBegin,
+       .position_offset = kBegin - kAnchor,
+       .first_key = kAnchor,
+       .hidden_begin = 0},
+      {.block_begin = 32, .num_keys = static_cast<int32_t>(own.size()), .position_offset = 0, .positions_begin = 0}};
+  const std::vector<AttentionSegment> segments = {{0, kKeys, 0, 2}};
+  std::vector<int32_t> positions(kKeys);
+  std::iota(positions.begin(), positions.end(), 0);
+  Matrix keys = k, queries = q;
+  rope(keys.view(), positions, rope_table, bench.ctx);
+  rope(queries.view(), positions, rope_table, bench.ctx);
+  for (const int window : {0, 1, 17, 100}) {
+    Matrix out(kKeys, kDim, -3.0f);
+    attention(out.view(), q.view(), 1, 0.3f, window, rope_table, storage.layer(0),
+              {positions, segments, runs, blocks, own, hidden}, bench.ctx);
+    Matrix expected(kKeys, kDim);
+    for (int p = 0; p < kKeys; ++p) {
+      std::vector<double> sums(kDim, 0.0);
+      double total = 0.0;
+      for (int s = window == 0 ? 0 : std::max(0, p - window + 1); s <= p; ++s) {
+        double score = 0.0;
+        for (int d = 0; d < kDim; ++d) score += queries.at(p, d) * keys.at(s, d);
+        total += std::exp(score * 0.3);
+        for (int d = 0; d < kDim; ++d) sums[static_cast<std::size_t>(d)] += std::exp(score * 0.3) * v.at(s, d);
+      }
+      for (int d = 0; d < kDim; ++d) {
+        expected.values[static_cast<std::size_t>(p * kDim + d)] =
+            static_cast<float>(sums[static_cast<std::size_t>(d)] / total);
+      }
+    }
+    expect_close(out, expected, 2e-6, "window " + std::to_string(window));
   }
 }
 

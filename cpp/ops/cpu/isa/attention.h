@@ -147,9 +147,27 @@ inline void widen(KeyRange& range, const KeyRange& by) {
 
 constexpr KeyRange kNoKeys = {0x7fffffff, 0};
 
+// How many of the ascending positions are below `limit`.
+inline int count_below(const int32_t* positions, int count, int limit) {
+  int begin = 0;
+  while (count > 0) {
+    const int half = count / 2;
+    const bool below = positions[begin + half] < limit;
+    begin = below ? begin + half + 1 : begin;
+    count = below ? count - half - 1 : half;
+  }
+  return begin;
+}
+
 inline KeyRange visible_keys(const AttentionArgs& a, const AttentionRun& run, int row) {
-  const int limit = a.positions[row] - run.position_offset + 1;
-  const int first = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  int limit = a.positions[row] - run.position_offset + 1;
+  int first = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  if (run.positions_begin >= 0) {
+    const int32_t* positions = a.key_positions + run.positions_begin;
+    first = first == 0 ? 0 : count_below(positions, run.num_keys, first);
+    limit = count_below(positions, run.num_keys, limit);
+  }
+  if (first < run.first_key) first = run.first_key;
   return {first, limit < run.num_keys ? limit : run.num_keys};
 }
 
@@ -193,12 +211,13 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
   }
 }
 
-// Adds the tile of keys [begin, begin + 64) to the split states of columns [first, last), which together see `range` of
-// them; `blocks` are those of the run.
+// Adds the tile of keys [begin, begin + 64) of a run to the split states of columns [first, last), which together see
+// `range` of them.
 template <quant::KvFormat kFormat>
-inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* blocks, int begin, int end, int first,
+inline void attend_tile(const AttentionArgs& a, int kv_head, const AttentionRun& run, int begin, int end, int first,
                         int last, const KeyRange& range, const Visibility& seen, ColumnScratch& s) {
   const int dim = a.kv.head_dim;
+  const int32_t* blocks = a.blocks + run.block_begin;
   const int first_block = range.begin > begin ? (range.begin - begin) / 16 : 0;
   const int keys = range.end - begin < kTileKeys ? range.end - begin : kTileKeys;
   const int num_blocks = (keys + 15) / 16;
@@ -217,6 +236,9 @@ inline void attend_tile(const AttentionArgs& a, int kv_head, const int32_t* bloc
     KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
     if (own.begin < 0) own.begin = 0;
     if (own.end > kTileKeys) own.end = kTileKeys;
+    if (run.hidden_begin >= 0 && own.begin < own.end) {
+      hide_keys(s.scores + c * kTileKeys, a.hidden + run.hidden_begin + begin / 16, own);
+    }
     if (own.begin < own.end) {
       soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
     } else {
@@ -250,12 +272,12 @@ inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run
     if (i > first && tile.spans[i].segment->shared_keys < shared) shared = tile.spans[i].segment->shared_keys;
   }
   if (range.end < end) end = range.end;
-  const int32_t* blocks = a.blocks + run_of(a, tile.spans[first], run_index).block_begin;
+  const AttentionRun& run = run_of(a, tile.spans[first], run_index);
   const int column = tile.spans[first].first_column;
   const int last_column = tile.spans[last - 1].first_column + tile.spans[last - 1].num_columns;
   for (; begin < end && begin + kTileKeys <= shared; begin += kTileKeys) {
     if (begin + kTileKeys <= range.begin) continue;
-    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, end, column, last_column, range, seen, s);
+    attend_tile<kFormat>(a, tile.kv_head, run, begin, end, column, last_column, range, seen, s);
   }
   if (begin >= end) return;
   int next;
@@ -274,10 +296,10 @@ inline void attend_keys(const AttentionArgs& a, const ColumnTile& tile, int run_
     attend_spans<kFormat>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
     return;
   }
-  const int32_t* blocks = a.blocks + run_of(a, tile.spans[0], run_index).block_begin;
+  const AttentionRun& run = run_of(a, tile.spans[0], run_index);
   for (; begin < end && begin < seen.all.end; begin += kTileKeys) {
     if (begin + kTileKeys <= seen.all.begin) continue;
-    attend_tile<kFormat>(a, tile.kv_head, blocks, begin, end, 0, tile.columns(), seen.all, seen, s);
+    attend_tile<kFormat>(a, tile.kv_head, run, begin, end, 0, tile.columns(), seen.all, seen, s);
   }
 }
 

@@ -161,6 +161,18 @@ inline void soften_column(float* scores, KeyRange seen, SplitState& state, float
   }
 }
 
+// Makes the hidden ones among the 64 keys of a tile weigh nothing: bit k % 16 of hidden[k / 16]. `seen` becomes empty
+// if no key of it is left.
+inline void hide_keys(float* scores, const uint16_t* hidden, KeyRange& seen) {
+  bool any = false;
+  for (int k = seen.begin; k < seen.end; ++k) {
+    const bool is_hidden = (hidden[k / 16] >> k % 16 & 1) != 0;
+    if (is_hidden) scores[k] = -__builtin_inff();
+    any = any || !is_hidden;
+  }
+  if (!any) seen.end = seen.begin;
+}
+
 // Asks for cells that are read soon: blocks lie too far apart for the processor to guess what comes next.
 inline void prefetch_cells(const uint8_t* const* cells, int count, int64_t bytes) {
   for (int i = 0; i < count; ++i) {

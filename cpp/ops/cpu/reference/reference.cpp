@@ -204,8 +204,11 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
     const int position = a.positions[t] - run.position_offset;  // of the row, counted from the run's first key
     if (position < 0) continue;
     rotate(a.q + t * a.q_stride + head * dim, a.rope, position, q.data());
-    for (int i = 0; i < run.num_keys; ++i) {
-      if (i > position || (a.window > 0 && i <= position - a.window)) continue;
+    for (int i = run.first_key; i < run.num_keys; ++i) {
+      const int key_position = run.positions_begin < 0 ? i : a.key_positions[run.positions_begin + i];
+      if (key_position > position || (a.window > 0 && key_position <= position - a.window)) continue;
+      if (run.hidden_begin >= 0 && (a.hidden[run.hidden_begin + i / kBlockTokens] >> i % kBlockTokens & 1) != 0)
+        continue;
       const int block = a.blocks[run.block_begin + i / kBlockTokens];
       const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
       double score = 0.0;

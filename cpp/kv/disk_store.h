@@ -36,8 +36,8 @@ const char* to_string(MissReason reason);
 const char* to_string(WriteFailure reason);
 
 struct DiskStoreOptions {
-  std::int64_t quota_bytes = 0;            ///< of all records in the directory, foreign ones too
-  std::int64_t namespace_quota_bytes = 0;  ///< of the records of one root; 0: as many as the quota allows
+  std::int64_t quota_bytes = 0;                        ///< of all records in the directory, foreign ones too
+  std::int64_t namespace_quota_bytes = 0;              ///< of the records of one root; 0: as many as the quota allows
   std::int64_t queue_bytes = std::int64_t{256} << 20;  ///< waiting to be written; one record is always accepted
   FileCalls calls{};
 };
@@ -61,6 +61,14 @@ struct DiskStoreStats {
   std::int64_t failed(WriteFailure reason) const { return write_failures[static_cast<std::size_t>(reason)]; }
 };
 
+struct FreeStoreMemory {
+  void operator()(std::byte* memory) const;
+};
+/// Page-aligned memory.
+using StoreMemory = std::unique_ptr<std::byte, FreeStoreMemory>;
+/// Not cleared; null if there is none.
+StoreMemory allocate_store_memory(std::uint64_t bytes);
+
 /// A record in memory, verified.
 class DiskRecord {
  public:
@@ -71,11 +79,8 @@ class DiskRecord {
 
  private:
   friend class DiskStore;
-  struct Release {
-    void operator()(std::byte* memory) const;
-  };
   std::shared_ptr<const RecordInfo> info_;
-  std::unique_ptr<std::byte, Release> memory_;
+  StoreMemory memory_;
   std::size_t num_blocks_ = 0;
 };
 
@@ -146,21 +151,28 @@ class DiskStore {
 
  private:
   struct Job;
-  struct OpenedRecord;
+  struct Opened;
+
+  bool is_own(const std::string& name) const { return name.ends_with(own_suffix_); }
+  std::string name_of(const Digest& key) const { return record_file_name(key, fingerprint_); }
 
   void run_writer();
   void write(Job& job);
-  int make_room(const Job& job);
-  void write_file(Job& job, StoreFile& file);
-  void rescan(bool force);
+  bool make_room(const Digest& root, std::int64_t needed);
+  bool evict(const Digest* root, std::int64_t needed, std::int64_t quota);
+  void rescan(bool even_if_unchanged);
   void learn(const ListedFile& listed);
-  std::optional<OpenedRecord> open_file(const Digest& key, std::span<const TokenId> tokens);
-  bool read_blocks(OpenedRecord& opened, const std::function<std::byte*(std::size_t)>& block_memory);
-  void miss(MissReason reason);
-  void fail_write(WriteFailure reason, int error);
+  bool is_waiting(const Digest& key) const;
+  std::optional<MissReason> read_head(Opened& opened) const;
+  std::optional<Opened> open_verified(const Digest& key, std::span<const TokenId> tokens);
+  bool read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks);
+  MissReason why_absent(const Digest& key) const;
+  void miss(MissReason reason, const std::string& name);
   void remove_damaged(const std::string& name);
+  void count_failure(WriteFailure reason, const std::string& why);
 
   Digest fingerprint_;
+  std::string own_suffix_;  // of file names: fingerprint and version
   DiskStoreOptions options_;
   StoreDirectory directory_;
 
@@ -168,12 +180,13 @@ class DiskStore {
   StoreIndex index_;
   DiskStoreStats stats_;
   std::deque<std::shared_ptr<Job>> queue_;  // the first is being written
-  std::int64_t queued_bytes_ = 0;
-  std::int64_t directory_time_ = -1;  // of the last listing; -1: not to be trusted
+  std::int64_t queued_bytes_ = 0;           // with those that are being copied
+  std::uint64_t num_put_ = 0, num_done_ = 0;
+  std::int64_t listed_at_ns_ = -1;  // the directory's time when it was last listed; -1: unknown
   bool stopping_ = false;
   std::condition_variable work_;
-  std::condition_variable idle_;
-  std::thread writer_;
+  std::condition_variable done_;
+  std::thread writer_;  // last: starts when all the rest is there
 };
 
 }  // namespace nb::kv

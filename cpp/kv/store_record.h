@@ -1,9 +1,10 @@
 // The file format of the disk store: one record holds the KV of up to 16 blocks of a prefix chain, or of one chunk.
 //
-//   head   fixed part   "NBKVREC\n", u32 version, u32 byte order, u32 kind, u32 tokens, u32 position, u32 metadata bytes,
+//   head   fixed part   "NBKVREC\n", u32 version, u32 byte order, u32 kind, u32 tokens, u32 position, u32 metadata
+//   bytes,
 //                       u64 bytes of a block, fingerprint, root, parent, key (32 bytes each), u32 CRC32C of all this
-//          tokens (i32 each), metadata, CRC32C of each block (u32 each), zeros, and in the last four bytes the CRC32C of
-//          the whole head, which is a multiple of 4096 bytes
+//          tokens (i32 each), metadata, CRC32C of each block (u32 each), zeros, and in the last four bytes the CRC32C
+//          of the whole head, which is a multiple of 4096 bytes
 //   blocks one after another, without gaps, to the end of the file
 //
 // Little-endian. Every byte of a file is covered by a checksum or by a comparison. Pure functions over bytes, which may

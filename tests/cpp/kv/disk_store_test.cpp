@@ -1,0 +1,507 @@
+// What the disk store keeps, finds and gives up when nothing goes wrong.
+#include "kv/disk_store.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <thread>
+
+#include "base/code_of.h"
+#include "base/error.h"
+#include "kv/disk_scratch.h"
+
+namespace nb::kv {
+namespace {
+
+using PutResult = DiskStore::PutResult;
+
+std::set<std::string> keys_of(const std::vector<RecordPtr>& records) {
+  std::set<std::string> keys;
+  for (const RecordPtr& record : records) keys.insert(to_hex(record->key));
+  return keys;
+}
+
+TEST(DiskStore, GivesBackWhatWasPutAfterARestart) {
+  const Scratch scratch;
+  const std::vector<RecordInfo> infos = {chunk(1, 1), chunk(2, 16), chunk(3, 17),  chunk(4, 5000),
+                                         link(1, 0),  link(1, 1),   link(1, 2, 16)};
+  {
+    DiskStore store(scratch.store(), kFingerprint, megabytes(64));
+    for (const RecordInfo& info : infos) EXPECT_EQ(put(store, info), PutResult::queued);
+  }
+  DiskStore store(scratch.store(), kFingerprint, megabytes(64));
+  EXPECT_EQ(store.stats().records, std::ssize(infos));
+  EXPECT_EQ(store.stats().bytes, scratch.bytes());
+  for (const RecordInfo& info : infos) {
+    const std::optional<DiskRecord> record = store.open(info.key, info.tokens);
+    ASSERT_TRUE(record);
+    EXPECT_TRUE(is_right(*record));
+    EXPECT_EQ(record->num_blocks(), info.num_blocks());
+    const RecordInfo& read = record->info();
+    EXPECT_EQ(read.kind, info.kind);
+    EXPECT_EQ(read.root, info.root);
+    EXPECT_EQ(read.parent, info.parent);
+    EXPECT_EQ(read.key, info.key);
+    EXPECT_EQ(read.position, info.position);
+    EXPECT_EQ(read.tokens, info.tokens);
+    EXPECT_EQ(read.metadata, info.metadata);
+    EXPECT_EQ(read.block_bytes, info.block_bytes);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(record->block(0).data()) % kStoreAlignment, 0u);
+    EXPECT_EQ(code_of([&] { record->block(info.num_blocks()); }), ErrorCode::invalid_argument);
+  }
+  EXPECT_EQ(store.stats().hits, std::ssize(infos));
+  EXPECT_EQ(all_misses(store), 0);
+}
+
+TEST(DiskStore, LoadsIntoMemoryOfTheCaller) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  const RecordInfo info = chunk(1, 40);
+  put(store, info);
+  store.flush();
+  std::vector<std::vector<std::byte>> memory(3, std::vector<std::byte>(kBlockBytes));
+  std::vector<std::span<std::byte>> blocks(memory.begin(), memory.end());
+  EXPECT_TRUE(store.load(info.key, info.tokens, blocks));
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(memory[i], content(info.key, i));
+  EXPECT_EQ(store.stats().hits, 1);
+  EXPECT_EQ(store.stats().bytes_read, 3 * static_cast<std::int64_t>(kBlockBytes));
+  // Blocks of another shape: never a part of one.
+  std::vector<std::byte> large(kBlockBytes + 1);
+  blocks[1] = large;
+  EXPECT_FALSE(store.load(info.key, info.tokens, blocks));
+  EXPECT_EQ(store.stats().missed(MissReason::fingerprint), 1);
+  EXPECT_EQ(code_of([&] { store.load(info.key, info.tokens, std::span(blocks).first(2)); }),
+            ErrorCode::invalid_argument);
+}
+
+TEST(DiskStore, FollowsAChainFromItsRoot) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(16));
+  for (int i = 0; i < 4; ++i) put(store, link(1, i));
+  put(store, link(2, 0));
+  put(store, chunk(1));
+  store.flush();
+  EXPECT_EQ(keys_of(store.children(digest_of(""))),
+            (std::set{to_hex(link(1, 0).key), to_hex(link(2, 0).key), to_hex(chunk(1).key)}));
+  Digest at = digest_of("");
+  std::size_t restored = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::optional<DiskStore::Match> match = store.match(at, link(1, i).tokens);
+    ASSERT_TRUE(match);
+    EXPECT_EQ(match->num_tokens, kMaxPrefixTokens);
+    EXPECT_EQ(match->record->position, restored);
+    EXPECT_TRUE(serves(store, *match->record));
+    at = match->record->key;
+    restored += match->num_tokens;
+  }
+  EXPECT_TRUE(store.children(at).empty());
+  EXPECT_FALSE(store.match(at, link(1, 0).tokens));
+}
+
+TEST(DiskStore, MatchesAndReadsALeadingPartOfAPrefixInWholeBlocks) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  const RecordInfo info = link(1, 0);
+  put(store, info);
+  put(store, chunk(1, 48));
+  store.flush();
+  std::vector<TokenId> tokens(info.tokens.begin(), info.tokens.begin() + 100);
+  tokens[70] = -1;
+  const std::optional<DiskStore::Match> match = store.match(info.parent, tokens);
+  ASSERT_TRUE(match);
+  EXPECT_EQ(match->num_tokens, 64u);
+  const std::optional<DiskRecord> record = store.open(info.key, std::span(tokens).first(64));
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->num_blocks(), 4u);
+  EXPECT_TRUE(is_right(*record));
+  EXPECT_FALSE(store.open(info.key, std::span(tokens).first(60)));  // no whole blocks
+  EXPECT_FALSE(store.open(info.key, {}));
+  EXPECT_FALSE(
+      store.open(chunk(1, 48).key, std::span<const TokenId>(chunk(1, 48).tokens).first(16)));  // a chunk is one piece
+  EXPECT_EQ(store.stats().missed(MissReason::tokens), 3);
+  tokens[3] = -1;
+  EXPECT_FALSE(store.match(info.parent, tokens));
+}
+
+TEST(DiskStore, AKeyWithOtherTokensIsAMissAndStays) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  put(store, chunk(1));
+  put(store, link(1, 0));
+  store.flush();
+  for (const RecordInfo& info : {chunk(1), link(1, 0)}) {
+    for (const std::size_t at : {std::size_t{0}, std::size_t{17}, info.tokens.size() - 1}) {
+      std::vector<TokenId> tokens = info.tokens;
+      tokens[at] ^= 1 << 30;
+      EXPECT_FALSE(store.open(info.key, tokens));
+    }
+    std::vector<TokenId> longer = info.tokens;
+    longer.resize(longer.size() + 16, 7);
+    EXPECT_FALSE(store.open(info.key, longer));
+  }
+  EXPECT_EQ(store.stats().missed(MissReason::tokens), 8);
+  EXPECT_EQ(all_misses(store), 8);
+  EXPECT_TRUE(serves(store, chunk(1)));
+  EXPECT_TRUE(serves(store, link(1, 0)));
+}
+
+TEST(DiskStore, AnotherFingerprintFindsNothingAndRemovesNothing) {
+  const Scratch scratch;
+  const Digest edited = digest_of("the same model, one weight edited");
+  {
+    DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+    put(store, chunk(1));
+    put(store, link(1, 0));
+  }
+  {
+    DiskStore store(scratch.store(), edited, megabytes(1));
+    EXPECT_EQ(store.stats().records, 0);
+    EXPECT_EQ(store.stats().foreign_records, 2);
+    EXPECT_EQ(store.stats().bytes, scratch.bytes());
+    EXPECT_EQ(store.find(chunk(1).key), nullptr);
+    EXPECT_TRUE(store.children(digest_of("")).empty());
+    EXPECT_TRUE(store.records(digest_of("")).empty());
+    EXPECT_FALSE(serves(store, chunk(1)));
+    EXPECT_FALSE(serves(store, chunk(2)));
+    EXPECT_EQ(store.stats().missed(MissReason::fingerprint), 1);
+    EXPECT_EQ(store.stats().missed(MissReason::absent), 1);
+    // Both may keep a record of one key.
+    EXPECT_EQ(put(store, chunk(1)), PutResult::queued);
+    store.flush();
+    EXPECT_TRUE(serves(store, chunk(1)));
+  }
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  EXPECT_TRUE(serves(store, chunk(1)));
+  EXPECT_TRUE(serves(store, link(1, 0)));
+  // A file that was given our name: its head is believed, not its name.
+  const std::string own = scratch.store() + "/" + record_file_name(chunk(1).key, kFingerprint);
+  std::filesystem::rename(scratch.store() + "/" + record_file_name(chunk(1).key, edited), own);
+  EXPECT_FALSE(serves(store, chunk(1)));
+  EXPECT_EQ(store.stats().missed(MissReason::fingerprint), 1);
+  EXPECT_TRUE(std::filesystem::exists(own));
+}
+
+TEST(DiskStore, ARecordUnderTheNameOfAnotherKeyIsRemoved) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  put(store, chunk(1));
+  store.flush();
+  std::filesystem::rename(scratch.only_file(), scratch.store() + "/" + record_file_name(chunk(2).key, kFingerprint));
+  EXPECT_FALSE(store.open(chunk(2).key, chunk(1).tokens));
+  EXPECT_EQ(store.stats().missed(MissReason::checksum), 1);
+  EXPECT_TRUE(scratch.names().empty());
+}
+
+TEST(DiskStore, ListsOneNamespaceOnly) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  put(store, chunk(1, 40, "alice"));
+  put(store, chunk(2, 40, "alice"));
+  put(store, chunk(3, 40, "bob"));
+  store.flush();
+  EXPECT_EQ(keys_of(store.records(digest_of("alice"))), (std::set{to_hex(chunk(1).key), to_hex(chunk(2).key)}));
+  EXPECT_EQ(keys_of(store.records(digest_of("bob"))), (std::set{to_hex(chunk(3).key)}));
+  EXPECT_EQ(keys_of(store.children(digest_of("bob"))), (std::set{to_hex(chunk(3).key)}));
+  EXPECT_TRUE(store.records(digest_of("")).empty());
+}
+
+TEST(DiskStore, PuttingAKeyAgainWritesNothing) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  EXPECT_EQ(put(store, chunk(1)), PutResult::queued);
+  store.flush();
+  int fills = 0;
+  const auto fill = [&](std::size_t, std::span<std::byte>) { ++fills; };
+  EXPECT_EQ(store.put(chunk(1), fill), PutResult::present);
+  EXPECT_EQ(fills, 0);
+  EXPECT_EQ(store.stats().writes, 1);
+  EXPECT_TRUE(serves(store, chunk(1)));
+  // A file that vanished is written again, and until then a miss.
+  std::filesystem::remove(scratch.only_file());
+  EXPECT_FALSE(serves(store, chunk(1)));
+  EXPECT_EQ(store.stats().missed(MissReason::absent), 1);
+  EXPECT_EQ(put(store, chunk(1)), PutResult::queued);
+  store.flush();
+  std::filesystem::remove(scratch.only_file());
+  EXPECT_EQ(put(store, chunk(1)), PutResult::queued);
+  store.flush();
+  EXPECT_TRUE(serves(store, chunk(1)));
+}
+
+TEST(DiskStore, EvictsWhatWasUsedLeastRecentlyByTheTimesOfTheFiles) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  {
+    DiskStore store(scratch.store(), kFingerprint, megabytes(64));
+    for (int i = 0; i < 5; ++i) put(store, chunk(i));
+    store.flush();
+    const int order[] = {3, 0, 4, 1, 2};
+    for (int i = 0; i < 5; ++i) {
+      set_used_at(scratch.store() + "/" + record_file_name(chunk(order[i]).key, kFingerprint), 1000 + i);
+    }
+  }
+  DiskStore store(scratch.store(), kFingerprint, {.quota_bytes = 5 * bytes + bytes / 2});
+  EXPECT_EQ(store.stats().evictions, 0);
+  EXPECT_TRUE(serves(store, chunk(0)));  // a use counts
+  put(store, chunk(5));
+  store.flush();
+  EXPECT_FALSE(serves(store, chunk(3)));
+  put(store, chunk(6));
+  store.flush();
+  EXPECT_FALSE(serves(store, chunk(4)));
+  for (const int i : {0, 1, 2, 5, 6}) EXPECT_TRUE(serves(store, chunk(i))) << i;
+  EXPECT_EQ(store.stats().evictions, 2);
+  EXPECT_EQ(store.stats().bytes, 5 * bytes);
+  EXPECT_EQ(scratch.bytes(), 5 * bytes);
+}
+
+TEST(DiskStore, ASmallerQuotaIsKeptFromTheBeginning) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  {
+    DiskStore store(scratch.store(), kFingerprint, megabytes(64));
+    for (int i = 0; i < 5; ++i) put(store, chunk(i));
+  }
+  for (int i = 0; i < 5; ++i) {
+    set_used_at(scratch.store() + "/" + record_file_name(chunk(i).key, kFingerprint), 1000 + i);
+  }
+  // Foreign records count, and the oldest goes first, whosever it is.
+  DiskStore store(scratch.store(), digest_of("another"), {.quota_bytes = 3 * bytes});
+  EXPECT_EQ(scratch.bytes(), 3 * bytes);
+  EXPECT_EQ(store.stats().evictions, 2);
+  put(store, chunk(9));
+  store.flush();
+  EXPECT_EQ(store.stats().foreign_records, 2);
+  EXPECT_TRUE(std::filesystem::exists(scratch.store() + "/" + record_file_name(chunk(4).key, kFingerprint)));
+  EXPECT_FALSE(std::filesystem::exists(scratch.store() + "/" + record_file_name(chunk(2).key, kFingerprint)));
+}
+
+TEST(DiskStore, EvictsTheEndOfAChainBeforeItsBeginning) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(link(1, 0)));
+  DiskStore store(scratch.store(), kFingerprint, {.quota_bytes = 4 * bytes});
+  for (int i = 0; i < 4; ++i) put(store, link(1, i));
+  store.flush();
+  // Read from the root on, the beginning is what was used first.
+  for (int i = 0; i < 4; ++i) {
+    set_used_at(scratch.store() + "/" + record_file_name(link(1, i).key, kFingerprint), 1000 + i);
+  }
+  put(store, link(2, 0));
+  store.flush();
+  EXPECT_FALSE(serves(store, link(1, 3)));
+  put(store, link(3, 0));
+  store.flush();
+  EXPECT_FALSE(serves(store, link(1, 2)));
+  EXPECT_TRUE(serves(store, link(1, 0)));
+  EXPECT_TRUE(serves(store, link(1, 1)));
+}
+
+TEST(DiskStore, NeverEvictsWhatIsPinnedNorWhatItFollows) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(link(1, 0)));
+  {
+    DiskStore store(scratch.store(), kFingerprint, {.quota_bytes = 3 * bytes});
+    put(store, link(1, 0));
+    put(store, link(1, 1), true);
+    for (int i = 2; i < 6; ++i) put(store, link(i, 0));
+    store.flush();
+    EXPECT_TRUE(serves(store, link(1, 0)));
+    EXPECT_TRUE(serves(store, link(1, 1)));
+  }
+  DiskStore store(scratch.store(), kFingerprint, {.quota_bytes = 3 * bytes});
+  for (int i = 6; i < 9; ++i) put(store, link(i, 0));
+  store.flush();
+  EXPECT_TRUE(serves(store, link(1, 0)));
+  EXPECT_TRUE(serves(store, link(1, 1)));
+  EXPECT_TRUE(serves(store, link(8, 0)));
+  // With everything pinned there is no room, which is counted; taken back, there is.
+  EXPECT_TRUE(store.pin(link(8, 0).key, true));
+  put(store, link(9, 0));
+  store.flush();
+  EXPECT_EQ(store.stats().failed(WriteFailure::quota), 1);
+  EXPECT_FALSE(serves(store, link(9, 0)));
+  EXPECT_TRUE(store.pin(link(1, 1).key, false));
+  put(store, link(9, 0));
+  store.flush();
+  EXPECT_TRUE(serves(store, link(9, 0)));
+  EXPECT_TRUE(serves(store, link(8, 0)));
+  EXPECT_FALSE(store.pin(link(77, 0).key, true));
+  EXPECT_EQ(put(store, link(9, 0), true), PutResult::present);  // pins it
+  put(store, link(10, 0));
+  put(store, link(11, 0));
+  store.flush();
+  EXPECT_TRUE(serves(store, link(9, 0)));
+  EXPECT_LE(scratch.bytes(), 3 * bytes);
+}
+
+TEST(DiskStore, ANamespaceKeepsItsOwnQuota) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  DiskStore store(scratch.store(), kFingerprint, {.quota_bytes = 100 * bytes, .namespace_quota_bytes = 2 * bytes});
+  put(store, chunk(100, 40, "quiet"));
+  for (int i = 0; i < 10; ++i) put(store, chunk(i, 40, "flood"));
+  store.flush();
+  EXPECT_EQ(store.records(digest_of("flood")).size(), 2u);
+  EXPECT_TRUE(serves(store, chunk(8, 40, "flood")));
+  EXPECT_TRUE(serves(store, chunk(9, 40, "flood")));
+  EXPECT_TRUE(serves(store, chunk(100, 40, "quiet")));
+}
+
+TEST(DiskStore, RefusesAtOnceWhatIsLargerThanTheQuota) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  DiskStore store(scratch.store(), kFingerprint, {.quota_bytes = bytes});
+  put(store, chunk(1));
+  store.flush();
+  EXPECT_EQ(put(store, chunk(2, 4000)), PutResult::refused);
+  EXPECT_EQ(store.stats().failed(WriteFailure::quota), 1);
+  EXPECT_TRUE(serves(store, chunk(1)));
+}
+
+TEST(DiskStore, TwoStoresOverOneDirectorySeeEachOther) {
+  const Scratch scratch;
+  DiskStore a(scratch.store(), kFingerprint, megabytes(4));
+  DiskStore b(scratch.store(), kFingerprint, megabytes(4));
+  put(a, chunk(1));
+  a.flush();
+  EXPECT_TRUE(serves(b, chunk(1)));
+  ASSERT_NE(b.find(chunk(1).key), nullptr);
+  EXPECT_EQ(put(b, chunk(1)), PutResult::present);
+  for (int i = 0; i < 20; ++i) {  // within one tick of the file system's clock, too
+    put(a, link(i, 0));
+    a.flush();
+    EXPECT_EQ(std::ssize(b.children(digest_of(""))), i + 2);
+    EXPECT_TRUE(b.match(digest_of(""), link(i, 0).tokens));
+  }
+  EXPECT_TRUE(b.erase(chunk(1).key));
+  EXPECT_FALSE(serves(a, chunk(1)));
+  EXPECT_EQ(a.stats().missed(MissReason::absent), 1);
+  EXPECT_EQ(put(a, chunk(1)), PutResult::queued);
+  a.flush();
+  EXPECT_TRUE(serves(b, chunk(1)));
+}
+
+TEST(DiskStore, TwoStoresThatWriteKeepOneQuota) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  DiskStore a(scratch.store(), kFingerprint, {.quota_bytes = 8 * bytes});
+  DiskStore b(scratch.store(), kFingerprint, {.quota_bytes = 8 * bytes});
+  const auto work = [](DiskStore& store, int first) {
+    for (int i = first; i < first + 60; ++i) {
+      put(store, chunk(i));
+      if (i % 7 == 0) store.flush();
+      serves(store, chunk(i - 3));
+    }
+    store.flush();
+  };
+  std::thread other([&] { work(a, 0); });
+  work(b, 1000);
+  other.join();
+  EXPECT_LE(scratch.bytes(), 8 * bytes);
+  EXPECT_EQ(a.stats().missed(MissReason::checksum) + b.stats().missed(MissReason::checksum), 0);
+  EXPECT_EQ(a.stats().missed(MissReason::torn) + b.stats().missed(MissReason::torn), 0);
+  EXPECT_GT(a.stats().hits + b.stats().hits, 0);
+}
+
+TEST(DiskStore, EraseAlsoTakesBackWhatIsWaiting) {
+  const Scratch scratch;
+  DiskStoreOptions options = megabytes(16);
+  std::atomic<bool> go = false;
+  options.calls.write = [&](int descriptor, const void* from, std::size_t bytes) {
+    go.wait(false);
+    return ::write(descriptor, from, bytes);
+  };
+  DiskStore store(scratch.store(), kFingerprint, options);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(put(store, chunk(i)), PutResult::queued);
+  EXPECT_EQ(put(store, chunk(1)), PutResult::present);  // waiting
+  EXPECT_TRUE(store.erase(chunk(0).key));               // is being written
+  EXPECT_TRUE(store.erase(chunk(1).key));
+  EXPECT_FALSE(store.erase(chunk(1).key));
+  go = true;
+  go.notify_all();
+  store.flush();
+  EXPECT_FALSE(serves(store, chunk(0)));
+  EXPECT_FALSE(serves(store, chunk(1)));
+  EXPECT_TRUE(serves(store, chunk(2)));
+  EXPECT_EQ(scratch.names().size(), 1u);
+  EXPECT_TRUE(store.erase(chunk(2).key));
+  EXPECT_TRUE(scratch.names().empty());
+}
+
+TEST(DiskStore, PutNeverWaitsForTheDisk) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  DiskStoreOptions options = megabytes(16);
+  options.queue_bytes = 3 * bytes;
+  std::atomic<bool> go = false;
+  options.calls.write = [&](int descriptor, const void* from, std::size_t count) {
+    go.wait(false);
+    return ::write(descriptor, from, count);
+  };
+  DiskStore store(scratch.store(), kFingerprint, options);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(put(store, chunk(i)), PutResult::queued);
+  EXPECT_EQ(put(store, chunk(3)), PutResult::refused);
+  EXPECT_EQ(store.stats().failed(WriteFailure::queue), 1);
+  EXPECT_FALSE(serves(store, chunk(0)));  // nor does a lookup
+  go = true;
+  go.notify_all();
+  store.flush();
+  EXPECT_EQ(put(store, chunk(4, 10000)), PutResult::queued);  // larger than the queue, which is empty
+  store.flush();
+  EXPECT_TRUE(serves(store, chunk(4, 10000)));
+  EXPECT_TRUE(serves(store, chunk(2)));
+}
+
+TEST(DiskStore, AFillerThatThrowsLeavesNothingBehind) {
+  const Scratch scratch;
+  DiskStoreOptions options = megabytes(1);
+  options.queue_bytes = 1;
+  DiskStore store(scratch.store(), kFingerprint, options);
+  for (int i = 0; i < 3; ++i) {
+    const auto fill = [](std::size_t, std::span<std::byte>) { fail(ErrorCode::device, "lost"); };
+    EXPECT_EQ(code_of([&] { store.put(chunk(1), fill); }), ErrorCode::device);
+  }
+  EXPECT_EQ(put(store, chunk(1)), PutResult::queued);  // the queue is empty
+  store.flush();
+  EXPECT_TRUE(serves(store, chunk(1)));
+}
+
+TEST(DiskStore, RefusesWhatNoRecordCanBe) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  std::vector<RecordInfo> wrong;
+  wrong.push_back(link(1, 0, 17));   // not full blocks
+  wrong.push_back(link(1, 0, 272));  // more than 16
+  wrong.push_back(chunk(1, 0));
+  wrong.push_back(chunk(1));
+  wrong.back().block_bytes = 0;
+  wrong.push_back(chunk(1));
+  wrong.back().metadata.assign(kMaxStoreMetadata + 1, 'x');
+  wrong.push_back(chunk(1));
+  wrong.back().kind = static_cast<RecordKind>(3);
+  for (const RecordInfo& info : wrong) {
+    EXPECT_EQ(code_of([&] { put(store, info); }), ErrorCode::invalid_argument);
+  }
+  const std::vector<std::byte> block(kBlockBytes);
+  const std::vector<std::span<const std::byte>> blocks(3, block);
+  EXPECT_EQ(store.put(chunk(1), blocks), PutResult::queued);
+  const auto too_few = std::span(blocks).first(2);
+  EXPECT_EQ(code_of([&] { store.put(chunk(2), too_few); }), ErrorCode::invalid_argument);
+  const std::vector<std::span<const std::byte>> short_blocks(3, std::span<const std::byte>(block).first(999));
+  EXPECT_EQ(code_of([&] { store.put(chunk(2), short_blocks); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(code_of([&] { DiskStore none(scratch.store(), kFingerprint, {}); }), ErrorCode::invalid_argument);
+}
+
+TEST(DiskStore, PrefetchOfAnythingIsHarmless) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), kFingerprint, megabytes(1));
+  put(store, chunk(1));
+  store.flush();
+  store.prefetch(chunk(1).key);
+  store.prefetch(chunk(2).key);
+  EXPECT_EQ(all_misses(store) + store.stats().hits, 0);
+  EXPECT_TRUE(serves(store, chunk(1)));
+}
+
+}  // namespace
+}  // namespace nb::kv

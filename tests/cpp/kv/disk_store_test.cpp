@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <set>
 #include <thread>
 
@@ -360,7 +362,9 @@ TEST(DiskStore, RefusesAtOnceWhatIsLargerThanTheQuota) {
 
 TEST(DiskStore, TwoStoresOverOneDirectorySeeEachOther) {
   const Scratch scratch;
-  DiskStore a(scratch.store(), kFingerprint, megabytes(4));
+  DiskStoreOptions fast = megabytes(4);
+  fast.calls.fsync = [](int) { return 0; };
+  DiskStore a(scratch.store(), kFingerprint, fast);
   DiskStore b(scratch.store(), kFingerprint, megabytes(4));
   put(a, chunk(1));
   a.flush();
@@ -379,6 +383,38 @@ TEST(DiskStore, TwoStoresOverOneDirectorySeeEachOther) {
   EXPECT_EQ(put(a, chunk(1)), PutResult::queued);
   a.flush();
   EXPECT_TRUE(serves(b, chunk(1)));
+}
+
+TEST(DiskStore, TheTimeOfADirectoryIsNotTrustedWhileItMayStandStill) {
+  const Scratch scratch;
+  const StoreDirectory directory(scratch.store(), {});
+  write_file(scratch.store() + "/one", "x");
+  EXPECT_EQ(directory.modified_ns(), -1);
+  std::this_thread::sleep_for(std::chrono::milliseconds(70));
+  const std::int64_t before = directory.modified_ns();
+  EXPECT_GT(before, 0);
+  EXPECT_EQ(directory.modified_ns(), before);
+  write_file(scratch.store() + "/two", "x");
+  EXPECT_EQ(directory.modified_ns(), -1);
+}
+
+TEST(DiskStore, AUseByAnotherStoreCountsWhenThisOneEvicts) {
+  const Scratch scratch;
+  const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
+  DiskStore a(scratch.store(), kFingerprint, {.quota_bytes = 3 * bytes});
+  for (int i = 0; i < 3; ++i) put(a, chunk(i));
+  a.flush();
+  for (int i = 0; i < 3; ++i) {
+    set_used_at(scratch.store() + "/" + record_file_name(chunk(i).key, kFingerprint), 1000 + i);
+  }
+  DiskStore b(scratch.store(), kFingerprint, {.quota_bytes = 3 * bytes});
+  std::this_thread::sleep_for(std::chrono::milliseconds(70));
+  EXPECT_EQ(a.records(digest_of("")).size(), 3u);  // from now on the directory stays as it is
+  EXPECT_TRUE(serves(b, chunk(0)));
+  put(a, chunk(3));
+  a.flush();
+  EXPECT_FALSE(serves(b, chunk(1)));
+  EXPECT_TRUE(serves(b, chunk(0)));
 }
 
 TEST(DiskStore, TwoStoresThatWriteKeepOneQuota) {
@@ -406,15 +442,18 @@ TEST(DiskStore, TwoStoresThatWriteKeepOneQuota) {
 TEST(DiskStore, EraseAlsoTakesBackWhatIsWaiting) {
   const Scratch scratch;
   DiskStoreOptions options = megabytes(16);
-  std::atomic<bool> go = false;
+  std::atomic<bool> go = false, writing = false;
   options.calls.write = [&](int descriptor, const void* from, std::size_t bytes) {
+    writing = true;
+    writing.notify_all();
     go.wait(false);
     return ::write(descriptor, from, bytes);
   };
   DiskStore store(scratch.store(), kFingerprint, options);
   for (int i = 0; i < 3; ++i) EXPECT_EQ(put(store, chunk(i)), PutResult::queued);
   EXPECT_EQ(put(store, chunk(1)), PutResult::present);  // waiting
-  EXPECT_TRUE(store.erase(chunk(0).key));               // is being written
+  writing.wait(false);
+  EXPECT_TRUE(store.erase(chunk(0).key));  // is being written
   EXPECT_TRUE(store.erase(chunk(1).key));
   EXPECT_FALSE(store.erase(chunk(1).key));
   go = true;

@@ -1,5 +1,7 @@
 #include "kv/disk_store.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
@@ -8,6 +10,7 @@
 #include "base/align.h"
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "tensor/allocator.h"
 
 namespace nb::kv {
 namespace {
@@ -52,8 +55,13 @@ const char* to_string(WriteFailure reason) {
 }
 
 StoreMemory allocate_store_memory(std::uint64_t bytes) {
-  const std::uint64_t rounded = round_up<std::uint64_t>(bytes, kStoreAlignment);
-  return StoreMemory(static_cast<std::byte*>(std::aligned_alloc(kStoreAlignment, rounded)));
+  const bool is_large = bytes >= kHugePageBytes;
+  const std::uint64_t alignment = is_large ? kHugePageBytes : kStoreAlignment;
+  const std::uint64_t rounded = round_up<std::uint64_t>(bytes, alignment);
+  StoreMemory memory(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded)));
+  // Touching small pages for the first time takes longer than copying into them. Advice: refused, nothing is lost.
+  if (is_large && memory != nullptr) static_cast<void>(::madvise(memory.get(), rounded, MADV_HUGEPAGE));
+  return memory;
 }
 
 void FreeStoreMemory::operator()(std::byte* memory) const { std::free(memory); }

@@ -139,7 +139,7 @@ class DiskStore {
   bool erase(const Digest& key);
 
   /// Pinned records are never evicted, in any process, nor are those before them in their chain. A pin lasts until it
-  /// is taken back. False if there is no such record on disk.
+  /// is taken back. False if there is no such record, on disk or waiting.
   bool pin(const Digest& key, bool pinned);
 
   /// The records of one namespace, in no order.
@@ -158,11 +158,12 @@ class DiskStore {
 
   void run_writer();
   void write(Job& job);
+  void finish(const Job& job, bool is_pinned);
   bool make_room(const Digest& root, std::int64_t needed);
   bool evict(const Digest* root, std::int64_t needed, std::int64_t quota);
   void rescan(bool even_if_unchanged);
   void learn(const ListedFile& listed);
-  bool is_waiting(const Digest& key) const;
+  Job* find_waiting(const Digest& key);
   std::optional<MissReason> read_head(Opened& opened) const;
   std::optional<Opened> open_verified(const Digest& key, std::span<const TokenId> tokens);
   bool read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks);

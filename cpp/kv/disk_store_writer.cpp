@@ -39,8 +39,8 @@ WriteFailure failure_of(int error) {
 struct DiskStore::Job {
   RecordInfo info;
   StoreMemory blocks{};
-  bool pinned = false;
-  bool cancelled = false;  // guarded by mutex_
+  bool pinned = false;  // guarded by mutex_, as is the next
+  bool cancelled = false;
 
   std::uint64_t payload_bytes() const { return info.num_blocks() * info.block_bytes; }
   std::span<const std::byte> block(std::size_t index) const {
@@ -65,8 +65,16 @@ DiskStore::PutResult DiskStore::put(const RecordInfo& info, std::span<const std:
 DiskStore::PutResult DiskStore::put(const RecordInfo& info, const Filler& fill, bool pinned) {
   check_record(info);
   const auto file_bytes = static_cast<std::int64_t>(record_file_bytes(info));
-  // Another process may have evicted what the index knows.
-  if (find(info.key) != nullptr && directory_.exists(name_of(info.key))) {
+  // What the index does not know is not looked for: that might wait for a folder that is being changed, and the writer
+  // does it. Another process may have evicted what the index knows.
+  const std::string name = name_of(info.key);
+  bool known = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const StoreEntry* entry = index_.find(name);
+    known = entry != nullptr && entry->record != nullptr;
+  }
+  if (known && directory_.exists(name)) {
     if (pinned) pin(info.key, true);
     return PutResult::present;
   }
@@ -79,7 +87,10 @@ DiskStore::PutResult DiskStore::put(const RecordInfo& info, const Filler& fill, 
   bool full = false;
   {
     const std::lock_guard lock(mutex_);
-    if (is_waiting(info.key)) return PutResult::present;
+    if (Job* waiting = find_waiting(info.key); waiting != nullptr) {
+      waiting->pinned |= pinned;
+      return PutResult::present;
+    }
     full = queued_bytes_ > 0 && queued_bytes_ + file_bytes > options_.queue_bytes;
     if (!full) queued_bytes_ += file_bytes;
   }
@@ -120,9 +131,12 @@ void DiskStore::flush() {
   done_.wait(lock, [&] { return num_done_ >= last; });
 }
 
-bool DiskStore::is_waiting(const Digest& key) const {
-  return std::any_of(queue_.begin(), queue_.end(),
-                     [&](const std::shared_ptr<Job>& job) { return !job->cancelled && job->info.key == key; });
+/// The record that is waiting or being written; null if there is none.
+DiskStore::Job* DiskStore::find_waiting(const Digest& key) {
+  for (const std::shared_ptr<Job>& job : queue_) {
+    if (!job->cancelled && job->info.key == key) return job.get();
+  }
+  return nullptr;
 }
 
 void DiskStore::run_writer() {
@@ -152,7 +166,7 @@ void DiskStore::run_writer() {
 void DiskStore::write(Job& job) {
   const std::string name = name_of(job.info.key);
   // Two puts at once, or another process.
-  if (directory_.exists(name) && find(job.info.key) != nullptr) return;
+  if (directory_.exists(name) && find(job.info.key) != nullptr) return finish(job, false);
   std::vector<std::uint32_t> checksums;
   for (std::size_t i = 0; i < job.info.num_blocks(); ++i) checksums.push_back(crc32c(job.block(i)));
   const std::vector<std::byte> head = encode_record_head(job.info, fingerprint_, checksums);
@@ -161,22 +175,36 @@ void DiskStore::write(Job& job) {
     return count_failure(WriteFailure::quota, "pinned records take the quota");
   }
   const std::span<const std::byte> payload(job.blocks.get(), job.payload_bytes());
-  const int error = directory_.create(name, std::array{std::span<const std::byte>(head), payload}, job.pinned);
-  if (error != 0) {
-    return count_failure(failure_of(error), std::generic_category().message(error));
+  bool pinned = false;
+  {
+    const std::lock_guard lock(mutex_);
+    pinned = job.pinned;
   }
+  const int error = directory_.create(name, std::array{std::span<const std::byte>(head), payload}, pinned);
+  if (error != 0) return count_failure(failure_of(error), std::generic_category().message(error));
   int opening = 0;
   if (const std::optional<StoreFile> file = directory_.open(name, &opening)) learn(file->facts());
-  bool cancelled = false;
   {
     const std::lock_guard lock(mutex_);
     ++stats_.writes;
     stats_.bytes_written += file_bytes;
-    cancelled = job.cancelled;
-    if (cancelled) index_.remove(name);
   }
-  if (cancelled) directory_.remove(name);
+  finish(job, pinned);
   make_room(job.info.root, 0);  // another process may have written meanwhile
+}
+
+/// Does to a record that is on disk now what was asked while it was waiting.
+void DiskStore::finish(const Job& job, bool is_pinned) {
+  const std::string name = name_of(job.info.key);
+  std::unique_lock lock(mutex_);
+  const bool wants_pin = job.pinned && !is_pinned, cancelled = job.cancelled;
+  if (cancelled) index_.remove(name);
+  lock.unlock();
+  if (cancelled) {
+    directory_.remove(name);
+  } else if (wants_pin) {
+    pin(job.info.key, true);
+  }
 }
 
 /// Evicts until a record of `needed` bytes keeps both quotas. False if it cannot.
@@ -227,9 +255,8 @@ bool DiskStore::erase(const Digest& key) {
   bool found = false;
   {
     const std::lock_guard lock(mutex_);
-    for (const std::shared_ptr<Job>& job : queue_) {
-      if (job->info.key != key || job->cancelled) continue;
-      job->cancelled = true;
+    while (Job* waiting = find_waiting(key)) {
+      waiting->cancelled = true;
       found = true;
     }
   }
@@ -241,7 +268,16 @@ bool DiskStore::erase(const Digest& key) {
 
 bool DiskStore::pin(const Digest& key, bool pinned) {
   const std::string name = name_of(key);
-  if (!directory_.set_pinned(name, pinned)) return false;
+  bool found = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (Job* waiting = find_waiting(key); waiting != nullptr) {
+      waiting->pinned = pinned;
+      found = true;
+    }
+  }
+  // Only now: a writer that did not see it any more has written the file.
+  if (!directory_.set_pinned(name, pinned)) return found;
   const std::lock_guard lock(mutex_);
   if (const StoreEntry* entry = index_.find(name)) index_.set_used(name, entry->used_at_ns, pinned);
   return true;

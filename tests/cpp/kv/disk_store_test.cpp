@@ -467,6 +467,32 @@ TEST(DiskStore, EraseAlsoTakesBackWhatIsWaiting) {
   EXPECT_TRUE(scratch.names().empty());
 }
 
+TEST(DiskStore, APinOfWhatIsWaitingHoldsWhenItIsWritten) {
+  const Scratch scratch;
+  DiskStoreOptions options = megabytes(16);
+  std::atomic<bool> go = false, writing = false;
+  options.calls.write = [&](int descriptor, const void* from, std::size_t bytes) {
+    writing = true;
+    writing.notify_all();
+    go.wait(false);
+    return ::write(descriptor, from, bytes);
+  };
+  DiskStore store(scratch.store(), kFingerprint, options);
+  for (int i = 0; i < 4; ++i) put(store, chunk(i));
+  writing.wait(false);
+  EXPECT_TRUE(store.pin(chunk(0).key, true));  // is being written
+  EXPECT_TRUE(store.pin(chunk(1).key, true));
+  EXPECT_EQ(put(store, chunk(2), true), PutResult::present);
+  go = true;
+  go.notify_all();
+  store.flush();
+  for (int i = 0; i < 4; ++i) {
+    struct stat status {};
+    ASSERT_EQ(::stat((scratch.store() + "/" + record_file_name(chunk(i).key, kFingerprint)).c_str(), &status), 0);
+    EXPECT_EQ((status.st_mode & S_IWUSR) == 0, i < 3) << i;
+  }
+}
+
 TEST(DiskStore, PutNeverWaitsForTheDisk) {
   const Scratch scratch;
   const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
 #include "kv/disk_store.h"
 
 namespace nb::kv {
@@ -83,7 +84,7 @@ inline constexpr std::uint64_t kBlockBytes = 1000;  // no multiple of anything
 
 inline std::vector<TokenId> some_tokens(int number, std::size_t count) {
   std::vector<TokenId> tokens(count);
-  for (std::size_t i = 0; i < count; ++i) tokens[i] = number * 100000 + static_cast<TokenId>(i);
+  for (std::size_t i = 0; i < count; ++i) tokens[i] = (number * 7919 + static_cast<TokenId>(i)) % 1000003;
   return tokens;
 }
 

@@ -157,8 +157,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "split % 2 * kSplitBlocks + key / kBlockTokens",
-        "(split + 1) % 2 * kSplitBlocks + key / kBlockTokens",
+        "blocks[split % 2 * kSplitBlocks + key",
+        "blocks[(split + 1) % 2 * kSplitBlocks + key",
         "decode: block ids of the wrong split",
     ),
     # ---- attention_prefill.cuh ----

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -162,13 +163,17 @@ class EveryOther : public TokenConstraint {
 
 class Failing : public TokenConstraint {
  public:
-  bool allow(std::span<std::uint32_t>) override { throw std::runtime_error("no grammar"); }
+  bool allow(std::span<std::uint32_t>) override { throw std::runtime_error(++times_ > 1 ? "again" : "no grammar"); }
   bool accept(TokenId) noexcept override { return false; }
+
+ private:
+  int times_ = 0;
 };
 
 /// Requests that draw in every way, most of them for more than one token; the last two end with an error.
 std::vector<Request> sampled_requests() {
   const sampling::SamplingParams params[] = {
+      {.temperature = 0.0},  // takes the argmax of the head
       {.seed = 1},
       {.temperature = 0.7, .top_k = 40, .top_p = 0.9, .min_p = 0.01, .seed = 2},
       {.temperature = 0.0, .repetition_penalty = 1.4},
@@ -177,7 +182,6 @@ std::vector<Request> sampled_requests() {
       {.temperature = 0.9, .min_tokens = 4, .seed = 5},
       {.bad_words_token_ids = {{7}, {11, 12}}, .allowed_token_ids = {{7, 11, 12, 100, 200, 300}}, .seed = 6},
       {.top_p = 0.5, .seed = 7, .choice_index = 2},
-      {.temperature = 0.0},                                         // takes the argmax of the head
       {.seed = 8},                                                  // with a constraint
       {.logprobs = 2, .seed = 9},                                   // wants to see its logits
       {.temperature = 0.0, .bad_words_token_ids = {}, .seed = 10},  // its constraint fails
@@ -189,8 +193,8 @@ std::vector<Request> sampled_requests() {
     requests.push_back(random_request(300 + i, 3 + static_cast<int>(i) * 2, 6));
     requests.back().sampling = wanted;
   }
-  for (TokenId token = 0; token < 320; token += 3) requests[5].stop_token_ids.push_back(token);
-  requests[7].n = 3;
+  for (TokenId token = 0; token < 320; token += 3) requests[6].stop_token_ids.push_back(token);
+  requests[8].n = 3;
   requests[9].make_constraint = [] { return std::make_unique<EveryOther>(); };
   requests[9].stop_token_ids = {2, 4, 6};
   requests[11].make_constraint = [] { return std::make_unique<Failing>(); };
@@ -243,8 +247,11 @@ TEST(Emulated, TokensDrawnOnTheDeviceAreThoseOfTheHost) {
   expect_same(device, host);
   EXPECT_EQ(host.on_device, 0);
   EXPECT_EQ(logits_on_host.on_device, 0);
-  // All but the six greedy tokens that are the argmax and the six whose logits are shown.
-  EXPECT_EQ(device.on_device, device.generated - 12);
+  // All but the six greedy tokens that are the argmax and the six whose logits are shown; and tokens that end an
+  // answer.
+  const auto stopped = std::count_if(device.answers.begin(), device.answers.end(),
+                                     [](const auto& a) { return a.second.finish_reason == FinishReason::stop; });
+  EXPECT_EQ(device.on_device, device.generated - 12 + stopped);
   EXPECT_GT(device.on_device, 40);
   const Answer& failed = device.answers.rbegin()->second;
   EXPECT_NE(failed.error.find("allowed_token_ids"), std::string::npos) << failed.error;

@@ -230,6 +230,7 @@ TEST(SampleRows, SayWhatTheSamplerDoes) {
   int with_error = 0;
   for (int i = 0; i < 400; ++i) {
     const State& state = states[static_cast<std::size_t>(i)];
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(packed[i].biases) % alignof(ops::TokenBias), 0U);
     try {
       EXPECT_EQ(best_of(packed[i], state.logits), sampler.sample(state.input())) << "row " << i;
     } catch (const std::exception&) {

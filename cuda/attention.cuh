@@ -18,10 +18,29 @@ struct KeyRange {
   int begin, end;
 };
 
-/// The keys of a run that a row sees.
+/// How many of the ascending positions are below `limit`. All of them is what rows of a decode find, with one read.
+NB_DEVICE int count_below(const std::int32_t* positions, int count, int limit) {
+  if (count == 0 || positions[count - 1] < limit) return count;
+  int begin = 0;
+  while (count > 0) {
+    const int half = count / 2;
+    const bool below = positions[begin + half] < limit;
+    begin = below ? begin + half + 1 : begin;
+    count = below ? count - half - 1 : half;
+  }
+  return begin;
+}
+
+/// The range of a run's keys that a row sees, hidden ones included.
 NB_DEVICE KeyRange visible_keys(const ops::AttentionArgs& a, const ops::AttentionRun& run, int row) {
-  const int limit = a.positions[row] - run.position_offset + 1;
-  const int first = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  int limit = a.positions[row] - run.position_offset + 1;
+  int first = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  if (run.positions_begin >= 0) {
+    const std::int32_t* positions = a.key_positions + run.positions_begin;
+    if (first > 0) first = count_below(positions, run.num_keys, first);
+    limit = count_below(positions, run.num_keys, limit);
+  }
+  if (first < run.first_key) first = run.first_key;
   return {first, limit < run.num_keys ? limit : run.num_keys};
 }
 

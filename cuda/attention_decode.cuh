@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
   NB_SHARED(float4, queries, kHeads * kDims / 4);      // [head][low or high 4 of 8][lane]
   NB_SHARED(float, weights, kSplitTokens* kHeads);
   NB_SHARED(float, sums_of_warps, kWarps* kHeads* kDims);
-  NB_SHARED(int, blocks, 2 * kSplitBlocks);  // of this split and the next one
+  NB_SHARED(int, blocks, 2 * kSplitBlocks);       // of this split and the next one
+  NB_SHARED(unsigned, hidden, 2 * kSplitBlocks);  // keys of these blocks, a bit each, where the run hides any
   NB_SHARED(float, maxima, kHeads);
   NB_SHARED(float, sums, kHeads);
 
@@ -143,7 +144,9 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
       const int block = split * kSplitBlocks + thread;
       if (thread >= kSplitBlocks || block * kBlockTokens >= seen.end || (block + 1) * kBlockTokens <= seen.begin)
         return;
-      blocks[split % 2 * kSplitBlocks + thread] = a.blocks[run.block_begin + block];
+      const int place = split % 2 * kSplitBlocks + thread;
+      blocks[place] = a.blocks[run.block_begin + block];
+      if (run.hidden_begin >= 0) hidden[place] = a.hidden[run.hidden_begin + block];
     };
     fetch_blocks(first);
     for (int i = thread; i < kHeads * kDims / 4; i += kThreads) queries[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
@@ -222,13 +225,18 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
           const int key = 32 * i + lane_id();
           const bool computed = key >= first_step * kStepKeys && key < last_step * kStepKeys;
           x[i] = computed ? static_cast<float>(weights[key * kHeads + h]) : -INFINITY;
+          if (run.hidden_begin >= 0 && key >= begin && key < end) {
+            const unsigned bits = hidden[split % 2 * kSplitBlocks + key / kBlockTokens];
+            if ((bits >> key % kBlockTokens & 1u) != 0) x[i] = -INFINITY;
+          }
           largest = fmaxf(largest, x[i]);
         }
         largest = warp_max(largest);
+        const float zero = largest == -INFINITY ? 0.0f : largest;  // where all keys are hidden
         float sum = 0.0f;
         NB_UNROLL
         for (int i = 0; i < kSplitTokens / 32; ++i) {
-          const float weight = exp2f(x[i] - largest);
+          const float weight = exp2f(x[i] - zero);
           sum += weight;
           weights[(32 * i + lane_id()) * kHeads + h] = weight;
         }

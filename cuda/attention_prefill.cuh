@@ -102,10 +102,28 @@ struct ColumnPair {
   }
 };
 
-/// Adds a tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`.
+/// Makes the hidden ones among the 64 keys of a run from `base` on weigh nothing. `scores` are those of a thread.
+NB_DEVICE void hide_keys(const ops::AttentionArgs& a, const ops::AttentionRun& run, int base,
+                         float (&scores)[kTileKeys / 8][4]) {
+  const int key = 2 * (lane_id() % 4);  // of every 8
+  NB_UNROLL
+  for (int j = 0; j < kTileKeys / 8; ++j) {
+    const int first = base + 8 * j;
+    const unsigned bits =
+        first < run.num_keys ? a.hidden[run.hidden_begin + first / kBlockTokens] >> (first % kBlockTokens + key) : 0u;
+    NB_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      if ((bits >> e % 2 & 1u) != 0) scores[j][e] = -INFINITY;
+    }
+  }
+}
+
+/// Adds a run's tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`
+/// but for the hidden ones.
 template <int kDim>
-NB_DEVICE void attend_tile(SharedPtr<Bf16> queries, SharedPtr<Bf16> keys, SharedPtr<Bf16> values, int base,
-                           const KeyRange (&seen)[2], ColumnPair<kDim>& split) {
+NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, SharedPtr<Bf16> queries,
+                           SharedPtr<Bf16> keys, SharedPtr<Bf16> values, int base, const KeyRange (&seen)[2],
+                           ColumnPair<kDim>& split) {
   constexpr int kStride = kTileStride<kDim>;
   const int lane = lane_id();
   float scores[kTileKeys / 8][4];
@@ -128,6 +146,7 @@ NB_DEVICE void attend_tile(SharedPtr<Bf16> queries, SharedPtr<Bf16> keys, Shared
     }
   }
 
+  if (run.hidden_begin >= 0) hide_keys(a, run, base, scores);
   NB_UNROLL
   for (int half = 0; half < 2; ++half) {
     SplitState& state = split.state[half];
@@ -262,7 +281,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
       const int base = t * kTileKeys;
       if (base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin) {
         const SharedPtr<Bf16> buffer = buffers + t % 2 * 2 * kTile;
-        attend_tile<kDim>(queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, base, seen, split);
+        attend_tile<kDim>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, base, seen, split);
       }
       if ((base + kTileKeys) % kSplitTokens == 0 || t + 1 == last) fold_split(total, split);
     }

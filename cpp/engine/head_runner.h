@@ -1,7 +1,9 @@
 // From hidden rows to tokens and prompt scores: the head in groups of rows, then the sampler.
 //
 // Groups bound the memory of logits whatever the batch; plain greedy rows take the argmax fused into the head and
-// need no logits at all. Not for deciding which rows (batch_builder.h). Used by the thread that runs steps.
+// need no logits at all. Where the model runs on a device that can draw tokens, only those of them come to the host
+// that a request wants to see, or whose drawing fails. Not for deciding which rows (batch_builder.h). Used by the
+// thread that runs steps.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +16,7 @@
 #include "engine/step_trace.h"
 #include "model/model.h"
 #include "ops/ops.h"
+#include "sampling/sample_rows.h"
 #include "sampling/sampler.h"
 
 namespace nb::engine {
@@ -40,16 +43,20 @@ class HeadRunner {
 
  private:
   struct Group;
+  void draw_on_device(Group& group, ops::ExecContext& ctx, EngineStats& stats);
+  void find_allowed_rows(Group& group, const Part& part);
+  void copy_to_host(Group& group);
   void finish_rows(const Group& group, const Part& part);
-  void copy_to_host(Tensor& logits);
   void finish_row(const Group& group, std::size_t row, std::size_t thread);
-  TokenId draw_token(const Sequence& sequence, std::span<const float> logits, std::size_t thread);
+  void find_allowed(const Sequence& sequence, std::size_t row);
+  sampling::SampleInput describe(const Sequence& sequence, std::size_t row) const;
 
   const model::Model& model_;
   std::vector<sampling::Sampler> samplers_;          // one per thread
   std::vector<std::exception_ptr> errors_;           // one per row of a group
-  std::vector<std::vector<std::uint32_t>> allowed_;  // one per thread: what a constraint allows, a bit per token
+  std::vector<std::vector<std::uint32_t>> allowed_;  // one per row of a group: what a constraint allows, a bit a token
   std::vector<float> host_logits_;                   // of a group, where the model runs on a device
+  sampling::SampleRows sample_rows_;                 // of a group, for the device
   int logits_rows_ = 0;
 };
 

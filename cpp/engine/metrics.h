@@ -69,6 +69,7 @@ struct EngineStats {
   double plan_seconds = 0.0;           ///< plan, batch building and commit
   double forward_seconds = 0.0;        ///< decoder and head
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
+  std::int64_t drawn_on_device = 0;    ///< tokens that a device drew where their logits were
   std::int64_t generated_tokens = 0;   ///< output tokens reported
   std::int64_t prompt_tokens = 0;      ///< prompt tokens computed
   std::int64_t read_bytes = 0;         ///< weights, keys and values that the steps had to read; see StepTraffic

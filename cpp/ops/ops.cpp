@@ -256,6 +256,23 @@ void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32
   copy_out(out, static_cast<const float*>(found), ctx);
 }
 
+void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, ExecContext& ctx) {
+  check_tensor(logits, "sample: logits", DType::f32, {static_cast<std::int64_t>(out.size()), -1});
+  const Workspace::Scope scope(*ctx.workspace);
+  const std::size_t count = out.size() * static_cast<std::size_t>(logits.dim(1));
+  SampleArgs args{};
+  args.logits = logits.as<const float>();
+  args.logits_stride = logits.row_stride;
+  args.rows = rows_of(logits);
+  args.vocab = static_cast<int32_t>(logits.dim(1));
+  args.params = params;
+  args.scratch_logits = ctx.workspace->allocate_array<float>(count);
+  args.scratch_ids = ctx.workspace->allocate_array<int32_t>(count);
+  args.out = writable(out, ctx);
+  launch(ctx.kernels->sample, args, "sample", ctx);
+  copy_out(out, args.out, ctx);
+}
+
 void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
               const QkvExtras& extras, std::span<const int32_t> key_positions, std::span<const int32_t> slots,
               const RopeTable& rope_table, ExecContext& ctx) {

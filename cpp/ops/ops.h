@@ -74,6 +74,11 @@ void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx);
 /// out[t] = smallest index of the largest value of row t. x f32[T, cols].
 void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx);
 
+/// out[t] = the token drawn from row t of logits f32[T, V] as params[t] says, -1 where none can be drawn. Params (T of
+/// them) and what they point at are in memory of the device. For backends that have the kernel; see
+/// KernelTable::sample.
+void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, ExecContext& ctx);
+
 // ---- the operators the decoder speaks in ----
 
 /// q_out f32[T, Hq * D] = un-rotated queries; keys (rotated by key_positions) and values go to slots of kv.

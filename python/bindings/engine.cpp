@@ -265,6 +265,7 @@ py::dict stats_of(const ModelEngine& self) {
   out["plan_seconds"] = stats.plan_seconds;
   out["forward_seconds"] = stats.forward_seconds;
   out["sample_seconds"] = stats.sample_seconds;
+  out["drawn_on_device"] = stats.drawn_on_device;
   out["generated_tokens"] = stats.generated_tokens;
   out["prompt_tokens"] = stats.prompt_tokens;
   out["read_bytes"] = stats.read_bytes;

@@ -366,7 +366,7 @@ class Engine:
         """Whether the caller is the thread that makes the steps."""
     def stats(self) -> dict[str, Any]:
         """running, waiting, blocks_total, blocks_free, blocks_owned, kv_bytes, workspace_bytes, steps, forward_seconds,
-        sample_seconds, plan_seconds, generated_tokens, prompt_tokens."""
+        sample_seconds, plan_seconds, drawn_on_device, generated_tokens, prompt_tokens."""
     @property
     def kv_dtype(self) -> str: ...
     @property

@@ -30,12 +30,13 @@ struct Problem {
   };
   std::vector<Sequence> sequences;
   int window = 0;
+  bool is_composed = false;  // runs begin late and have hidden keys, and the last one has positions with gaps
 };
 
 std::string name_of(const Problem& problem) {
   std::string name = std::to_string(problem.num_heads) + "/" + std::to_string(problem.num_kv_heads) + " heads of " +
                      std::to_string(problem.head_dim) + (problem.format == KvFormat::f32 ? " f32" : " bf16") +
-                     " window " + std::to_string(problem.window);
+                     " window " + std::to_string(problem.window) + (problem.is_composed ? " composed" : "");
   for (const Problem::Sequence& s : problem.sequences) {
     name += ", " + std::to_string(s.rows) + " rows of " + std::to_string(s.context);
     for (const int run : s.earlier_runs) name += " + " + std::to_string(run);
@@ -122,17 +123,18 @@ class Setting {
     const auto run_begin = static_cast<int32_t>(runs_.size());
     int offset = 0;
     for (const int length : sequence.earlier_runs) {
-      add_run(length, offset, order);
+      add_run(length, offset, false, order);
       offset += length;
     }
-    add_run(sequence.context, offset, order);
+    const int last = add_run(sequence.context, offset, true, order);
     segments.push_back({static_cast<int32_t>(positions.size()), sequence.rows, run_begin,
                         static_cast<int32_t>(runs_.size()) - run_begin});
-    for (int i = 0; i < sequence.rows; ++i) positions.push_back(offset + sequence.context - sequence.rows + i);
+    for (int i = 0; i < sequence.rows; ++i) positions.push_back(last + 1 - sequence.rows + i);
   }
 
-  void add_run(int keys, int offset, const std::vector<int32_t>& order) {
-    runs_.push_back({static_cast<int32_t>(blocks_.size()), keys, offset});
+  // Returns the position of the last key.
+  int add_run(int keys, int offset, bool is_last, const std::vector<int32_t>& order) {
+    AttentionRun run{static_cast<int32_t>(blocks_.size()), keys, offset};
     std::vector<int32_t> slots, local;
     for (int i = 0; i < keys; ++i) {
       if (i % kBlockTokens == 0) {
@@ -142,17 +144,40 @@ class Setting {
       slots.push_back(blocks_.back() * kBlockTokens + i % kBlockTokens);
       local.push_back(i);
     }
-    if (keys == 0) return;
+    if (problem_.is_composed) {
+      run.first_key = std::min(keys, keys % 21);
+      hide_keys(run);
+    }
+    if (problem_.is_composed && is_last) {
+      run.position_offset = 0;
+      run.positions_begin = static_cast<int32_t>(key_positions_.size());
+      for (int i = 0; i < keys; ++i) local[static_cast<std::size_t>(i)] = offset + i + i / 5 * 2;
+      key_positions_.insert(key_positions_.end(), local.begin(), local.end());
+    }
+    runs_.push_back(run);
+    if (keys == 0) return offset - 1;
     const int cols = problem_.num_kv_heads * problem_.head_dim;
     Matrix k = Matrix::random(keys, cols, seed_++), v = Matrix::random(keys, cols, seed_++);
     ops::rope(k.view(), local, {rotations_.data(), problem_.head_dim, kPositions}, reference_.ctx);
     ops::kv_write(layer(cells_.data()), k.view(), v.view(), slots, reference_.ctx);
+    return run.positions_begin < 0 ? offset + local.back() : local.back();
+  }
+
+  // All keys of a run of 48, of the second split and of some tiles; none or some of other blocks.
+  void hide_keys(AttentionRun& run) {
+    run.hidden_begin = static_cast<int32_t>(hidden_.size());
+    for (int block = 0; block < (run.num_keys + 15) / 16; ++block) {
+      const bool all = run.num_keys == 48 || block / 16 == 1 || block % 14 / 4 == 1;
+      const auto some = static_cast<uint16_t>(random_() | 1U);
+      hidden_.push_back(all ? uint16_t{0xffff} : block % 7 < 4 ? uint16_t{0} : some);
+    }
   }
 
   void attend(Tensor out, Tensor q, const float* rotations, std::uint8_t* cells,
               const std::vector<AttentionSegment>& asked, const std::vector<int32_t>& at, ops::ExecContext& ctx) {
     ops::attention(out, q, problem_.num_heads, 1.0F / std::sqrt(static_cast<float>(problem_.head_dim)), problem_.window,
-                   {rotations, problem_.head_dim, kPositions}, layer(cells), {at, asked, runs_, blocks_}, ctx);
+                   {rotations, problem_.head_dim, kPositions}, layer(cells),
+                   {at, asked, runs_, blocks_, key_positions_, hidden_}, ctx);
   }
 
   Problem problem_;
@@ -161,7 +186,9 @@ class Setting {
   std::vector<std::uint8_t> cells_;
   std::int64_t cell_bytes_ = 0, stride_ = 0;
   std::vector<AttentionRun> runs_;
-  std::vector<int32_t> blocks_;
+  std::vector<int32_t> blocks_, key_positions_;
+  std::vector<uint16_t> hidden_;
+  std::mt19937 random_{5};
   unsigned seed_ = 100;
   Matrix q_;
 };
@@ -210,8 +237,35 @@ double tolerance_of(const Problem& problem) {
   return is_long && problem.format == KvFormat::bf16 && problem.head_dim >= 64 ? kRounded : kExact;
 }
 
+// Composed contexts, with windows beside; a row each that sees nothing at all.
+std::vector<Problem> composed_decode_problems() {
+  std::vector<Problem> problems;
+  for (const int window : {0, 1, 40, 300}) {
+    for (const KvFormat format : {KvFormat::f32, KvFormat::bf16}) {
+      problems.push_back({3, 1, 16, format, {{270, 3, {300, 17}}, {70, 8}, {20, 1, {33, 48, 64}}}, window, true});
+      problems.push_back({5, 1, 64, format, {{40, 2, {20, 600}}, {20, 3, {257, 16}}}, window, true});
+    }
+  }
+  return problems;
+}
+
+std::vector<Problem> composed_prefill_problems() {
+  std::vector<Problem> problems;
+  for (const int window : {0, 1, 40, 300}) {
+    problems.push_back({3, 1, 64, KvFormat::bf16, {{270, 14, {300, 17}}, {70, 70}}, window, true});
+    problems.push_back({1, 1, 128, KvFormat::bf16, {{40, 10, {20, 560}}, {20, 20, {48, 64}}}, window, true});
+    problems.push_back({2, 1, 32, KvFormat::f32, {{290, 12, {33, 48, 70}}}, window, true});
+  }
+  return problems;
+}
+
+std::vector<Problem> with(std::vector<Problem> problems, const std::vector<Problem>& more) {
+  problems.insert(problems.end(), more.begin(), more.end());
+  return problems;
+}
+
 const std::vector<Problem>& decode_problems() {
-  static const std::vector<Problem> problems = {
+  static const std::vector<Problem> plain = {
       {1, 1, 16, KvFormat::f32, {{1, 1}}},
       {4, 4, 8, KvFormat::bf16, {{17, 2}, {15, 1}, {0, 0}, {16, 3}}},
       {3, 1, 64, KvFormat::bf16, {{1, 1}, {15, 1}, {16, 1}, {17, 1}, {255, 1}, {256, 1}, {257, 1}, {511, 1}, {600, 1}}},
@@ -231,13 +285,14 @@ const std::vector<Problem>& decode_problems() {
       {3, 1, 64, KvFormat::bf16, {{40, 4, {20, 300}}, {600, 3}, {70, 1}}, 17},
       {2, 2, 64, KvFormat::bf16, {{600, 3}, {300, 1, {256}}}, 256},
   };
+  static const std::vector<Problem> problems = with(plain, composed_decode_problems());
   return problems;
 }
 
 const std::vector<Problem>& prefill_problems() {
   Problem many = {2, 1, 64, KvFormat::bf16, std::vector<Problem::Sequence>(37, {5, 1})};  // more than a warp looks at
   many.sequences.insert(many.sequences.end(), {{20, 20}, {300, 2}, {33, 33}});
-  static const std::vector<Problem> problems = {
+  static const std::vector<Problem> plain = {
       many,
       {1, 1, 64, KvFormat::bf16, {{9, 9}}},
       {3, 1, 64, KvFormat::bf16, {{65, 40}, {3, 1}, {300, 1}, {0, 0}, {16, 16}}},
@@ -253,6 +308,7 @@ const std::vector<Problem>& prefill_problems() {
       {3, 1, 80, KvFormat::bf16, {{40, 12}}},        // no kernel on tensor cores
       {3, 1, 64, KvFormat::f32, {{270, 12}}},
   };
+  static const std::vector<Problem> problems = with(plain, composed_prefill_problems());
   return problems;
 }
 

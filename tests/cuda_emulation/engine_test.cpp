@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <stdexcept>
+
 #include "base/error.h"
 #include "cuda_emulation/device_fixture.h"
 #include "engine/engine_fixture.h"
@@ -139,6 +142,120 @@ TEST(Emulated, GreedyTokensAreThoseOfTheReference) {
   const std::size_t before = emulation::device_bytes_in_use();
   expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
   EXPECT_EQ(emulation::device_bytes_in_use(), before);
+}
+
+/// Every other token, and no end before the third.
+class EveryOther : public TokenConstraint {
+ public:
+  bool allow(std::span<std::uint32_t> bits) override {
+    std::fill(bits.begin(), bits.end(), 0x55555555U);
+    return taken_ >= 3;
+  }
+  bool accept(TokenId token) noexcept override {
+    EXPECT_EQ(token % 2, 0);
+    ++taken_;
+    return false;
+  }
+
+ private:
+  int taken_ = 0;
+};
+
+class Failing : public TokenConstraint {
+ public:
+  bool allow(std::span<std::uint32_t>) override { throw std::runtime_error(++times_ > 1 ? "again" : "no grammar"); }
+  bool accept(TokenId) noexcept override { return false; }
+
+ private:
+  int times_ = 0;
+};
+
+/// Requests that draw in every way, most of them for more than one token; the last two end with an error.
+std::vector<Request> sampled_requests() {
+  const sampling::SamplingParams params[] = {
+      {.temperature = 0.0},  // takes the argmax of the head
+      {.seed = 1},
+      {.temperature = 0.7, .top_k = 40, .top_p = 0.9, .min_p = 0.01, .seed = 2},
+      {.temperature = 0.0, .repetition_penalty = 1.4},
+      {.temperature = 1.5, .presence_penalty = 0.5, .frequency_penalty = 0.7, .seed = 3},
+      {.repetition_penalty = 1.2, .presence_penalty = -0.5, .logit_bias = {{3, 4.0}, {9, -100.0}, {3, 1.5}}, .seed = 4},
+      {.temperature = 0.9, .min_tokens = 4, .seed = 5},
+      {.bad_words_token_ids = {{7}, {11, 12}}, .allowed_token_ids = {{7, 11, 12, 100, 200, 300}}, .seed = 6},
+      {.top_p = 0.5, .seed = 7, .choice_index = 2},
+      {.seed = 8},                                                  // with a constraint
+      {.logprobs = 2, .seed = 9},                                   // wants to see its logits
+      {.temperature = 0.0, .bad_words_token_ids = {}, .seed = 10},  // its constraint fails
+      {.allowed_token_ids = {{5}}, .seed = 11},                     // nothing is left
+  };
+  std::vector<Request> requests;
+  for (const sampling::SamplingParams& wanted : params) {
+    const auto i = static_cast<unsigned>(requests.size());
+    requests.push_back(random_request(300 + i, 3 + static_cast<int>(i) * 2, 6));
+    requests.back().sampling = wanted;
+  }
+  for (TokenId token = 0; token < 320; token += 3) requests[6].stop_token_ids.push_back(token);
+  requests[8].n = 3;
+  requests[9].make_constraint = [] { return std::make_unique<EveryOther>(); };
+  requests[9].stop_token_ids = {2, 4, 6};
+  requests[11].make_constraint = [] { return std::make_unique<Failing>(); };
+  requests[12].sampling.bad_words_token_ids = {{requests[12].prompt.back(), 5}};
+  return requests;
+}
+
+struct Drawn {
+  std::map<std::pair<RequestId, int>, Answer> answers;  // by request and choice
+  std::int64_t on_device = 0, generated = 0;
+};
+
+Drawn draw_all(const model::TinyModelOptions& options) {
+  const auto model = model::make_tiny_model(options);
+  Engine engine(*model, {.kv_format = quant::KvFormat::f32, .max_num_seqs = 6, .max_batch_tokens = 48});
+  for (const Request& request : sampled_requests()) engine.submit(request);
+  Drawn drawn;
+  while (engine.has_work()) {
+    for (const StepOutput& output : engine.step()) {
+      Answer& answer = drawn.answers[{output.request_id, output.choice}];
+      answer.tokens.insert(answer.tokens.end(), output.token_ids.begin(), output.token_ids.end());
+      answer.finish_reason = output.finish_reason;
+      answer.error = output.error;
+    }
+    engine.check_invariants();
+  }
+  drawn.on_device = engine.stats().drawn_on_device;
+  drawn.generated = engine.stats().generated_tokens;
+  return drawn;
+}
+
+void expect_same(const Drawn& got, const Drawn& expected) {
+  ASSERT_EQ(got.answers.size(), expected.answers.size());
+  for (const auto& [key, answer] : expected.answers) {
+    const Answer& other = got.answers.at(key);
+    EXPECT_EQ(other.tokens, answer.tokens) << "request " << key.first << ", choice " << key.second;
+    EXPECT_EQ(other.finish_reason, answer.finish_reason) << "request " << key.first;
+    EXPECT_EQ(other.error, answer.error) << "request " << key.first;
+  }
+}
+
+TEST(Emulated, TokensDrawnOnTheDeviceAreThoseOfTheHost) {
+  const Drawn host = draw_all({}), device = draw_all({.device = &cuda::tested_backend()});
+  ops::KernelTable table = *cuda::tested_backend().kernels;
+  table.sample = nullptr;
+  ops::Backend backend = cuda::tested_backend();
+  backend.kernels = &table;
+  const Drawn logits_on_host = draw_all({.device = &backend});
+  expect_same(device, logits_on_host);
+  expect_same(device, host);
+  EXPECT_EQ(host.on_device, 0);
+  EXPECT_EQ(logits_on_host.on_device, 0);
+  // All but the six greedy tokens that are the argmax and the six whose logits are shown; and tokens that end an
+  // answer.
+  const auto stopped = std::count_if(device.answers.begin(), device.answers.end(),
+                                     [](const auto& a) { return a.second.finish_reason == FinishReason::stop; });
+  EXPECT_EQ(device.on_device, device.generated - 12 + stopped);
+  EXPECT_GT(device.on_device, 40);
+  const Answer& failed = device.answers.rbegin()->second;
+  EXPECT_NE(failed.error.find("allowed_token_ids"), std::string::npos) << failed.error;
+  EXPECT_EQ(std::next(device.answers.rbegin())->second.error, "no grammar");
 }
 
 TEST(Emulated, QuantizedModelsRunAsBf16) {

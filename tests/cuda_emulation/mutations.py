@@ -73,7 +73,55 @@ MUTATIONS = (
         "scale = a.scale * (kLog2e - 0.44269504f)",
         "scores in the wrong base",
     ),
+    Mutation(
+        "attention.cuh",
+        "  if (first < run.first_key) first = run.first_key;\n",
+        "",
+        "composed runs: first key ignored",
+    ),
+    Mutation(
+        "attention.cuh",
+        "  if (run.positions_begin >= 0) {",
+        "  if (run.positions_begin > 1000000) {",
+        "composed runs: positions of their own ignored",
+    ),
+    Mutation(
+        "attention.cuh",
+        "const bool below = positions[begin + half] < limit;",
+        "const bool below = positions[begin + half] <= limit;",
+        "composed runs: the search finds one key more",
+    ),
+    Mutation(
+        "attention.cuh",
+        "positions[count - 1] < limit) return count;",
+        "positions[count - 1] <= limit) return count;",
+        "composed runs: the last key is seen from the position before",
+    ),
+    Mutation(
+        "attention.cuh",
+        "if (first > 0) first = count_below(positions, run.num_keys, first);",
+        "if (first > 0) first = count_below(positions, run.num_keys, first + 1);",
+        "composed runs: window one short",
+    ),
     # ---- attention_decode.cuh ----
+    Mutation(
+        "attention_decode.cuh",
+        "if ((bits >> key % kBlockTokens & 1u) != 0) x[i]",
+        "if ((bits >> key % kBlockTokens & 1u) > 1) x[i]",
+        "decode: hidden keys seen",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "hidden[place] = a.hidden[run.hidden_begin + block];",
+        "hidden[place] = a.hidden[run.hidden_begin + block % kSplitBlocks];",
+        "decode: hidden keys of the first split in all splits",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "largest == -INFINITY ? 0.0f : largest",
+        "largest",
+        "decode: not a number where all keys of a split are hidden",
+    ),
     Mutation(
         "attention_decode.cuh",
         "      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);\n      sync_block();",
@@ -109,11 +157,29 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "split % 2 * kSplitBlocks + key / kBlockTokens",
-        "(split + 1) % 2 * kSplitBlocks + key / kBlockTokens",
+        "blocks[split % 2 * kSplitBlocks + key",
+        "blocks[(split + 1) % 2 * kSplitBlocks + key",
         "decode: block ids of the wrong split",
     ),
     # ---- attention_prefill.cuh ----
+    Mutation(
+        "attention_prefill.cuh",
+        "  if (run.hidden_begin >= 0) hide_keys(a, run, base, scores);\n",
+        "",
+        "prefill: hidden keys seen",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "if ((bits >> e % 2 & 1u) != 0)",
+        "if ((bits >> 1 & 1u) != 0)",
+        "prefill: hidden keys by the bit of their neighbour",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "next == -INFINITY ? 0.0f : next;",
+        "next;",
+        "prefill: not a number where all keys of a tile are hidden",
+    ),
     Mutation(
         "attention_prefill.cuh",
         "a.positions[tile.row(c)] - offset : -1",

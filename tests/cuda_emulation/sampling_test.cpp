@@ -5,11 +5,10 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <random>
 
-#include "base/part.h"
 #include "cuda_emulation/device_fixture.h"
+#include "sampling/sample_rows.h"
 
 namespace nb::cuda {
 namespace {
@@ -51,65 +50,9 @@ class Lists {
   std::vector<Buffer> buffers_;
 };
 
-std::vector<std::int32_t> masked_tokens(const Request& request) {
-  std::vector<std::int32_t> masked;
-  for (const auto& word : request.params.bad_words_token_ids) {
-    const std::size_t begin = word.size() - 1;
-    if (begin <= request.tokens.size() && std::equal(word.begin(), word.end() - 1, request.tokens.end() - begin)) {
-      masked.push_back(word.back());
-    }
-  }
-  if (request.tokens.size() - request.num_prompt < static_cast<std::size_t>(request.params.min_tokens)) {
-    masked.insert(masked.end(), request.stop_ids.begin(), request.stop_ids.end());
-  }
-  return masked;
-}
-
-std::vector<std::uint32_t> allowed_bits(const Request& request) {
-  std::vector<std::uint32_t> bits = request.allowed_bits;
-  if (!request.params.allowed_token_ids) return bits;
-  std::vector<std::uint32_t> ids((request.logits.size() + 31) / 32, 0);
-  for (const TokenId token : *request.params.allowed_token_ids) {
-    ids[static_cast<std::size_t>(token / 32)] |= 1u << token % 32;
-  }
-  if (bits.empty()) return ids;
-  for (std::size_t i = 0; i < bits.size(); ++i) bits[i] &= ids[i];
-  return bits;
-}
-
-ops::SampleRow describe(const Request& request, Lists& lists) {
-  const sampling::SamplingParams& params = request.params;
-  std::vector<ops::TokenBias> biases;
-  for (const sampling::LogitBias& entry : params.logit_bias) biases.push_back({entry.token, entry.bias});
-  std::stable_sort(biases.begin(), biases.end(), [](const auto& a, const auto& b) { return a.token < b.token; });
-  std::map<std::int32_t, std::int32_t> counts;
-  for (std::size_t i = 0; i < request.tokens.size(); ++i) {
-    counts[request.tokens[i]] += i >= request.num_prompt ? 1 : 0;
-  }
-  std::vector<ops::TokenCount> history;
-  for (const auto& [token, count] : counts) history.push_back({token, count});
-  const std::vector<std::int32_t> masked = masked_tokens(request);
-  const std::vector<std::uint32_t> bits = allowed_bits(request);
-  ops::SampleRow row{};
-  row.seed = request.seed;
-  row.position = request.tokens.size();
-  row.choice = params.choice_index;
-  row.top_k = params.top_k;
-  row.temperature = params.temperature;
-  row.top_p = params.top_p;
-  row.log_min_p = std::log(params.min_p);
-  row.repetition_penalty = params.repetition_penalty;
-  row.presence_penalty = params.presence_penalty;
-  row.frequency_penalty = params.frequency_penalty;
-  row.biases = lists.put(biases);
-  row.num_biases = static_cast<std::int32_t>(biases.size());
-  row.history = lists.put(history);
-  row.num_history = static_cast<std::int32_t>(history.size());
-  row.masked = lists.put(masked);
-  row.num_masked = static_cast<std::int32_t>(masked.size());
-  row.allowed_bits = lists.put(bits);
-  row.num_allowed_words = static_cast<std::int32_t>(bits.size());
-  return row;
+sampling::SampleInput input_of(const Request& request) {
+  return {request.logits,     request.params,   request.seed,        request.tokens,
+          request.num_prompt, request.stop_ids, request.allowed_bits};
 }
 
 std::vector<std::int32_t> draw_on_device(const std::vector<Request>& requests) {
@@ -117,34 +60,28 @@ std::vector<std::int32_t> draw_on_device(const std::vector<Request>& requests) {
   Lists lists(bench.memory);
   const std::size_t vocab = requests.front().logits.size(), stride = vocab + 3;
   std::vector<float> logits(requests.size() * stride, kNan);
-  std::vector<ops::SampleRow> rows;
+  sampling::SampleRows rows;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     std::copy(requests[i].logits.begin(), requests[i].logits.end(),
               logits.begin() + static_cast<std::ptrdiff_t>(i * stride));
-    rows.push_back(describe(requests[i], lists));
+    rows.add(input_of(requests[i]));
   }
-  ops::SampleArgs args{};
-  args.logits = lists.put(logits);
-  args.logits_stride = static_cast<std::int64_t>(stride);
-  args.rows = static_cast<std::int32_t>(requests.size());
-  args.vocab = static_cast<std::int32_t>(vocab);
-  args.params = lists.put(rows);
-  args.scratch_logits = lists.room<float>(requests.size() * vocab);
-  args.scratch_ids = lists.room<std::int32_t>(requests.size() * vocab);
-  args.out = lists.room<std::int32_t>(requests.size());
-  bench.backend.kernels->sample(args, Part{});
+  float* const memory = lists.put(logits);
+  auto* const params = lists.room<ops::SampleRow>(rows.bytes() / sizeof(ops::SampleRow) + 1);
+  bench.memory.copy_in(params, rows.packed_for(params).data(), rows.bytes());
+  Tensor view(memory, DType::f32, {static_cast<std::int64_t>(requests.size()), static_cast<std::int64_t>(vocab)});
+  view.row_stride = static_cast<std::int64_t>(stride);
   std::vector<std::int32_t> drawn(requests.size());
-  bench.memory.copy_out(drawn.data(), args.out, drawn.size() * sizeof(std::int32_t));
+  ops::sample(drawn, view, params, bench.ctx);
   std::vector<float> after(logits.size());
-  bench.memory.copy_out(after.data(), args.logits, after.size() * sizeof(float));
+  bench.memory.copy_out(after.data(), memory, after.size() * sizeof(float));
   EXPECT_EQ(std::memcmp(after.data(), logits.data(), after.size() * sizeof(float)), 0) << "logits have been changed";
   return drawn;
 }
 
 TokenId draw_on_cpu(const Request& request) {
   sampling::Sampler sampler;
-  return sampler.sample({request.logits, request.params, request.seed, request.tokens, request.num_prompt,
-                         request.stop_ids, request.allowed_bits});
+  return sampler.sample(input_of(request));
 }
 
 // How the logits of a case look.

@@ -95,6 +95,34 @@ def test_quantized_weights_become_bf16_and_it_says_so(
     assert "become bf16" not in answer(library, folder, "cuda")["stderr"]
 
 
+def compare(library: Path, folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """What eval/compare_devices.py says of a model, small enough for an emulator."""
+    script = Path(__file__).resolve().parents[2] / "eval" / "compare_devices.py"
+    small = ["--tokens", "24", "--context", "12", "--batch", "3", "--new", "3", "--processor", "reference"]
+    done = run(library, script, "--model", folder, *small, *arguments)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_devices_are_compared(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("llama")
+    folder = write_folder(tmp_path / "llama", config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    code, report = compare(library, folder)
+    assert code == 0, report
+    assert (report["device"]["backend"], report["device"]["dtype"]) == ("cuda:0", "bf16")
+    assert (report["processor"]["backend"], report["processor"]["dtype"]) == ("reference", "bf16")
+    assert report["divergence"]["positions"] == 24
+    assert 0 <= report["divergence"]["mean_kl"] <= 1e-3
+    assert report["promises"]["answers"] == 3
+    assert report["promises"]["broken"] == report["failed"] == []
+    # What is asked for too much is told, and fails.
+    code, report = compare(library, folder, "--max-kl", "-1", "--tokens", "12")
+    assert code == 1
+    assert len(report["failed"]) == 1 and "mean KL" in report["failed"][0]
+
+
 def test_exports_are_calibrated_on_the_cpu(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
     config = config_of("llama")

@@ -1,5 +1,6 @@
 #include "engine/request.h"
 
+#include <algorithm>
 #include <span>
 
 #include "base/error.h"
@@ -43,6 +44,15 @@ void check_chunks(const Request& request, int vocab_size, int max_model_len) {
 
 }  // namespace
 
+int rotation_room(const Request& request) {
+  int room = 0;
+  if (request.reuse.mode == ReuseMode::exact) return room;
+  for (const ChunkSpan& chunk : request.chunks) {
+    room = std::max(room, static_cast<int>(chunk.anchor.size()) - chunk.begin);
+  }
+  return room;
+}
+
 void validate(const Request& request, int vocab_size, int max_model_len) {
   NB_CHECK(request.n >= 1 && request.n <= kMaxChoices, invalid_argument, "n must be in [1, ", kMaxChoices, "], got ",
            request.n);
@@ -51,7 +61,10 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
   check_chunks(request, vocab_size, max_model_len);
   NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && (scores || request.only_chunks)), invalid_argument,
            "max_tokens must be >= 1 (0 only with prompt_logprobs or prompt_logits), got ", request.max_tokens);
-  const std::size_t longest = static_cast<std::size_t>(max_model_len) - (request.max_tokens > 0 ? 1 : 0);
+  const int room = rotation_room(request);
+  NB_CHECK(room < max_model_len, invalid_argument, "an anchor reaches ", room,
+           " tokens before the prompt; the context has ", max_model_len);
+  const std::size_t longest = static_cast<std::size_t>(max_model_len - room) - (request.max_tokens > 0 ? 1 : 0);
   NB_CHECK(request.prompt.size() <= longest, invalid_argument, "the prompt has ", request.prompt.size(),
            " tokens; the context of ", max_model_len, " tokens has room for ", longest,
            request.max_tokens > 0 ? " and one generated token" : "");

@@ -104,6 +104,10 @@ struct Request {
   bool pin_chunks = false;  ///< with only_chunks: they stay until they are removed
 };
 
+/// Positions at the end of the context that a request cannot have: queries are rotated to their distance from a chunk's
+/// anchor, which may stand before the beginning of the prompt.
+int rotation_room(const Request& request);
+
 /// Throws invalid_argument naming field, value and range. A prompt as long as the context leaves no room for output
 /// and is allowed only with max_tokens 0; max_tokens beyond the context is allowed and cut there.
 void validate(const Request& request, int vocab_size, int max_model_len);

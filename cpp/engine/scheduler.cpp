@@ -66,10 +66,12 @@ void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
 }
 
 void Scheduler::check_fits(const Sequence& sequence) const {
-  const int needed = kv::BlockTable::blocks_for(sequence.max_own_len());
+  const int in_chunks = blocks_of_chunks(sequence);
+  const int needed = own_need(sequence) + in_chunks;
   NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ", kBlockTokens,
-           " tokens (prompt of ", sequence.num_prompt, " tokens, ", sequence.max_len,
-           " with its output), the whole pool has ", pool_.num_blocks(), "; lower max_tokens or raise kv_cache_bytes");
+           " tokens (prompt of ", sequence.num_prompt, " tokens, ", sequence.max_len, " with its output",
+           in_chunks > 0 ? concat(", ", in_chunks, " blocks of chunks") : "", "), the whole pool has ",
+           pool_.num_blocks(), "; lower max_tokens or raise kv_cache_bytes");
 }
 
 void Scheduler::submit(Queue sequences) {
@@ -79,28 +81,17 @@ void Scheduler::submit(Queue sequences) {
   NB_CHECK(limits_.max_waiting == 0 || num_running() + num_waiting() + arriving <= places, overloaded, num_running(),
            " requests run and ", num_waiting(), " wait; max_num_seqs is ", limits_.max_num_seqs, ", max_waiting ",
            limits_.max_waiting, arriving > 1 ? concat(", and ", arriving, " answers are wanted") : "");
-  const int first_choice = sequences.front()->choice - static_cast<int>(sequences.front()->request.chunks.size());
-  const Sequence* failed = nullptr;  // what one answer has no room for, the others have not either
   for (auto& sequence : sequences) {
-    if (failed == nullptr) {
-      place_chunks(*sequence, first_choice);
-    } else {
-      sequence->end_early(FinishReason::error);
-      sequence->error = failed->error;
-      sequence->error_code = failed->error_code;
-    }
-    if (sequence->ends_early()) failed = sequence.get();
-    enqueue(std::move(sequence));
+    prepare(*sequence);
+    waiting_.push_back(std::move(sequence));
   }
 }
 
-void Scheduler::enqueue(std::unique_ptr<Sequence> sequence) {
-  if (cache_) {
-    sequence->prefix.root = cache_->root(sequence->request.cache_salt);
-    // So that commit() never allocates.
-    sequence->prefix.keys.reserve(static_cast<std::size_t>(sequence->max_len / kBlockTokens));
-  }
-  waiting_.push_back(std::move(sequence));
+void Scheduler::prepare(Sequence& sequence) const {
+  if (!cache_) return;
+  sequence.prefix.root = cache_->root(sequence.request.cache_salt);
+  // So that commit() never allocates.
+  sequence.prefix.keys.reserve(static_cast<std::size_t>(sequence.max_len / kBlockTokens));
 }
 
 bool Scheduler::cancel(RequestId id) {
@@ -196,14 +187,19 @@ void Scheduler::follow() {
   }
 }
 
+/// The waiting sequence that is to be admitted next, if there is one.
+Scheduler::Waiting::iterator Scheduler::find_oldest() {
+  return std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) {
+    return !sequence->ends_early() && !(sequence->request.only_chunks && sequence->is_placed);
+  });
+}
+
 /// Moves the oldest waiting sequence to the running ones, with the cached blocks it begins with and the others that its
 /// tokens need. If the oldest does not fit, nobody younger overtakes it.
 bool Scheduler::admit_next() {
   if (num_running() == limits_.max_num_seqs) return false;
-  const auto oldest = std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) {
-    return !sequence->ends_early() && !sequence->request.only_chunks;
-  });
-  if (oldest == waiting_.end() || !has_chunks(**oldest)) return false;
+  if (!place_oldest()) return false;
+  const auto oldest = find_oldest();
   Sequence& sequence = **oldest;
   const SchedulerCounters before = counters_;
   const int cached_before = sequence.num_cached_tokens;

@@ -8,8 +8,9 @@
 // youngest sequence is preempted: it gives its blocks back and waits, in its old place, to be computed again from its
 // tokens. The oldest always goes on, and the pool holds any one sequence, so everything ends.
 //
-// Chunks: whoever is put together from chunks holds them from submission to its end, and is admitted when they are
-// ready. One that is not there is computed by a sequence of its own, which stands right before the first that wants it.
+// Chunks: who is put together from chunks takes hold of them when it is the oldest that waits, is admitted when they
+// are ready, and holds them to its end. One that is not there is computed by a sequence of its own, which stands right
+// before. What chunks hold always leaves room for any running sequence; who would break that waits.
 //
 // Sharing: an admitted sequence takes the cached blocks that its prompt begins with. If an older one is computing what
 // comes next, it waits and takes those blocks too when they are there. Further answers to one prompt wait for the
@@ -83,8 +84,8 @@ class Scheduler {
   /// for it, and overloaded if too many wait.
   void submit(std::unique_ptr<Sequence> sequence);
 
-  /// The same for all answers to one prompt, in the order of `choice`. A sequence whose chunks find no room ends with
-  /// an error.
+  /// The same for all answers to one prompt, in the order of `choice`. A sequence whose chunks find no room, though
+  /// nothing else runs, ends with an error.
   void submit(std::vector<std::unique_ptr<Sequence>> sequences);
 
   /// The next commit() ends the sequences of this id with `abort`; false if there is none.
@@ -131,14 +132,19 @@ class Scheduler {
 
  private:
   using Queue = std::vector<std::unique_ptr<Sequence>>;
+  using Waiting = std::deque<std::unique_ptr<Sequence>>;
 
   int add(Sequence& sequence, int budget);
   void add_selection();
-  void place_chunks(Sequence& sequence, int first_choice);
-  void begin_chunk(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id, int choice);
-  void enqueue(std::unique_ptr<Sequence> sequence);
-  bool make_room(int num_blocks, int largest);
-  int largest_need() const;
+  Waiting::iterator find_oldest();
+  bool place_oldest();
+  bool displace_others(const Sequence& oldest);
+  bool place_chunks(Sequence& sequence);
+  std::unique_ptr<Sequence> make_encoder(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id);
+  void prepare(Sequence& sequence) const;
+  bool make_room(int num_blocks, const Sequence& sequence);
+  static int own_need(const Sequence& sequence);
+  static int blocks_of_chunks(const Sequence& sequence);
   bool has_chunks(const Sequence& sequence) const;
   void finish_tickets();
   void end_encoding(Sequence& sequence);
@@ -163,8 +169,8 @@ class Scheduler {
   kv::BlockPool pool_;
   std::optional<kv::PrefixCache> cache_;
   kv::ChunkStore chunks_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;  // in order of arrival
-  Queue running_;                                  // in order of arrival
+  Waiting waiting_;  // in order of arrival
+  Queue running_;    // in order of arrival
   Queue finished_;
   StepPlan plan_;
   bool preempted_ = false;  // in this plan

@@ -8,74 +8,124 @@
 
 namespace nb::engine {
 
-/// Blocks of the longest answer of a sequence that is not finished. Whatever chunks hold, these must be left.
-int Scheduler::largest_need() const {
-  int most = 0;
-  const auto consider = [&](const auto& sequence) {
-    if (!sequence->is_internal() && !sequence->request.only_chunks)
-      most = std::max(most, kv::BlockTable::blocks_for(sequence->max_own_len()));
-  };
-  std::for_each(running_.begin(), running_.end(), consider);
-  std::for_each(waiting_.begin(), waiting_.end(), consider);
-  return most;
+/// Blocks of its own that a sequence may need.
+int Scheduler::own_need(const Sequence& sequence) {
+  // Those of a chunk being computed count as the chunk's.
+  if (sequence.is_internal() || sequence.request.only_chunks) return 0;
+  return kv::BlockTable::blocks_for(sequence.max_own_len());
 }
 
-/// Evicts chunks until `num_blocks` more for chunks leave room for any sequence, of which the largest needs `largest`.
-bool Scheduler::make_room(int num_blocks, int largest) {
+/// Blocks of the chunks that a sequence wants.
+int Scheduler::blocks_of_chunks(const Sequence& sequence) {
+  int blocks = 0;
+  const auto add = [&](const ChunkSpan& span) {
+    blocks += kv::BlockTable::blocks_for(static_cast<int>(span.anchor.size()) + span.count);
+  };
+  const auto& spans = sequence.request.chunks;
+  if (sequence.request.only_chunks) std::for_each(spans.begin(), spans.end(), add);
+  if (!sequence.composition) return blocks;
+  for (const PlacedChunk& chunk : sequence.composition->chunks()) add(spans[static_cast<std::size_t>(chunk.span)]);
+  return blocks;
+}
+
+/// Evicts chunks until `num_blocks` more for chunks leave room for any running sequence and this one.
+bool Scheduler::make_room(int num_blocks, const Sequence& sequence) {
+  int largest = own_need(sequence);
+  for (const auto& running : running_) largest = std::max(largest, own_need(*running));
   while (chunks_.num_blocks() + num_blocks + largest > pool_.num_blocks()) {
     if (!chunks_.evict_one(freed_blocks_)) return false;
   }
   return true;
 }
 
-/// Takes hold of the chunks of a sequence that is about to wait, and has those computed that are not there, by
-/// sequences numbered from `first_choice` on. Where there is no room, the sequence will end with an error.
-void Scheduler::place_chunks(Sequence& sequence, int first_choice) {
-  const int own = sequence.request.only_chunks ? 0 : kv::BlockTable::blocks_for(sequence.max_own_len());
-  const int largest = std::max(largest_need(), own);
-  const auto fail = [&](int num_blocks) {
+/// Sees to the chunks of the oldest waiting sequence; false if nobody can be admitted. Where there is no room though
+/// nobody runs, the sequence will end with an error.
+bool Scheduler::place_oldest() {
+  for (auto oldest = find_oldest(); oldest != waiting_.end(); oldest = find_oldest()) {
+    Sequence& sequence = **oldest;
+    if (!sequence.is_placed && place_chunks(sequence)) continue;  // perhaps there is an older one now: for a chunk
+    if (sequence.is_placed && !has_chunks(sequence)) return false;
+    if (sequence.is_placed && make_room(0, sequence)) return true;
+    if (!running_.empty()) return false;
+    if (displace_others(sequence)) continue;
     sequence.end_early(FinishReason::error);
     sequence.error_code = ErrorCode::out_of_memory;
-    sequence.error = concat("the KV cache of ", pool_.num_blocks(), " blocks of ", kBlockTokens,
-                            " tokens has no room for ", num_blocks, " blocks of a chunk beside ", chunks_.num_blocks(),
-                            " of chunks that are in use or pinned and ", largest,
-                            " for the longest request; raise kv_cache_bytes, or delete or unpin chunks");
-  };
-  if (!make_room(0, largest)) return fail(0);
-  const kv::PrefixRoot root = kv::ChunkStore::root(sequence.request.cache_salt);
+    sequence.error =
+        concat("the KV cache of ", pool_.num_blocks(), " blocks of ", kBlockTokens, " tokens has no room for ",
+               own_need(sequence), " blocks of the request and ", blocks_of_chunks(sequence), " of its chunks beside ",
+               chunks_.num_blocks(), " that chunks hold; raise kv_cache_bytes, or remove or unpin chunks");
+  }
+  return false;
+}
+
+/// Waiting sequences other than this one give their chunks back, and nobody waits to compute any: false if there was
+/// none. That happens where one that was preempted finds others placed behind it.
+bool Scheduler::displace_others(const Sequence& oldest) {
+  bool any = false;
+  for (const auto& sequence : waiting_) {
+    if (sequence.get() == &oldest || sequence->chunks.empty()) continue;
+    any = true;
+    const bool is_done = sequence->request.only_chunks && has_chunks(*sequence);
+    sequence->is_placed = is_done;
+    release_chunks(*sequence);
+    if (!sequence->is_internal()) continue;
+    chunks_.remove(sequence->encodes, freed_blocks_);
+    sequence->end_early(FinishReason::abort);
+  }
+  return any;
+}
+
+/// Takes hold of the chunks of the oldest waiting sequence, and has those computed that are not there. False, and
+/// nothing is held, if there is no room for all of them now.
+bool Scheduler::place_chunks(Sequence& sequence) {
+  const Digest root = kv::ChunkStore::root(sequence.request.cache_salt);
+  Queue encoders;
+  bool has_all = make_room(0, sequence);
   const auto place = [&](const ChunkSpan& span) -> kv::ChunkId {
     const auto tokens =
         std::span(sequence.tokens).subspan(static_cast<std::size_t>(span.begin), static_cast<std::size_t>(span.count));
     kv::ChunkId id = chunks_.acquire(root, span.anchor, tokens);
     if (id == 0) {
       const int needed = kv::BlockTable::blocks_for(static_cast<int>(span.anchor.size()) + span.count);
-      if (!make_room(needed, largest)) {
-        fail(needed);
-        return 0;
-      }
+      has_all = make_room(needed, sequence);
+      if (!has_all) return 0;
       id = chunks_.create(root, span.anchor, tokens);
-      begin_chunk(sequence, span, id, first_choice++);
+      encoders.push_back(make_encoder(sequence, span, id));
     }
     sequence.chunks.push_back(id);
     return id;
   };
+  const auto& spans = sequence.request.chunks;
   if (sequence.request.only_chunks) {
-    for (const ChunkSpan& span : sequence.request.chunks) {
-      const kv::ChunkId id = place(span);
-      if (id == 0) return;
-      if (sequence.request.pin_chunks) chunks_.pin(id, true);
-    }
+    for (std::size_t i = 0; i < spans.size() && has_all; ++i) place(spans[i]);
   } else if (sequence.composition) {
     for (PlacedChunk& chunk : sequence.composition->chunks()) {
-      chunk.id = place(sequence.request.chunks[static_cast<std::size_t>(chunk.span)]);
-      if (chunk.id == 0) return;
+      if (has_all) chunk.id = place(spans[static_cast<std::size_t>(chunk.span)]);
     }
   }
+  if (!has_all) {
+    for (const auto& encoder : encoders) {
+      chunks_.remove(encoder->encodes, freed_blocks_);
+      release_chunks(*encoder);
+    }
+    release_chunks(sequence);
+    return false;
+  }
+  sequence.is_placed = true;
+  for (const kv::ChunkId id : sequence.chunks) {
+    if (sequence.request.pin_chunks) chunks_.pin(id, true);
+  }
+  // The sequence is the oldest that waits, so they come right before it.
+  int choice = sequence.choice - static_cast<int>(encoders.size());
+  for (const auto& encoder : encoders) encoder->choice = choice++;
+  const auto at =
+      std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& other) { return other.get() == &sequence; });
+  waiting_.insert(at, std::make_move_iterator(encoders.begin()), std::make_move_iterator(encoders.end()));
+  return true;
 }
 
-/// Queues the sequence that computes a chunk: an exact prompt of anchor and tokens, older than `wanted_by`. It is the
-/// chunk's second user.
-void Scheduler::begin_chunk(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id, int choice) {
+/// The sequence that computes a chunk: an exact prompt of anchor and tokens. It is the chunk's second user.
+std::unique_ptr<Sequence> Scheduler::make_encoder(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id) {
   Request request;
   request.prompt = span.anchor;
   const auto begin = wanted_by.tokens.begin() + span.begin;
@@ -86,12 +136,13 @@ void Scheduler::begin_chunk(const Sequence& wanted_by, const ChunkSpan& span, kv
   request.sampling.seed = 0;
   const int length = static_cast<int>(request.prompt.size());
   auto sequence = std::make_unique<Sequence>(wanted_by.id, std::move(request), std::span<const TokenId>(), length);
-  sequence->choice = choice;
   sequence->times.submitted = wanted_by.times.submitted;
   sequence->encodes = id;
+  sequence->is_placed = true;
   chunks_.hold(id);
   sequence->chunks.push_back(id);
-  enqueue(std::move(sequence));
+  prepare(*sequence);
+  return sequence;
 }
 
 bool Scheduler::has_chunks(const Sequence& sequence) const {
@@ -102,7 +153,8 @@ bool Scheduler::has_chunks(const Sequence& sequence) const {
 /// Ends those that only wanted chunks, which are there now.
 void Scheduler::finish_tickets() {
   for (const auto& sequence : waiting_) {
-    if (!sequence->request.only_chunks || sequence->ends_early() || !has_chunks(*sequence)) continue;
+    if (!sequence->request.only_chunks || !sequence->is_placed || sequence->ends_early()) continue;
+    if (!has_chunks(*sequence)) continue;
     sequence->finish_reason = FinishReason::length;
   }
 }

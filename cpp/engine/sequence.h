@@ -29,7 +29,7 @@ class Sequence {
       : id(sequence_id), choice(choice_index), request(std::move(wanted)), tokens(request.prompt) {
     request.sampling.choice_index += static_cast<std::uint32_t>(choice_index);
     num_prompt = static_cast<int>(tokens.size());
-    max_len = num_prompt + std::min(request.max_tokens, max_model_len - num_prompt);
+    max_len = num_prompt + std::min(request.max_tokens, max_model_len - rotation_room(request) - num_prompt);
     seed = request.sampling.seed ? *request.sampling.seed : random_seed();
     stop_ids = request.stop_token_ids;
     composition = Composition::create(request);
@@ -116,7 +116,8 @@ class Sequence {
   std::unique_ptr<TokenMonitor> monitor;        ///< none: nobody watches
   std::unique_ptr<TokenConstraint> constraint;  ///< none: any token may come
   std::unique_ptr<Composition> composition;     ///< none: all tokens are its own
-  std::vector<kv::ChunkId> chunks;              ///< it holds, from submission to its end
+  std::vector<kv::ChunkId> chunks;              ///< it holds, once it is placed, to its end
+  bool is_placed = false;                       ///< it holds all that it needs
   kv::ChunkId encodes = 0;                      ///< the chunk whose KV it computes, or 0
   kv::BlockTable table;
   kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks

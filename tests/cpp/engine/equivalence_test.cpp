@@ -1,9 +1,9 @@
 // Random runs of whole engines: whatever happens around a request, its answer has the bits it has when it runs alone.
 //
-// A run draws a backend, 1 or 2 threads, slices, number of sequences, cache on or off, and a pool that is ample or 40 %
+// A run draws a backend, 1 or 2 threads, slices, number of sequences, cache on or off, and a pool that is ample or a fifth
 // of what its answers need; then arrivals, lengths, shared beginnings, continued conversations, namespaces, several
-// answers, sampling options, scores and cancellations. The oracle answers each request by itself, without a cache and
-// with as much memory as it likes.
+// answers, sampling options, scores, prompts composed of chunks and cancellations. The oracle answers each request by
+// itself, without a cache, with chunks of its own and with as much memory as it likes.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -38,7 +38,7 @@ struct Backend {
   explicit Backend(const std::string& name)
       : one(model::make_tiny_model({.backend = name, .format = quant::Format::q4_0, .num_threads = 1})),
         two(model::make_tiny_model({.backend = name, .format = quant::Format::q4_0, .num_threads = 2})),
-        alone(*one, {.max_num_seqs = 1, .eos_ids = {0}, .enable_prefix_caching = false}) {}
+        alone(*one, {.max_num_seqs = 4, .eos_ids = {0}, .enable_prefix_caching = false}) {}
 
   std::unique_ptr<model::Model> one;
   std::unique_ptr<model::Model> two;
@@ -54,6 +54,11 @@ struct Totals {
   std::int64_t completed = 0;
   std::int64_t stopped = 0;
   std::int64_t tight_runs = 0;
+  std::int64_t composed = 0;  // completed or stopped
+  std::int64_t chunk_hits = 0;
+  std::int64_t evictions = 0;
+  std::int64_t measured = 0;
+  std::int64_t no_room = 0;
 };
 
 class RandomEngineRun {
@@ -68,12 +73,17 @@ class RandomEngineRun {
     // Two threads seldom: their barriers cost much where other programs use the processors.
     Engine engine(pick(0, 5) > 0 ? *backend_.one : *backend_.two, options);
     serve(engine);
-    const EngineStats stats = engine.stats();
+    EngineStats stats = engine.stats();
+    totals.chunk_hits += stats.chunk_hits;
+    totals.evictions += stats.chunk_evictions;
+    totals.measured += stats.measured_tokens;
+    remove_chunks(engine);
+    stats = engine.stats();
     EXPECT_EQ(stats.blocks_owned, 0);
     totals.preemptions += stats.preemptions;
     totals.prefix_hit_tokens += stats.prefix_hit_tokens;
     totals.forked_tokens += stats.forked_tokens;
-    totals.tight_runs += options.kv_cache_bytes > 0 ? 1 : 0;
+    totals.tight_runs += tight_ ? 1 : 0;
     for (const auto& [id, index] : submitted_) compare(id, wanted_[index], totals);
   }
 
@@ -105,6 +115,37 @@ class RandomEngineRun {
     return tokens;
   }
 
+  static void remove_chunks(Engine& engine) {
+    while (!engine.chunks().chunks().empty()) {
+      ASSERT_TRUE(engine.remove_chunk(engine.chunks().chunks().begin()->first));
+    }
+  }
+
+  /// Puts the prompt together from plain tokens and chunks of a small set.
+  void compose(Request& request) {
+    request.prompt.clear();
+    request.prompt_logprobs.reset();
+    const auto add_plain = [&](int count) {
+      const auto plain = random_request(static_cast<unsigned>(pick(1, 2)), 40, 1).prompt;
+      request.prompt.insert(request.prompt.end(), plain.begin(), plain.begin() + count);
+    };
+    add_plain(one_of({0, 0, 16, pick(1, 40)}));
+    for (int i = pick(1, 4); i > 0; --i) {
+      const int which = pick(0, 5);
+      const auto tokens = random_request(50 + static_cast<unsigned>(which), 5 + 13 * which, 1).prompt;
+      ChunkSpan span{.begin = static_cast<int>(request.prompt.size()), .count = static_cast<int>(tokens.size())};
+      if (pick(0, 2) == 0) span.anchor = random_request(60, which % 2 == 0 ? 1 : 18, 1).prompt;
+      request.chunks.push_back(span);
+      request.prompt.insert(request.prompt.end(), tokens.begin(), tokens.end());
+      if (pick(0, 2) == 0) add_plain(pick(1, 5));
+    }
+    if (pick(0, 4) > 0) add_plain(pick(1, 20));
+    request.reuse.mode = one_of({ReuseMode::isolated, ReuseMode::blend, ReuseMode::blend});
+    request.reuse.mask_sink = pick(0, 1) == 0;
+    request.reuse.ratio = one_of({0.01, 0.15, 0.6, 1.0});
+    request.reuse.selection = pick(0, 2) == 0 ? BlendSelection::first : BlendSelection::deviation;
+  }
+
   sampling::SamplingParams draw_sampling() {
     sampling::SamplingParams params;
     params.temperature = one_of({0.0, 0.0, 0.8, 1.3});
@@ -132,6 +173,7 @@ class RandomEngineRun {
     if (pick(0, 4) == 0) request.n = pick(2, 4);
     if (pick(0, 4) == 0) request.cache_salt = "other";
     if (pick(0, 9) == 0) request.prompt_logprobs = pick(0, 2);
+    if (pick(0, 2) == 0) compose(request);
     if (pick(0, 3) == 0) {
       for (int i = 0; i < 12; ++i) request.stop_token_ids.push_back(pick(1, kVocab - 1));
     }
@@ -139,7 +181,11 @@ class RandomEngineRun {
   }
 
   static int blocks_of(const Request& request) {
-    return kv::BlockTable::blocks_for(static_cast<int>(request.prompt.size()) + request.max_tokens);
+    int blocks = kv::BlockTable::blocks_for(static_cast<int>(request.prompt.size()) + request.max_tokens);
+    for (const ChunkSpan& chunk : request.chunks) {
+      blocks += kv::BlockTable::blocks_for(chunk.count + static_cast<int>(chunk.anchor.size()));
+    }
+    return blocks;
   }
 
   EngineOptions draw_options() {
@@ -149,6 +195,8 @@ class RandomEngineRun {
     if (options.max_batch_tokens == 1) options.max_batch_tokens = pick(1, 5);
     options.eos_ids = {0};
     options.enable_prefix_caching = pick(0, 3) > 0;
+    const EngineStats stats = backend_.alone.stats();
+    options.kv_cache_bytes = stats.kv_bytes / stats.blocks_total * 800;
     if (tight_) {
       int needed = 0;
       int largest = 0;
@@ -156,8 +204,7 @@ class RandomEngineRun {
         needed += request.n * blocks_of(request);
         largest = std::max(largest, blocks_of(request));
       }
-      const EngineStats stats = backend_.alone.stats();
-      options.kv_cache_bytes = stats.kv_bytes / stats.blocks_total * std::max(needed * 2 / 5, largest);
+      options.kv_cache_bytes = stats.kv_bytes / stats.blocks_total * std::max(needed / 5, largest);
       options.max_num_seqs = std::max(options.max_num_seqs, 8);
     }
     return options;
@@ -189,6 +236,7 @@ class RandomEngineRun {
     answer.logprobs.insert(answer.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
     answer.finish_reason = output.finish_reason;
     answer.prompt_logprobs = std::move(output.prompt_logprobs);
+    answer.error = output.error;
   }
 
   /// The oracle.
@@ -197,7 +245,9 @@ class RandomEngineRun {
     single.n = 1;
     single.sampling.choice_index += static_cast<std::uint32_t>(choice);
     if (choice > 0) single.prompt_logprobs.reset();
-    return answer_one(backend_.alone, single);
+    const Answer answer = answer_one(backend_.alone, single);
+    remove_chunks(backend_.alone);
+    return answer;
   }
 
   void compare(RequestId id, const Request& request, Totals& totals) {
@@ -212,7 +262,14 @@ class RandomEngineRun {
         EXPECT_TRUE(std::equal(answer.tokens.begin(), answer.tokens.end(), wanted.tokens.begin()));
         continue;
       }
+      if (answer.finish_reason == FinishReason::error) {
+        EXPECT_TRUE(tight_ && !request.chunks.empty() && answer.error.find("no room") != std::string::npos)
+            << answer.error;
+        ++totals.no_room;
+        continue;
+      }
       ++(answer.finish_reason == FinishReason::stop ? totals.stopped : totals.completed);
+      if (!request.chunks.empty()) ++totals.composed;
       EXPECT_EQ(answer.finish_reason, wanted.finish_reason);
       EXPECT_EQ(answer.tokens, wanted.tokens);
       EXPECT_TRUE(same_bits(answer.logprobs, wanted.logprobs));
@@ -222,7 +279,7 @@ class RandomEngineRun {
 
   Backend& backend_;
   std::mt19937 random_;
-  bool tight_;         // the pool has 40 % of what all answers need
+  bool tight_;         // the pool has a fifth of what all answers need
   bool long_answers_;  // behind short prompts, so that sequences outgrow what they were admitted with
   std::vector<Request> wanted_;
   std::map<RequestId, std::size_t> submitted_;
@@ -258,6 +315,11 @@ TEST(Equivalence, EveryAnswerIsThatOfTheRequestAlone) {
   EXPECT_GT(totals.completed, 4 * num_seeds);
   EXPECT_GT(totals.stopped, num_seeds / 4);
   EXPECT_GT(totals.aborted, num_seeds / 10);
+  EXPECT_GT(totals.composed, num_seeds);
+  EXPECT_GT(totals.chunk_hits, num_seeds);
+  EXPECT_GT(totals.measured, 10 * num_seeds);
+  EXPECT_GT(totals.evictions, num_seeds / 10);
+  EXPECT_LT(totals.no_room, num_seeds);
 }
 
 }  // namespace

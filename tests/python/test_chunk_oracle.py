@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chunk_oracle import DEFECTS, Composed, Oracle, Segment, rotate, select_first, tokens_of
 from hf_weights import frequencies, rope_of
-from tiny_hf import config_of, tensors_of, write_folder
+from tiny_hf import config_of, forward, tensors_of, write_folder
 
 SAME = 1e-9
 LLAMA3 = {
@@ -268,6 +268,48 @@ def test_what_the_oracle_cannot_judge_is_refused(folder: Path, tmp_path: Path) -
         oracle.isolated([Segment((1,), False, (2,))], "mask")
     with pytest.raises(ValueError, match="no defect"):
         Oracle(folder / "llama", "unknown")
+
+
+OUR_NAMES = {
+    "embed_tokens": "token_embd",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "o_proj": "attn_output",
+    "lm_head": "output",
+    **{f"{name}_proj": f"attn_{name}" for name in "qkv"},
+    **{f"{name}_norm": f"attn_{name}_norm" for name in "qk"},
+    **{f"{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
+}
+
+
+def our_name(name: str) -> str:
+    """model.layers.1.self_attn.q_proj.bias is blk.1.attn_q.bias."""
+    parts = [part for part in name.split(".") if part not in ("model", "self_attn", "mlp")]
+    if parts == ["norm", "weight"]:
+        return "output_norm.weight"
+    return ".".join({"layers": "blk", **OUR_NAMES}.get(part, part) for part in parts)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+def test_full_prefill_is_that_of_the_other_forward_pass_of_the_tests(folder: Path, name: str) -> None:
+    config = MODELS[name]
+    tokens = list(ids(40, 8))
+    weights = {our_name(tensor): values for tensor, values in tensors_of(config, seed=5).items()}
+    assert apart(Oracle(folder / name).full(tokens), forward(config, weights, tokens)) < SAME
+
+
+def test_the_attention_factor_is_in_queries_and_keys(folder: Path) -> None:
+    """As figures: 0.1 ln 4 + 1 on each side; a key without RoPE's rotation has that factor more than its norm."""
+    yarn, plain = Oracle(folder / "yarn"), Oracle(folder / "qwen3")
+    assert yarn.factor == pytest.approx(1.1386294361119891)
+    assert yarn.frequencies[0] == plain.frequencies[0]
+    assert yarn.frequencies[-1] == pytest.approx(plain.frequencies[-1] / 4)
+    ours, theirs = (oracle.prefill([5, 7])[1][0] for oracle in (yarn, plain))
+    assert np.linalg.norm(ours, axis=-1) == pytest.approx(yarn.factor * np.linalg.norm(theirs, axis=-1))
+    # At one token, attention is that token's value whatever the scores: the factor acts only from two tokens on.
+    yarn.factor = 1.0
+    assert apart(yarn.full([5]), Oracle(folder / "yarn").full([5])) < SAME
+    assert apart(yarn.full([5, 7]), Oracle(folder / "yarn").full([5, 7])) > 1e-3
 
 
 def test_full_prefill_is_that_of_transformers(tmp_path: Path) -> None:

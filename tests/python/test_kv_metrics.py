@@ -186,6 +186,7 @@ def test_intervals_are_paired() -> None:
     shifted = rows_of([0.15, 3.05, 0.25, 1.05])
     low, high = kv_metrics.summary(shifted, shifted, wide)["kl_minus_baseline_95"]
     assert (low, high) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert kv_metrics.interval(kv_metrics.means(wide)) == kv_metrics.interval(kv_metrics.means(wide))
     low, high = kv_metrics.summary(wide, wide, None)["kl_95"]
     assert high - low > 1
 

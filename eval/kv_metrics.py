@@ -28,13 +28,13 @@ NUM_RESAMPLED = 2000
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to serve a composed prompt. Neither `ratio` nor `first`: isolated; one of them: blend."""
+    """One way to serve a composed prompt: isolated, or with a `ratio` of the chunk tokens recomputed (blend)."""
 
     name: str
     anchor: str = "none"
     sink: str = "mask"
     ratio: float | None = None
-    first: int | None = None
+    select: str = "deviation"
 
 
 def series(label: str, anchor: str, sink: str) -> list[Mode]:
@@ -53,7 +53,7 @@ MODES = [
     *CONTROLS,
     Mode("keep", sink="keep"),
     *SERIES["mask"],
-    *(Mode(f"mask, first {count}", first=count) for count in (1, 16, 32)),
+    *(Mode(f"mask, first {100 * ratio:.0f} %", ratio=ratio, select="first") for ratio in (0.01, 0.05, 0.15)),
     Mode("keep, 15 %", "none", "keep", 0.15),
     *SERIES["bos"],
     Mode("bos and mask", "bos"),

@@ -46,14 +46,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Placed:
-    """A chunk at its place: tokens begin..begin + len(segment.tokens) of the prompt."""
+    """A chunk at its place, and how many of its tokens are used: all but the prompt's last token, which is computed."""
 
     segment: Segment
     begin: int
+    count: int
 
     @property
     def positions(self) -> range:
-        return range(self.begin, self.begin + len(self.segment.tokens))
+        return range(self.begin, self.begin + self.count)
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,31 @@ def tokens_of(segments: Sequence[Segment]) -> list[int]:
 
 def approximate_chunks(segments: Sequence[Segment]) -> list[Placed]:
     """Every chunk whose keys differ from those of full prefill: one at position 0 without an anchor is exact."""
-    out, begin = [], 0
+    out, begin, last = [], 0, len(tokens_of(segments)) - 1
     for segment in segments:
         if not segment.tokens or (segment.anchor and not segment.is_chunk):
             raise ValueError("a segment has tokens, and only a chunk has an anchor")
-        if segment.is_chunk and (begin > 0 or segment.anchor):
-            out.append(Placed(segment, begin))
+        count = min(len(segment.tokens), last - begin)
+        if segment.is_chunk and (begin > 0 or segment.anchor) and count > 0:
+            out.append(Placed(segment, begin, count))
         begin += len(segment.tokens)
     return out
+
+
+def share_of(ratio: float, count: int) -> int:
+    """ceil(ratio * count) of the ratio as it is written: 0.55 of 100 is 55, although 0.55 * 100 is more in binary."""
+    return math.ceil(ratio * count - 1e-9)
 
 
 def select_first(segments: Sequence[Segment], count: int) -> list[int]:
     """The first `count` positions of every approximate chunk, or all where it is shorter."""
     return [position for chunk in approximate_chunks(segments) for position in chunk.positions[:count]]
+
+
+def select_first_share(segments: Sequence[Segment], ratio: float) -> list[int]:
+    """The first ceil(ratio * n) positions of every approximate chunk of n tokens."""
+    chunks = approximate_chunks(segments)
+    return [position for chunk in chunks for position in chunk.positions[: share_of(ratio, chunk.count)]]
 
 
 class Oracle:
@@ -196,7 +209,7 @@ class Oracle:
         """The ceil(ratio * n) of all n approximate chunk tokens that deviate most, ascending; ties to the lower."""
         found = self.deviations(segments)
         ranked = sorted(found, key=lambda position: (-found[position], position))
-        return sorted(ranked[: math.ceil(ratio * len(found))])
+        return sorted(ranked[: share_of(ratio, len(found))])
 
     # The same once more for chunks without an anchor: one forward pass, no key moved.
 
@@ -260,7 +273,8 @@ class Oracle:
         keys, values = np.zeros((2, self.num_layers, count, self.kv_heads, self.dim))
         for chunk in self._chunks(segments):
             where = slice(chunk.begin, chunk.positions.stop)
-            local, values[:, where] = self.encode(chunk.segment, chunk.begin)
+            local, own = (rows[:, : chunk.count] for rows in self.encode(chunk.segment, chunk.begin))
+            values[:, where] = own
             offset = chunk.begin - len(chunk.segment.anchor)
             if self.defect == "not_moved" or (self.defect == "anchor_global" and chunk.segment.anchor):
                 offset = 0
@@ -290,7 +304,7 @@ class Oracle:
     def _chunks(self, segments: Sequence[Segment]) -> list[Placed]:
         chunks = approximate_chunks(segments)
         if self.defect == "first_chunk_hidden" and segments[0].is_chunk and not segments[0].anchor:
-            return [Placed(segments[0], 0), *chunks]
+            return [Placed(segments[0], 0, len(segments[0].tokens)), *chunks]
         return chunks
 
     # One layer.

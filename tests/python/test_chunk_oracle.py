@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunk_oracle import DEFECTS, Composed, Oracle, Segment, rotate, select_first, tokens_of
+from chunk_oracle import (
+    DEFECTS,
+    Composed,
+    Oracle,
+    Segment,
+    rotate,
+    select_first,
+    select_first_share,
+    share_of,
+    tokens_of,
+)
 from hf_weights import frequencies, rope_of
 from tiny_hf import config_of, forward, tensors_of, write_folder
 
@@ -51,6 +61,7 @@ PROMPTS = {
     "text between": [PREFIX, FIRST, BETWEEN, SECOND, QUERY],
     "a chunk first": [FIRST, SECOND, QUERY],
     "the same twice": [PREFIX, FIRST, FIRST, SINGLE, QUERY],
+    "a chunk last": [PREFIX, FIRST, SECOND],
 }
 ANCHORED = [PREFIX, Segment(FIRST.tokens, True, ids(4, 7)), Segment(SECOND.tokens, True, (11,)), QUERY]
 
@@ -68,8 +79,8 @@ def apart(a: Any, b: Any) -> float:
 
 
 def last_rows(composed: Composed, segments: Sequence[Segment]) -> Any:
-    """The logits of the last segment's tokens."""
-    return composed.logits[-len(segments[-1].tokens) :]
+    """The logits of the last segment's tokens; of a chunk, of the last one, which is always computed."""
+    return composed.logits[-1 if segments[-1].is_chunk else -len(segments[-1].tokens) :]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -77,7 +88,7 @@ def last_rows(composed: Composed, segments: Sequence[Segment]) -> Any:
 @pytest.mark.parametrize("name", MODELS)
 def test_two_formulations_of_each_mode_agree(folder: Path, name: str, sink: str, prompt: str) -> None:
     oracle, segments = Oracle(folder / name), PROMPTS[prompt]
-    some = [*select_first(segments, 3)[1:], len(tokens_of(segments)) - len(QUERY.tokens) - 1]
+    some = [*select_first(segments, 3)[1:], select_first(segments, 99)[-1]]
     for moved, masked in (
         (oracle.isolated(segments, sink), oracle.isolated_by_mask(segments, sink)),
         (oracle.blend(segments, some, sink), oracle.blend_by_mask(segments, some, sink)),
@@ -110,8 +121,8 @@ def test_isolation_is_no_full_prefill_but_where_one_chunk_comes_first(folder: Pa
     for segments in (*PROMPTS.values(), ANCHORED):
         full = oracle.full(tokens_of(segments))
         masked, kept = (last_rows(oracle.isolated(segments, sink), segments) for sink in ("mask", "keep"))
-        assert apart(masked, full[-6:]) > 1e-3
-        assert apart(kept, full[-6:]) > 1e-3
+        assert apart(masked, full[-len(masked) :]) > 1e-3
+        assert apart(kept, full[-len(kept) :]) > 1e-3
         assert apart(masked, kept) > 1e-3
 
 
@@ -200,6 +211,10 @@ def test_the_choice_of_what_is_recomputed(folder: Path) -> None:
         assert not chosen or not left or min(found[position] for position in chosen) >= max(left)
     assert select_first(PROMPT, 2) == [5, 6, 18, 19]
     assert select_first([FIRST, SECOND, SINGLE, QUERY], 2) == [13, 14, 22]
+    assert select_first_share(PROMPT, 0.2) == [5, 6, 7, 18, 19]
+    assert select_first_share([PREFIX, FIRST, SINGLE, SECOND], 1.0) == list(range(5, 27))
+    assert list(oracle.deviations([PREFIX, SECOND, SINGLE])) == list(range(5, 14))
+    assert [share_of(0.55, 100), share_of(0.15, 100), share_of(0.15, 101), share_of(1e-6, 3)] == [55, 15, 16, 1]
     with pytest.raises(ValueError, match="position 0"):
         oracle.blend(PROMPT, [0], "mask")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunk_oracle import Oracle, Segment, select_first, tokens_of
+from chunk_oracle import Oracle, Segment, select_first_share, tokens_of
 from numpy.typing import NDArray
 from tiny_hf import config_of, tensors_of, write_folder
 
@@ -46,10 +46,10 @@ class OracleBackend:
     def composed(self, pieces: Sequence[Any], mode: kv_metrics.Mode, rows: int) -> kv_metrics.Served:
         segments = [Segment(piece.tokens, piece.chunk, piece.anchor) for piece in pieces]
         selected: list[int] = []
-        if mode.ratio is not None:
+        if mode.ratio is not None and mode.select == "first":
+            selected = select_first_share(segments, mode.ratio)
+        elif mode.ratio is not None:
             selected = self.oracle.select_deviation(segments, mode.ratio)
-        elif mode.first is not None:
-            selected = select_first(segments, mode.first)
         logits = self.oracle.blend(segments, selected, mode.sink).logits
         return kv_metrics.Served(logits[-rows:].astype(np.float32), len(selected))
 
@@ -86,16 +86,7 @@ def test_a_sound_engine_passes_and_its_figures_are_those_of_the_definitions(fold
     cases = tiny_cases()
     report = kv_metrics.report_of(sound, cases, with_answers=True)
     rows = report["rows"]
-    exact = (
-        "full",
-        "control",
-        "control, 15 %",
-        "mask, 100 %",
-        "bos, 100 %",
-        "prefix, 100 %",
-        "mask, first 16",
-        "mask, first 32",
-    )
+    exact = ("full", "control", "control, 15 %", "mask, 100 %", "bos, 100 %", "prefix, 100 %")
     for name in exact:
         assert rows[name]["kl_max"] < EXACT_KL, name
         assert rows[name]["top1"] == 1
@@ -109,8 +100,8 @@ def test_a_sound_engine_passes_and_its_figures_are_those_of_the_definitions(fold
         assert rows[name]["worst_text_kl"] == pytest.approx(kv_metrics.means(sound[name]).max())
     assert rows["mask"]["kl_minus_baseline_95"] == [0, 0]
     assert rows["mask, 15 %"]["recomputed"] == pytest.approx(5 / 27)
-    assert rows["mask, first 16"]["recomputed"] == 1
-    assert rows["mask, first 1"]["recomputed"] == pytest.approx(3 / 27)
+    assert rows["mask, first 1 %"]["recomputed"] == pytest.approx(3 / 27)
+    assert rows["mask, first 15 %"]["recomputed"] == pytest.approx(6 / 27)
 
     case = cases[2]
     backend = OracleBackend(folder)

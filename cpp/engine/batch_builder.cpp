@@ -10,7 +10,8 @@ namespace {
 void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
   const Sequence& sequence = *entry.sequence;
   model::StepInputs& inputs = batch.inputs;
-  for (int position = entry.first; position < entry.first + entry.count; ++position) {
+  for (int own = entry.first; own < entry.first + entry.count; ++own) {
+    const int position = sequence.position_of(own);
     const bool samples = entry.samples && position + 1 == sequence.len();
     const bool scores = wants_prompt_score(sequence, position);
     if (samples || scores) {
@@ -19,38 +20,68 @@ void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
     }
     inputs.token_ids.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
     inputs.positions.push_back(position);
-    inputs.key_positions.push_back(position);  // the run starts at 0
-    inputs.slots.push_back(sequence.table.slot_of(position));
+    inputs.key_positions.push_back(position);  // own tokens are rotated to their places
+    inputs.slots.push_back(sequence.table.slot_of(own));
   }
 }
 
-void add_run(const PlannedSequence& entry, int row_begin, model::StepInputs& inputs) {
+/// The run of the sequence's own tokens, with the keys that this step writes.
+void add_own_run(const PlannedSequence& entry, model::StepInputs& inputs) {
+  const Sequence& sequence = *entry.sequence;
   const int num_keys = entry.first + entry.count;
-  const auto blocks =
-      entry.sequence->table.blocks().first(static_cast<std::size_t>(kv::BlockTable::blocks_for(num_keys)));
-  inputs.segments.push_back({.row_begin = row_begin,
-                             .row_count = entry.count,
-                             .run_begin = static_cast<std::int32_t>(inputs.runs.size()),
-                             .run_count = 1});
-  inputs.runs.push_back(
-      {.block_begin = static_cast<std::int32_t>(inputs.blocks.size()), .num_keys = num_keys, .position_offset = 0});
+  const auto blocks = sequence.table.blocks().first(static_cast<std::size_t>(kv::BlockTable::blocks_for(num_keys)));
+  ops::AttentionRun run{
+      .block_begin = static_cast<std::int32_t>(inputs.blocks.size()), .num_keys = num_keys, .position_offset = 0};
+  if (sequence.composition) {
+    run.positions_begin = static_cast<std::int32_t>(inputs.run_positions.size());
+    for (int own = 0; own < num_keys; ++own) inputs.run_positions.push_back(sequence.position_of(own));
+  }
+  inputs.runs.push_back(run);
   inputs.blocks.insert(inputs.blocks.end(), blocks.begin(), blocks.end());
 }
 
 }  // namespace
+
+void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bool hides, model::StepInputs& inputs) {
+  ops::AttentionRun run{.block_begin = static_cast<std::int32_t>(inputs.blocks.size()),
+                        .num_keys = chunk.anchor_len + chunk.count,
+                        .position_offset = chunk.begin - chunk.anchor_len,
+                        .first_key = chunk.anchor_len};
+  if (hides && !chunk.hidden.empty()) {
+    run.hidden_begin = static_cast<std::int32_t>(inputs.hidden.size());
+    inputs.hidden.insert(inputs.hidden.end(), chunk.hidden.begin(), chunk.hidden.end());
+  }
+  inputs.runs.push_back(run);
+  const auto used = blocks.first(static_cast<std::size_t>(kv::BlockTable::blocks_for(run.num_keys)));
+  inputs.blocks.insert(inputs.blocks.end(), used.begin(), used.end());
+}
 
 void StepBatch::reserve(int max_tokens, int max_sequences, int max_blocks) {
   inputs.reserve(max_tokens, max_sequences, max_blocks);
   logit_uses.reserve(static_cast<std::size_t>(max_tokens));
 }
 
-void build_batch(const StepPlan& plan, StepBatch& batch) {
+void build_batch(const StepPlan& plan, const kv::ChunkStore& chunks, StepBatch& batch) {
   batch.inputs.clear();
   batch.logit_uses.clear();
+  model::StepInputs& inputs = batch.inputs;
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    const int row_begin = batch.inputs.num_tokens();
-    add_rows(plan.entries[i], static_cast<int>(i), batch);
-    add_run(plan.entries[i], row_begin, batch.inputs);
+    const PlannedSequence& entry = plan.entries[i];
+    if (entry.selects) continue;
+    ops::AttentionSegment segment{.row_begin = inputs.num_tokens(),
+                                  .row_count = entry.count,
+                                  .run_begin = static_cast<std::int32_t>(inputs.runs.size()),
+                                  .run_count = 0};
+    add_rows(entry, static_cast<int>(i), batch);
+    if (entry.sequence->composition) {
+      for (const PlacedChunk& chunk : entry.sequence->composition->chunks()) {
+        // No row sees a chunk behind it.
+        if (chunk.begin < inputs.positions.back()) add_chunk_run(chunk, chunks.get(chunk.id).blocks, true, inputs);
+      }
+    }
+    add_own_run(entry, inputs);
+    segment.run_count = static_cast<std::int32_t>(inputs.runs.size()) - segment.run_begin;
+    inputs.segments.push_back(segment);
   }
   NB_ASSERT(batch.inputs.num_tokens() == plan.num_tokens);
 }

@@ -4,9 +4,11 @@
 // allocates nothing. Used by the thread that runs steps.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "engine/scheduler.h"
+#include "kv/chunk_store.h"
 #include "model/step_inputs.h"
 
 namespace nb::engine {
@@ -28,8 +30,12 @@ struct StepBatch {
   void reserve(int max_tokens, int max_sequences, int max_blocks);
 };
 
-/// Overwrites `batch`. One segment (sharing nothing yet) and one run per sequence, at position offset 0; the run ends
-/// with the keys that this step writes. Block tables have been grown by plan().
-void build_batch(const StepPlan& plan, StepBatch& batch);
+/// Overwrites `batch`. One segment (sharing nothing yet) per sequence that computes tokens of its own: a run for each
+/// of its chunks (which are ready) in order, then one of its own tokens, which ends with the keys that this step
+/// writes. Block tables have been grown by plan().
+void build_batch(const StepPlan& plan, const kv::ChunkStore& chunks, StepBatch& batch);
+
+/// Adds a chunk's run at its place, with the blocks of the stored chunk; `hides`: without its hidden keys.
+void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bool hides, model::StepInputs& inputs);
 
 }  // namespace nb::engine

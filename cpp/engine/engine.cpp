@@ -71,6 +71,19 @@ Clock::time_point deadline_after(Clock::time_point start, double seconds) {
   return start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
+ReuseReport reuse_of(const Sequence& sequence) {
+  ReuseReport report{.exact_prefix = sequence.num_cached_tokens};
+  if (const Composition* composition = sequence.composition.get()) {
+    report.mode = composition->mode();
+    report.recomputed = composition->num_recomputed();
+    report.isolated = composition->num_chunk_tokens() - report.recomputed;
+    // A fork shares tokens behind chunks too, which are not exact: they were computed for this prompt.
+    report.exact_prefix = std::min(report.exact_prefix, sequence.exact_len());
+  }
+  report.computed = sequence.num_prompt - report.exact_prefix - report.isolated - report.recomputed;
+  return report;
+}
+
 /// What is new about a sequence; remembers what has been given out, so that no token is reported twice.
 StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
   const AnswerId answer{.request = sequence.id, .choice = sequence.choice};
@@ -94,6 +107,8 @@ StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
   output.error_code = sequence.error_code;
   output.num_prompt_tokens = sequence.num_prompt;
   output.num_cached_tokens = sequence.num_cached_tokens;
+  output.first_logits = sequence.first_logits();
+  output.reuse = reuse_of(sequence);
   output.metrics = metrics_at(sequence.times, sequence.num_generated(), now);
   sequence.num_reported = sequence.num_generated();
   const bool cut_short = sequence.finish_reason == FinishReason::abort ||
@@ -121,6 +136,7 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
       memory_(CachingPool::create(model.memory())),
       workspace_(memory_),
       head_(model),
+      selection_(model),
       traffic_(model, storage_.shape()) {
   if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
@@ -199,10 +215,11 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
     const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "plan");
     plan = &scheduler_.plan(times_.prompt_budget());
     update_storage();
-    build_batch(*plan, batch_);
+    build_batch(*plan, scheduler_.chunks(), batch_);
     cascade_saved_ = options_.cascade ? plan_cascade(batch_.inputs, model_.config().sliding_window) : 0;
   }
   sampled_.assign(plan->entries.size(), 0);
+  select(*plan);
   if (plan->num_tokens > 0) {
     const Clock::time_point started = Clock::now();
     forward(*plan);
@@ -228,13 +245,26 @@ void Engine::record_time(const StepPlan& plan, double seconds) {
   int decode_rows = 0;
   double keys = 0.0;
   for (const PlannedSequence& entry : plan.entries) {
+    if (entry.selects) continue;
     if (entry.count == 1 && entry.samples) {
       ++decode_rows;
     } else {
-      keys += entry.count * (entry.first + 0.5 * (entry.count + 1));
+      const int first = entry.sequence->position_of(entry.first);
+      keys += entry.count * (first + 0.5 * (entry.count + 1));
     }
   }
   times_.record(decode_rows, plan.num_tokens - decode_rows, keys, seconds);
+}
+
+/// Measures the tokens of chunks that the plan wants measured.
+void Engine::select(const StepPlan& plan) {
+  for (const PlannedSequence& entry : plan.entries) {
+    if (!entry.selects) continue;
+    const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "select");
+    ops::ExecContext ctx{.kernels = &model_.kernels(), .pool = &model_.pool(), .workspace = &workspace_};
+    selection_.run(entry, storage_, scheduler_.chunks(), ctx);
+    stats_.measured_tokens += entry.count;
+  }
 }
 
 /// Computes the KV of every planned row and the token of every entry that samples.
@@ -273,14 +303,19 @@ std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point 
   outputs.reserve(plan.entries.size() + scheduler_.finished().size());
   for (const PlannedSequence& entry : plan.entries) {
     Sequence& sequence = *entry.sequence;
-    stats_.prompt_tokens += std::max(0, std::min(entry.first + entry.count, sequence.num_prompt) - entry.first);
+    if (!entry.selects) {
+      stats_.prompt_tokens += std::max(0, std::min(entry.first + entry.count, sequence.num_own_prompt()) - entry.first);
+    }
+    if (sequence.is_internal()) continue;
     if (!sequence.times.first_planned) {
       sequence.times.first_planned = begun;
       if (trace_ != nullptr) trace_->first_step({.request = sequence.id, .choice = sequence.choice}, begun);
     }
     if (!sequence.finished()) outputs.push_back(report(sequence, now, trace_.get()));
   }
-  for (const auto& sequence : scheduler_.finished()) outputs.push_back(report(*sequence, now, trace_.get()));
+  for (const auto& sequence : scheduler_.finished()) {
+    if (!sequence->is_internal()) outputs.push_back(report(*sequence, now, trace_.get()));
+  }
   for (const StepOutput& output : outputs) {
     stats_.generated_tokens += static_cast<std::int64_t>(output.token_ids.size());
   }
@@ -327,6 +362,11 @@ EngineStats Engine::stats() const {
   stats.blocks_owned = scheduler_.pool().num_owned();
   stats.blocks_cached = scheduler_.pool().num_cached();
   stats.prefix_hit_tokens = scheduler_.counters().prefix_hit_tokens;
+  stats.chunks = static_cast<int>(scheduler_.chunks().chunks().size());
+  stats.chunk_blocks = scheduler_.chunks().num_blocks();
+  stats.chunk_hits = scheduler_.chunks().counters().hits;
+  stats.chunk_misses = scheduler_.chunks().counters().misses;
+  stats.chunk_evictions = scheduler_.chunks().counters().evictions;
   stats.forked_tokens = scheduler_.counters().forked_tokens;
   stats.preemptions = scheduler_.counters().preemptions;
   stats.read_bytes = throughput_.read_bytes();

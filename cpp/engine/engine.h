@@ -15,6 +15,7 @@
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
+#include "engine/selection_runner.h"
 #include "engine/step_shapes.h"
 #include "engine/step_times.h"
 #include "engine/step_trace.h"
@@ -39,6 +40,15 @@ struct EngineOptions {
   bool cascade = true;       ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
+/// Where the tokens of a prompt came from; they add up to its length.
+struct ReuseReport {
+  ReuseMode mode = ReuseMode::exact;  ///< that was served: `exact` also where the others have nothing to approximate
+  int exact_prefix = 0;               ///< taken from the prefix cache or a sibling
+  int isolated = 0;                   ///< taken from chunks as they are
+  int recomputed = 0;                 ///< of chunks, computed again
+  int computed = 0;                   ///< others
+};
+
 /// What one step did for one answer to a request.
 struct StepOutput {
   RequestId request_id = 0;
@@ -50,7 +60,9 @@ struct StepOutput {
   std::vector<sampling::TokenLogprob> logprobs;        ///< if asked for: [token_ids, 1 + logprobs], see score_token()
   std::vector<sampling::TokenLogprob>
       prompt_logprobs;   ///< with the final output: [num_prompt - 1, 1 + prompt_logprobs]
-  Buffer prompt_logits;  ///< with the final output, if asked for: f32[num_prompt, V]
+  Buffer prompt_logits;  ///< with the final output, if asked for: f32[num_prompt - first_logits, V]
+  int first_logits = 0;  ///< position of their first row: behind the last chunk, or 0
+  ReuseReport reuse;
   int num_prompt_tokens = 0;
   int num_cached_tokens = 0;  ///< prompt tokens that were not computed, but taken from the prefix cache or a sibling
   RequestMetrics metrics;
@@ -90,6 +102,11 @@ class Engine {
   /// For times without work.
   bool touch_memory_ahead() { return storage_.touch_ahead(kTouchedAheadBytes); }
 
+  /// Chunks, and what may be done with them between two steps.
+  const kv::ChunkStore& chunks() const { return scheduler_.chunks(); }
+  bool remove_chunk(kv::ChunkId id) { return scheduler_.remove_chunk(id); }
+  bool pin_chunk(kv::ChunkId id, bool pinned) { return scheduler_.pin_chunk(id, pinned); }
+
   /// Completes the trace, as the destructor does.
   void end_trace() { trace_.reset(); }
 
@@ -101,6 +118,7 @@ class Engine {
   static constexpr std::int64_t kTouchedAheadBytes = 8 << 20;
 
   std::vector<StepOutput> run_step(Clock::time_point begun);
+  void select(const StepPlan& plan);
   void forward(const StepPlan& plan);
   void record_time(const StepPlan& plan, double seconds);
   void update_storage();
@@ -115,6 +133,7 @@ class Engine {
   std::shared_ptr<CachingPool> memory_;
   Workspace workspace_;
   HeadRunner head_;
+  SelectionRunner selection_;
   StepBatch batch_;
   std::int64_t cascade_saved_ = 0;  // of the present step
   std::vector<TokenId> sampled_;

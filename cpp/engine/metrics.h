@@ -54,6 +54,12 @@ struct EngineStats {
   int blocks_cached = 0;                  ///< kept for the prefix cache, given away when others need them
   std::int64_t prefix_hit_tokens = 0;     ///< tokens taken from the prefix cache instead of being computed
   std::int64_t forked_tokens = 0;         ///< prompt tokens shared with another answer to the same prompt
+  int chunks = 0;                         ///< there, or being computed
+  int chunk_blocks = 0;                   ///< that they take
+  std::int64_t chunk_hits = 0;            ///< chunks that a request wanted and found
+  std::int64_t chunk_misses = 0;          ///< chunks that were computed because a request wanted them
+  std::int64_t chunk_evictions = 0;       ///< chunks that went because others needed the room
+  std::int64_t measured_tokens = 0;       ///< tokens of chunks whose deviation was measured
   std::int64_t cascade_saved_tokens = 0;  ///< KV tokens that steps did not read again for sequences that share them
   std::int64_t preemptions = 0;           ///< sequences that gave their blocks back and were computed again
   std::int64_t kv_bytes = 0;              ///< reserved; resident only where blocks were used

@@ -15,6 +15,32 @@ void check_tokens(const char* what, std::span<const TokenId> tokens, int vocab_s
   }
 }
 
+/// Parts of the prompt, in order; and what cannot be had together with them.
+void check_chunks(const Request& request, int vocab_size, int max_model_len) {
+  int end = 0;
+  for (std::size_t i = 0; i < request.chunks.size(); ++i) {
+    const ChunkSpan& chunk = request.chunks[i];
+    NB_CHECK(
+        chunk.count >= 1 && chunk.begin >= end && chunk.count <= static_cast<int>(request.prompt.size()) - chunk.begin,
+        invalid_argument, "chunks[", i, "] has ", chunk.count, " tokens from ", chunk.begin,
+        " on; chunks must have tokens, ascend and lie within the prompt of ", request.prompt.size(), " tokens");
+    check_tokens("chunk anchor", chunk.anchor, vocab_size);
+    NB_CHECK(static_cast<int>(chunk.anchor.size()) + chunk.count <= max_model_len, invalid_argument, "chunks[", i,
+             "] has ", chunk.count, " tokens behind an anchor of ", chunk.anchor.size(), "; the context has ",
+             max_model_len);
+    end = chunk.begin + chunk.count;
+  }
+  const Reuse& reuse = request.reuse;
+  NB_CHECK(reuse.ratio > 0.0 && reuse.ratio <= 1.0, invalid_argument, "the blend ratio must be in (0, 1], got ",
+           reuse.ratio);
+  NB_CHECK(!request.only_chunks || (!request.chunks.empty() && request.max_tokens == 0 && request.n == 1),
+           invalid_argument, "a request for chunks only needs chunks, max_tokens 0 and n 1");
+  NB_CHECK(!request.pin_chunks || request.only_chunks, invalid_argument,
+           "only a request for nothing but chunks can pin them");
+  NB_CHECK(reuse.mode == ReuseMode::exact || !request.prompt_logprobs, unsupported,
+           "prompt_logprobs need the whole prompt computed: not with reuse of chunks in mode ", to_string(reuse.mode));
+}
+
 }  // namespace
 
 void validate(const Request& request, int vocab_size, int max_model_len) {
@@ -22,7 +48,8 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
            request.n);
   const bool scores = request.prompt_logprobs.has_value() || request.prompt_logits;
   NB_CHECK(!request.prompt.empty(), invalid_argument, "the prompt is empty");
-  NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && scores), invalid_argument,
+  check_chunks(request, vocab_size, max_model_len);
+  NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && (scores || request.only_chunks)), invalid_argument,
            "max_tokens must be >= 1 (0 only with prompt_logprobs or prompt_logits), got ", request.max_tokens);
   const std::size_t longest = static_cast<std::size_t>(max_model_len) - (request.max_tokens > 0 ? 1 : 0);
   NB_CHECK(request.prompt.size() <= longest, invalid_argument, "the prompt has ", request.prompt.size(),
@@ -41,6 +68,18 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
   const int wanted = request.prompt_logprobs.value_or(0);
   NB_CHECK(wanted >= 0 && wanted <= kMost, invalid_argument, "prompt_logprobs must be in [0, ", kMost, "], got ",
            wanted);
+}
+
+const char* to_string(ReuseMode mode) {
+  switch (mode) {
+    case ReuseMode::exact:
+      return "exact";
+    case ReuseMode::isolated:
+      return "isolated";
+    case ReuseMode::blend:
+      return "blend";
+  }
+  return "exact";
 }
 
 const char* to_string(FinishReason reason) {

@@ -44,6 +44,38 @@ class TokenConstraint {
   virtual bool accept(TokenId token) noexcept = 0;
 };
 
+/// A part of a prompt that is a chunk: tokens whose KV may be computed once, without what stands before them, and used
+/// in other prompts too.
+struct ChunkSpan {
+  int begin;                      ///< of the prompt
+  int count;                      ///< at least 1
+  std::vector<TokenId> anchor{};  ///< stands before the tokens while they are computed, and is not part of the chunk
+};
+
+/// How the KV of chunks is used. `exact` computes the prompt as if there were none; the others are approximations:
+/// a chunk has not seen what stands before it.
+enum class ReuseMode : std::uint8_t {
+  exact,
+  isolated,  ///< chunks as they are
+  blend,     ///< some of their tokens are computed again, seeing all that stands before them
+};
+
+/// Which tokens of chunks `blend` computes again.
+enum class BlendSelection : std::uint8_t {
+  deviation,  ///< those whose keys in the second layer differ most from the chunk's, over all chunks
+  first,      ///< the first ones of every chunk
+};
+
+struct Reuse {
+  ReuseMode mode = ReuseMode::exact;
+  bool mask_sink = true;  ///< nobody sees the first token of a chunk that does not stand first, unless computed again
+  double ratio = 0.15;    ///< of the tokens of chunks that `blend` computes again, rounded up; 1 is `exact`
+  BlendSelection selection = BlendSelection::deviation;
+};
+
+/// "exact", "isolated" or "blend".
+const char* to_string(ReuseMode mode);
+
 /// The most answers to one prompt.
 inline constexpr int kMaxChoices = 128;
 
@@ -55,7 +87,7 @@ struct Request {
   bool ignore_eos = false;  ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
   /// Log probability of every prompt token but the first, each with so many alternatives, 0..20.
   std::optional<int> prompt_logprobs{};
-  bool prompt_logits = false;  ///< logits of every prompt position
+  bool prompt_logits = false;  ///< logits of every prompt position; with reused chunks, of those behind the last one
   /// Somebody reads each token when it comes: prompts that are computed beside it are cut so that steps stay short.
   bool streams = true;
   int n = 1;  ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers
@@ -63,8 +95,13 @@ struct Request {
   /// One for each answer; empty: none. Not together with ignore_eos. An answer that is complete ends with `stop`; one
   /// that needs a token which other masks forbid (min_tokens too, if it is complete before) ends with `error`.
   std::function<std::unique_ptr<TokenConstraint>()> make_constraint{};
-  double timeout_seconds = 0.0;  ///< after submission it ends with what it has; 0 = no limit
-  std::string cache_salt{};      ///< namespace of the prefix cache; requests of different ones share nothing
+  double timeout_seconds = 0.0;     ///< after submission it ends with what it has; 0 = no limit
+  std::string cache_salt{};         ///< namespace of the caches and chunks; requests of different ones share nothing
+  std::vector<ChunkSpan> chunks{};  ///< parts of the prompt, ascending, apart
+  Reuse reuse{};
+  /// Nothing but the chunks is computed, and they are kept; max_tokens is 0. The answer ends when they are there.
+  bool only_chunks = false;
+  bool pin_chunks = false;  ///< with only_chunks: they stay until they are removed
 };
 
 /// Throws invalid_argument naming field, value and range. A prompt as long as the context leaves no room for output

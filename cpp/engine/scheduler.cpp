@@ -14,7 +14,8 @@ constexpr int kSpareShare = 100;
 
 /// Blocks that a prefix cache could give: all full ones but for the last token, which must be computed for its logits.
 int most_cached_blocks(const Sequence& sequence) {
-  return sequence.scores_prompt() ? 0 : (sequence.len() - 1) / kBlockTokens;
+  if (sequence.scores_prompt() && !sequence.composition) return 0;
+  return std::min(sequence.len() - 1, sequence.exact_len()) / kBlockTokens;
 }
 
 /// Tokens at the beginning of both.
@@ -27,10 +28,10 @@ int common_len(std::span<const TokenId> a, std::span<const TokenId> b) {
 /// Takes the weight of the sequence's next rows from a budget; returns how many, at most `most`. If it must advance,
 /// one row is had for whatever is left.
 int pay(PromptBudget& budget, const Sequence& sequence, int most, bool must_advance) {
-  most = std::min(most, sequence.pending_len());
+  most = std::min(most, sequence.next_rows());
   int rows = 0;
   for (; rows < most; ++rows) {
-    const std::int64_t weight = budget.weight(sequence.computed_len() + rows);
+    const std::int64_t weight = budget.weight(sequence.position_of(sequence.computed_len() + rows));
     if (weight > budget.work && !(must_advance && rows == 0)) break;
     budget.work = std::max(budget.work - weight, std::int64_t{0});
   }
@@ -38,12 +39,14 @@ int pay(PromptBudget& budget, const Sequence& sequence, int most, bool must_adva
   return rows;
 }
 
-bool decodes(const Sequence& sequence) { return sequence.leader == nullptr && sequence.pending_len() == 1; }
+bool decodes(const Sequence& sequence) {
+  return sequence.leader == nullptr && sequence.pending_len() == 1 && !sequence.is_selecting();
+}
 
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint)
-    : limits_(limits), pool_(num_blocks) {
+    : limits_(limits), pool_(num_blocks), chunks_(pool_) {
   NB_CHECK(limits.max_batch_tokens >= 1, invalid_argument, "max_batch_tokens must be >= 1, got ",
            limits.max_batch_tokens);
   NB_CHECK(limits.max_num_seqs >= 1, invalid_argument, "max_num_seqs must be >= 1, got ", limits.max_num_seqs);
@@ -63,7 +66,7 @@ void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
 }
 
 void Scheduler::check_fits(const Sequence& sequence) const {
-  const int needed = kv::BlockTable::blocks_for(sequence.max_len);
+  const int needed = kv::BlockTable::blocks_for(sequence.max_own_len());
   NB_CHECK(needed <= pool_.num_blocks(), invalid_argument, "the request needs ", needed, " KV blocks of ", kBlockTokens,
            " tokens (prompt of ", sequence.num_prompt, " tokens, ", sequence.max_len,
            " with its output), the whole pool has ", pool_.num_blocks(), "; lower max_tokens or raise kv_cache_bytes");
@@ -76,21 +79,35 @@ void Scheduler::submit(Queue sequences) {
   NB_CHECK(limits_.max_waiting == 0 || num_running() + num_waiting() + arriving <= places, overloaded, num_running(),
            " requests run and ", num_waiting(), " wait; max_num_seqs is ", limits_.max_num_seqs, ", max_waiting ",
            limits_.max_waiting, arriving > 1 ? concat(", and ", arriving, " answers are wanted") : "");
+  const int first_choice = sequences.front()->choice - static_cast<int>(sequences.front()->request.chunks.size());
+  const Sequence* failed = nullptr;  // what one answer has no room for, the others have not either
   for (auto& sequence : sequences) {
-    if (cache_) {
-      sequence->prefix.root = cache_->root(sequence->request.cache_salt);
-      // So that commit() never allocates.
-      sequence->prefix.keys.reserve(static_cast<std::size_t>(sequence->max_len / kBlockTokens));
+    if (failed == nullptr) {
+      place_chunks(*sequence, first_choice);
+    } else {
+      sequence->end_early(FinishReason::error);
+      sequence->error = failed->error;
+      sequence->error_code = failed->error_code;
     }
-    waiting_.push_back(std::move(sequence));
+    if (sequence->ends_early()) failed = sequence.get();
+    enqueue(std::move(sequence));
   }
+}
+
+void Scheduler::enqueue(std::unique_ptr<Sequence> sequence) {
+  if (cache_) {
+    sequence->prefix.root = cache_->root(sequence->request.cache_salt);
+    // So that commit() never allocates.
+    sequence->prefix.keys.reserve(static_cast<std::size_t>(sequence->max_len / kBlockTokens));
+  }
+  waiting_.push_back(std::move(sequence));
 }
 
 bool Scheduler::cancel(RequestId id) {
   bool found = false;
   const auto mark = [&](auto& queue) {
     for (auto& sequence : queue) {
-      if (sequence->id != id) continue;
+      if (sequence->id != id || sequence->is_internal()) continue;
       sequence->end_early(FinishReason::abort);
       found = true;
     }
@@ -130,7 +147,7 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
     if (sequence.ends_early() || !decodes(sequence) || budget == 0) continue;
-    if (take_blocks(sequence, sequence.len())) budget -= add(sequence, budget);
+    if (take_blocks(sequence, sequence.own_len())) budget -= add(sequence, budget);
   }
   const auto streams = [](const PlannedSequence& entry) { return entry.sequence->request.streams; };
   if (std::none_of(plan_.entries.begin(), plan_.entries.end(), streams)) prompts = {};
@@ -141,19 +158,21 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
     must_advance = must_advance && rows == 0;
   };
   for (const auto& sequence : running_) {
-    const bool computes = !sequence->ends_early() && sequence->leader == nullptr && sequence->pending_len() > 1;
-    if (computes && budget > 0 && prompts.work > 0) add_slice(*sequence);
+    const bool computes = !sequence->ends_early() && sequence->leader == nullptr && sequence->next_rows() > 0;
+    if (computes && !decodes(*sequence) && budget > 0 && prompts.work > 0) add_slice(*sequence);
   }
   while (budget > 0 && prompts.work > 0 && !preempted_ && admit_next()) {
-    if (running_.back()->leader == nullptr) add_slice(*running_.back());
+    const Sequence& newest = *running_.back();
+    if (newest.leader == nullptr && newest.next_rows() > 0) add_slice(*running_.back());
   }
+  add_selection();
   return plan_;
 }
 
 /// Gives the sequence as many rows as it needs and the budget has; returns how many.
 int Scheduler::add(Sequence& sequence, int budget) {
   const int first = sequence.computed_len();
-  const int count = std::min(sequence.pending_len(), budget);
+  const int count = std::min(sequence.next_rows(), budget);
   const auto fresh = sequence.table.grow_to(first + count);
   fresh_blocks_.insert(fresh_blocks_.end(), fresh.begin(), fresh.end());
   const bool samples = count == sequence.pending_len() && sequence.generates();
@@ -173,7 +192,7 @@ void Scheduler::follow() {
     }
     if (sequence.leader != nullptr) continue;
     if (follow_sibling(sequence) || find_leader(sequence)) continue;
-    sequence.follows = !take_blocks(sequence, sequence.len());
+    sequence.follows = !take_blocks(sequence, sequence.own_len());
   }
 }
 
@@ -181,9 +200,10 @@ void Scheduler::follow() {
 /// tokens need. If the oldest does not fit, nobody younger overtakes it.
 bool Scheduler::admit_next() {
   if (num_running() == limits_.max_num_seqs) return false;
-  const auto oldest =
-      std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) { return !sequence->ends_early(); });
-  if (oldest == waiting_.end()) return false;
+  const auto oldest = std::find_if(waiting_.begin(), waiting_.end(), [](const auto& sequence) {
+    return !sequence->ends_early() && !sequence->request.only_chunks;
+  });
+  if (oldest == waiting_.end() || !has_chunks(**oldest)) return false;
   Sequence& sequence = **oldest;
   const SchedulerCounters before = counters_;
   const int cached_before = sequence.num_cached_tokens;
@@ -192,7 +212,7 @@ bool Scheduler::admit_next() {
     find_leader(sequence);
   }
   const int shared = std::max(sequence.computed_len(), sequence.shared_len) / kBlockTokens;
-  const int needed = kv::BlockTable::blocks_for(sequence.len()) - shared;
+  const int needed = kv::BlockTable::blocks_for(sequence.own_len()) - shared;
   // A few blocks stay for those that run, so that admission is not followed by preemption at once.
   const int spare = running_.empty() ? 0 : std::max(1, pool_.num_blocks() / kSpareShare);
   if (pool_.num_available() < needed + spare) {
@@ -202,7 +222,7 @@ bool Scheduler::admit_next() {
     return false;
   }
   sequence.follows = sequence.leader != nullptr;
-  const bool has_blocks = sequence.follows || sequence.table.reserve(pool_, sequence.len());
+  const bool has_blocks = sequence.follows || sequence.table.reserve(pool_, sequence.own_len());
   NB_ASSERT(has_blocks);
   running_.push_back(std::move(*oldest));
   waiting_.erase(oldest);
@@ -225,10 +245,10 @@ bool Scheduler::follow_sibling(Sequence& sequence) {
   if (sequence.computed_len() > 0 || sequence.num_generated() > 0 || sequence.scores_prompt()) return false;
   for (const auto& other : running_) {
     if (other->id != sequence.id || !other->is_older_than(sequence) || other->ends_early()) continue;
-    if (other->computed_len() >= other->num_prompt) continue;
+    if (other->is_internal() || other->computed_len() >= other->num_own_prompt()) continue;
     sequence.leader = other.get();
     sequence.forks_leader = true;
-    sequence.shared_len = sequence.num_prompt - 1;
+    sequence.shared_len = sequence.num_own_prompt() - 1;
     return true;
   }
   return false;
@@ -242,9 +262,10 @@ bool Scheduler::find_leader(Sequence& sequence) {
   sequence.shared_len = 0;
   for (const auto& other : running_) {
     if (!other->is_older_than(sequence) || other->ends_early()) continue;
-    if (!cache_ || other->prefix.root != sequence.prefix.root || other->computed_len() >= other->num_prompt) continue;
+    const int shareable = std::min(other->num_prompt, other->exact_len());
+    if (!cache_ || other->prefix.root != sequence.prefix.root || other->computed_len() >= shareable) continue;
     const int most = most_cached_blocks(sequence) * kBlockTokens;
-    const auto their_prompt = std::span(other->tokens).first(static_cast<std::size_t>(other->num_prompt));
+    const auto their_prompt = std::span(other->tokens).first(static_cast<std::size_t>(shareable));
     const int common = std::min(most, common_len(sequence.tokens, their_prompt) / kBlockTokens * kBlockTokens);
     if (common > std::max(sequence.computed_len(), sequence.shared_len)) {
       sequence.leader = other.get();
@@ -293,10 +314,11 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   }
   for (const auto& sequence : running_) {
     if (sequence->leader == nullptr || !sequence->forks_leader) continue;
-    if (sequence->leader->computed_len() < sequence->num_prompt) continue;
+    if (sequence->leader->computed_len() < sequence->num_own_prompt()) continue;
     const Sequence* first = std::exchange(sequence->leader, nullptr);
     sequence->follows = !fork(*sequence, first);
   }
+  finish_tickets();
   retire(running_);
   retire(waiting_);
 }
@@ -305,8 +327,12 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
 void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
   Sequence& sequence = *entry.sequence;
   NB_ASSERT(!sequence.finished() && sequence.computed_len_ == entry.first);
-  sequence.computed_len_ += entry.count;
   sequence.was_computed = true;
+  if (entry.selects) {
+    sequence.composition->measured(entry.count);
+    return;
+  }
+  sequence.computed_len_ += entry.count;
   if (!sequence.error.empty()) {
     sequence.finish_reason = FinishReason::error;
     return;
@@ -326,14 +352,15 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
     return;
   }
   // A full sequence ends once nothing of it waits to be computed but its last output token, which nobody will read.
-  const bool prompt_done = sequence.computed_len_ >= sequence.num_prompt;
+  const bool prompt_done = sequence.computed_len_ >= sequence.num_own_prompt();
   if (prompt_done && sequence.len() == sequence.max_len) sequence.finish_reason = FinishReason::length;
 }
 
 /// Puts the blocks that have become full into the prefix cache.
 void Scheduler::publish(Sequence& sequence) {
   if (!cache_) return;
-  for (; sequence.num_published < sequence.computed_len() / kBlockTokens; ++sequence.num_published) {
+  const int exact = std::min(sequence.computed_len(), sequence.exact_len());
+  for (; sequence.num_published < exact / kBlockTokens; ++sequence.num_published) {
     sequence.table.publish(*cache_, pool_, sequence.prefix, sequence.tokens, sequence.num_published, freed_blocks_);
   }
 }
@@ -341,9 +368,10 @@ void Scheduler::publish(Sequence& sequence) {
 /// A running answer to the same prompt that has all of it stored.
 const Sequence* Scheduler::find_sibling(const Sequence& sequence) const {
   const auto found = std::find_if(running_.begin(), running_.end(), [&](const auto& other) {
-    return other->id == sequence.id && other->computed_len() >= other->num_prompt;
+    return other->id == sequence.id && !other->is_internal() && other->computed_len() >= other->num_own_prompt();
   });
-  return found != running_.end() && sequence.num_generated() == 0 ? found->get() : nullptr;
+  const bool may_fork = sequence.num_generated() == 0 && !sequence.is_internal();
+  return found != running_.end() && may_fork ? found->get() : nullptr;
 }
 
 /// An answer of which nothing is computed shares the prompt of another one: full blocks as they are, the rest as a
@@ -352,10 +380,11 @@ const Sequence* Scheduler::find_sibling(const Sequence& sequence) const {
 bool Scheduler::fork(Sequence& sequence, const Sequence* sibling) {
   if (sibling == nullptr || sequence.scores_prompt()) return false;
   NB_ASSERT(sequence.computed_len() == 0);
-  const int shared = sequence.num_prompt - 1;
+  const int shared = sequence.num_own_prompt() - 1;
   if (!sequence.table.fork(pool_, sibling->table, shared, copies_)) return false;
   // A block that was freed a moment ago must not be poisoned once it is the copy.
   if (shared % kBlockTokens != 0) std::erase(freed_blocks_, copies_.back().to);
+  if (sequence.composition) *sequence.composition = *sibling->composition;  // with the tokens it has chosen
   sequence.computed_len_ = shared;
   sequence.num_published = std::min(sibling->num_published, shared / kBlockTokens);
   sequence.num_cached_tokens = shared;
@@ -371,6 +400,8 @@ void Scheduler::retire(Sequences& queue) {
     if (sequence->ends_early() && !sequence->finished()) sequence->finish_reason = sequence->early_end;
     if (!sequence->finished()) continue;
     leave(*sequence);
+    if (sequence->is_internal()) end_encoding(*sequence);
+    release_chunks(*sequence);
     sequence->forget_blocks(pool_, freed_blocks_);
     finished_.push_back(std::move(sequence));
   }
@@ -386,7 +417,7 @@ void Scheduler::check_invariants() {
     NB_ASSERT(sequence->pending_len() >= 1 && sequence->len() <= sequence->max_len);
     NB_ASSERT(!sequence->finished());
     NB_ASSERT(sequence->follows || sequence->leader == nullptr);
-    NB_ASSERT(sequence->num_published <= sequence->computed_len() / kBlockTokens);
+    NB_ASSERT(sequence->num_published <= std::min(sequence->computed_len(), sequence->exact_len()) / kBlockTokens);
     for (int i = 0; i < sequence->num_published; ++i) {
       NB_ASSERT(cache_ && cache_->is_published(blocks[static_cast<std::size_t>(i)]));
     }
@@ -396,10 +427,9 @@ void Scheduler::check_invariants() {
   for (const auto& sequence : waiting_) {
     NB_ASSERT(sequence->table.capacity() == 0 && sequence->computed_len() == 0 && !sequence->finished());
   }
-  pool_.check_invariants(owners);
+  check_owners(std::move(owners));
   if (cache_) cache_->check_invariants();
   NB_ASSERT(num_running() <= limits_.max_num_seqs);
-  NB_ASSERT(has_work() || pool_.num_owned() == 0);
   const auto older = [](const auto& a, const auto& b) { return a->is_older_than(*b); };
   NB_ASSERT(std::is_sorted(running_.begin(), running_.end(), older));
   NB_ASSERT(std::is_sorted(waiting_.begin(), waiting_.end(), older));

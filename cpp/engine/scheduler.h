@@ -8,6 +8,9 @@
 // youngest sequence is preempted: it gives its blocks back and waits, in its old place, to be computed again from its
 // tokens. The oldest always goes on, and the pool holds any one sequence, so everything ends.
 //
+// Chunks: whoever is put together from chunks holds them from submission to its end, and is admitted when they are
+// ready. One that is not there is computed by a sequence of its own, which stands right before the first that wants it.
+//
 // Sharing: an admitted sequence takes the cached blocks that its prompt begins with. If an older one is computing what
 // comes next, it waits and takes those blocks too when they are there. Further answers to one prompt wait for the
 // first, then fork it.
@@ -24,6 +27,7 @@
 
 #include "engine/sequence.h"
 #include "kv/block_pool.h"
+#include "kv/chunk_store.h"
 #include "kv/prefix_cache.h"
 
 namespace nb::engine {
@@ -52,17 +56,19 @@ struct SchedulerCounters {
   std::int64_t forked_tokens = 0;      ///< tokens shared with another answer to the same prompt
 };
 
-/// One sequence's share of a step: rows [first, first + count) of its tokens.
+/// One sequence's share of a step: rows for its own tokens [first, first + count); or, where it `selects`, the tokens
+/// of its chunks with these numbers are measured.
 struct PlannedSequence {
   Sequence* sequence;
-  int first;  ///< position of the first row: computed_len at planning time
+  int first;  ///< computed_len at planning time
   int count;
-  bool samples;  ///< the last row yields a new token
+  bool samples;          ///< the last row yields a new token
+  bool selects = false;  ///< see Composition::selecting()
 };
 
 struct StepPlan {
   std::vector<PlannedSequence> entries;
-  int num_tokens = 0;
+  int num_tokens = 0;  ///< rows, without those that are only measured
 };
 
 class Scheduler {
@@ -77,7 +83,8 @@ class Scheduler {
   /// for it, and overloaded if too many wait.
   void submit(std::unique_ptr<Sequence> sequence);
 
-  /// The same for all answers to one prompt, in the order of `choice`.
+  /// The same for all answers to one prompt, in the order of `choice`. A sequence whose chunks find no room ends with
+  /// an error.
   void submit(std::vector<std::unique_ptr<Sequence>> sequences);
 
   /// The next commit() ends the sequences of this id with `abort`; false if there is none.
@@ -113,6 +120,11 @@ class Scheduler {
   const kv::BlockPool& pool() const { return pool_; }
   const SchedulerLimits& limits() const { return limits_; }
   const SchedulerCounters& counters() const { return counters_; }
+  const kv::ChunkStore& chunks() const { return chunks_; }
+
+  /// The chunk cannot be found any more and goes when nobody uses it; false if there is none.
+  bool remove_chunk(kv::ChunkId id) { return chunks_.remove(id, freed_blocks_); }
+  bool pin_chunk(kv::ChunkId id, bool pinned) { return chunks_.pin(id, pinned); }
 
   /// Throws internal unless blocks, counts and sequences agree. O(blocks + tokens of the running sequences).
   void check_invariants();
@@ -121,6 +133,17 @@ class Scheduler {
   using Queue = std::vector<std::unique_ptr<Sequence>>;
 
   int add(Sequence& sequence, int budget);
+  void add_selection();
+  void place_chunks(Sequence& sequence, int first_choice);
+  void begin_chunk(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id, int choice);
+  void enqueue(std::unique_ptr<Sequence> sequence);
+  bool make_room(int num_blocks, int largest);
+  int largest_need() const;
+  bool has_chunks(const Sequence& sequence) const;
+  void finish_tickets();
+  void end_encoding(Sequence& sequence);
+  void release_chunks(Sequence& sequence);
+  void check_owners(std::vector<BlockId> owners);
   void follow();
   bool admit_next();
   void adopt(Sequence& sequence);
@@ -139,6 +162,7 @@ class Scheduler {
   SchedulerLimits limits_;
   kv::BlockPool pool_;
   std::optional<kv::PrefixCache> cache_;
+  kv::ChunkStore chunks_;
   std::deque<std::unique_ptr<Sequence>> waiting_;  // in order of arrival
   Queue running_;                                  // in order of arrival
   Queue finished_;

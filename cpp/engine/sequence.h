@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "base/rng.h"
+#include "engine/composition.h"
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include "kv/block_table.h"
@@ -25,23 +26,44 @@ class Sequence {
   /// `request` has been validated; `eos_ids` stop it unless it ignores them. `choice_index`: which of its answers.
   Sequence(RequestId sequence_id, Request wanted, std::span<const TokenId> eos_ids, int max_model_len,
            int choice_index = 0)
-      : id(sequence_id), choice(choice_index), request(std::move(wanted)), tokens(std::move(request.prompt)) {
+      : id(sequence_id), choice(choice_index), request(std::move(wanted)), tokens(request.prompt) {
     request.sampling.choice_index += static_cast<std::uint32_t>(choice_index);
     num_prompt = static_cast<int>(tokens.size());
     max_len = num_prompt + std::min(request.max_tokens, max_model_len - num_prompt);
     seed = request.sampling.seed ? *request.sampling.seed : random_seed();
     stop_ids = request.stop_token_ids;
+    composition = Composition::create(request);
     if (request.make_monitor) monitor = request.make_monitor();
     if (request.make_constraint) constraint = request.make_constraint();
     if (!request.ignore_eos) stop_ids.insert(stop_ids.end(), eos_ids.begin(), eos_ids.end());
+    request.prompt = {};
     tokens.reserve(static_cast<std::size_t>(max_len));  // so that commit() never allocates
   }
 
-  /// Tokens whose KV is stored. The scheduler alone writes it.
-  int computed_len() const { return computed_len_; }
   int len() const { return static_cast<int>(tokens.size()); }
-  /// Tokens still to be computed: 1 while decoding, the rest of the prompt before that.
-  int pending_len() const { return len() - computed_len_; }
+
+  // Own tokens, numbered in position order, are those whose KV is in the sequence's own blocks: all of them, unless it
+  // is composed of chunks.
+
+  /// Own tokens whose KV is stored. The scheduler alone writes it.
+  int computed_len() const { return computed_len_; }
+  int own_len() const { return len() - num_prompt + num_own_prompt(); }
+  int num_own_prompt() const { return composition ? composition->num_own() : num_prompt; }
+  /// Own tokens at the end of the longest answer.
+  int max_own_len() const { return max_len - num_prompt + num_own_prompt(); }
+  /// Position of an own token.
+  int position_of(int own) const {
+    if (!composition) return own;
+    if (own >= num_own_prompt()) return num_prompt + own - num_own_prompt();
+    return composition->positions()[static_cast<std::size_t>(own)];
+  }
+  /// Tokens from the beginning whose KV is exact once it is computed.
+  int exact_len() const { return composition ? composition->lead_len() : len(); }
+  /// Own tokens still to be computed: 1 while decoding, the rest of the prompt before that.
+  int pending_len() const { return own_len() - computed_len_; }
+  /// Those of them that can be computed now: the others wait until it is known which tokens of chunks are among them.
+  int next_rows() const { return is_selecting() ? exact_len() - computed_len_ : pending_len(); }
+  bool is_selecting() const { return composition && composition->selecting(); }
   int num_generated() const { return len() - num_prompt; }
   bool finished() const { return finish_reason != FinishReason::none; }
   bool ends_early() const { return early_end != FinishReason::none; }
@@ -51,7 +73,11 @@ class Sequence {
 
   /// Whether the logits of prompt positions are wanted, so that all of the prompt must be computed.
   bool scores_prompt() const { return request.prompt_logprobs.has_value() || request.prompt_logits; }
-  /// Asks for its end, for one of two reasons; false if that has been asked for before.
+  /// First position whose logits prompt_logits has.
+  int first_logits() const { return composition ? composition->tail_begin() : 0; }
+  /// Computes a chunk for others, and nobody asked for an answer.
+  bool is_internal() const { return encodes != 0; }
+  /// Asks for its end with this reason; false if that has been asked for before.
   bool end_early(FinishReason reason) {
     if (ends_early()) return false;
     early_end = reason;
@@ -63,12 +89,20 @@ class Sequence {
   /// Back to a sequence of which nothing is computed. Appends the blocks that became free to `freed`.
   void forget_blocks(kv::BlockPool& pool, std::vector<BlockId>& freed) {
     table.release(pool, freed);
+    if (composition) composition->restart();
     computed_len_ = 0;
     num_published = 0;
     leader = nullptr;
     forks_leader = false;
     shared_len = 0;
     follows = false;
+  }
+
+  /// Hands over its blocks, which it needs no more.
+  std::vector<BlockId> detach_blocks() {
+    computed_len_ = 0;
+    num_published = 0;
+    return table.detach();
   }
 
   RequestId id;
@@ -81,6 +115,9 @@ class Sequence {
   std::vector<TokenId> stop_ids;
   std::unique_ptr<TokenMonitor> monitor;        ///< none: nobody watches
   std::unique_ptr<TokenConstraint> constraint;  ///< none: any token may come
+  std::unique_ptr<Composition> composition;     ///< none: all tokens are its own
+  std::vector<kv::ChunkId> chunks;              ///< it holds, from submission to its end
+  kv::ChunkId encodes = 0;                      ///< the chunk whose KV it computes, or 0
   kv::BlockTable table;
   kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks
   int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
@@ -89,7 +126,7 @@ class Sequence {
   int shared_len = 0;          ///< tokens it shares with the leader
   bool follows = false;        ///< runs, but without blocks for all its tokens, since it waits or waited for a leader
   bool was_computed = false;   ///< has taken part in a step
-  FinishReason early_end = FinishReason::none;  ///< abort or timeout: the next commit() ends the sequence with it
+  FinishReason early_end = FinishReason::none;  ///< the next commit() ends the sequence with it
   FinishReason finish_reason = FinishReason::none;
   std::string error;  ///< set while a token was drawn: commit() ends the sequence with it; or why it was aborted
   ErrorCode error_code = ErrorCode::invalid_argument;  ///< of `error`
@@ -100,7 +137,7 @@ class Sequence {
   RequestTimes times;
   std::vector<sampling::TokenLogprob> logprobs;         ///< [num_generated, 1 + logprobs] if asked for
   std::vector<sampling::TokenLogprob> prompt_logprobs;  ///< [num_prompt - 1, 1 + prompt_logprobs] if asked for
-  Buffer prompt_logits;                                 ///< f32[num_prompt, V] if asked for
+  Buffer prompt_logits;                                 ///< f32[num_prompt - first_logits(), V] if asked for
 
  private:
   friend class Scheduler;

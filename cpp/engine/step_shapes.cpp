@@ -42,10 +42,12 @@ StepShapes::Shape StepShapes::shape_of(const StepBatch& batch, int logits_rows) 
   int splits = 0;      // of all sequences
   int row_splits = 0;  // of all rows
   for (const auto& segment : inputs.segments) {
-    const int keys = inputs.runs[static_cast<std::size_t>(segment.run_begin)].num_keys;
-    longest = std::max(longest, keys);
-    splits += ceil_div(keys, kSplitTokens);
-    row_splits += segment.row_count * ceil_div(keys, kSplitTokens);
+    for (int run = segment.run_begin; run < segment.run_begin + segment.run_count; ++run) {
+      const int keys = inputs.runs[static_cast<std::size_t>(run)].num_keys;
+      longest = std::max(longest, keys);
+      splits += ceil_div(keys, kSplitTokens);
+      row_splits += segment.row_count * ceil_div(keys, kSplitTokens);
+    }
   }
   const int arranged = arrangement(inputs);  // both signs: covered by the same arrangement only
   const int head_rows = static_cast<int>(inputs.logit_rows.size());

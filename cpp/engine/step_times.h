@@ -17,7 +17,7 @@ namespace nb::engine {
 
 class StepTimes {
  public:
-  static constexpr double kLongest = 1.5;         ///< times a step that only decodes
+  static constexpr double kLongest = 1.7;         ///< times a step that only decodes
   static constexpr int kFirstRows = 64;           ///< before anything is known, of a prompt without context
   static constexpr double kFirstKeyShare = 1e-3;  ///< cost of a key, in rows without context, before it is known
   static constexpr double kMostKeyShare = 1e-2;   ///< and at most

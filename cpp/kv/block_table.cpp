@@ -1,6 +1,7 @@
 #include "kv/block_table.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -56,6 +57,11 @@ int BlockTable::slot_of(int position) const {
   NB_CHECK(position >= 0 && position < length_, internal, "position ", position, " of a block table of length ",
            length_);
   return blocks_[static_cast<std::size_t>(position / kBlockTokens)] * kBlockTokens + position % kBlockTokens;
+}
+
+std::vector<BlockId> BlockTable::detach() {
+  length_ = 0;
+  return std::exchange(blocks_, {});
 }
 
 void BlockTable::release(BlockPool& pool, std::vector<BlockId>& freed) {

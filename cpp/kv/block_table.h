@@ -54,6 +54,9 @@ class BlockTable {
   /// the sequence's first blocks out next.
   void release(BlockPool& pool, std::vector<BlockId>& freed);
 
+  /// Hands every block to the caller, with its reference; the table is empty afterwards.
+  std::vector<BlockId> detach();
+
   /// Usable positions.
   int length() const { return length_; }
   /// Positions covered by the reservation, a multiple of 16.

@@ -32,7 +32,7 @@ Tensor Decoder::embed(const StepInputs& inputs, ops::ExecContext& ctx) const {
 }
 
 void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& inputs, const kv::KvStorage& kv,
-                         ops::ExecContext& ctx, const LayerObserver& observer) const {
+                         ops::ExecContext& ctx, const LayerObserver& observer, const kv::KvStorage* written) const {
   const std::int64_t num_tokens = inputs.num_tokens();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   const ops::AttentionPlan plan{inputs.positions, inputs.segments,      inputs.runs,
@@ -51,9 +51,7 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     Tensor q = rows(config_.q_size());
     Tensor attended = rows(config_.q_size());
     observe(LayerInput::qkv, hidden);
-    ops::norm_qkv(q, kv_layer, hidden, {layer.attention_norm, config_.rms_norm_eps}, layer.qkv,
-                  {layer.q_bias, layer.k_bias, layer.v_bias, layer.q_norm, layer.k_norm}, inputs.key_positions,
-                  inputs.slots, rope_, ctx);
+    project(q, hidden, layer, inputs, written == nullptr ? kv_layer : written->layer(i), ctx);
     ops::attention(attended, q, config_.num_heads, scale, config_.sliding_window, rope_, kv_layer, plan, ctx);
     observe(LayerInput::attention_out, attended);
     ops::linear_residual(hidden, attended, layer.attention_out, Tensor(), ctx);
@@ -66,6 +64,24 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     ops::linear_residual(hidden, gated, layer.down, ctx);
     weights_.release(i);
   }
+}
+
+void Decoder::project(Tensor q, Tensor hidden, const LayerWeights& layer, const StepInputs& inputs,
+                      const ops::KvLayer& kv, ops::ExecContext& ctx) const {
+  ops::norm_qkv(q, kv, hidden, {layer.attention_norm, config_.rms_norm_eps}, layer.qkv,
+                {layer.q_bias, layer.k_bias, layer.v_bias, layer.q_norm, layer.k_norm}, inputs.key_positions,
+                inputs.slots, rope_, ctx);
+}
+
+void Decoder::store_kv(Tensor hidden, int layer, const StepInputs& inputs, const kv::KvStorage& kv,
+                       ops::ExecContext& ctx) const {
+  const Workspace::Scope scope(*ctx.workspace);
+  const std::int64_t count = std::int64_t{inputs.num_tokens()} * config_.q_size();
+  Tensor q(ctx.workspace->allocate_array<float>(static_cast<std::size_t>(count)), DType::f32,
+           {inputs.num_tokens(), config_.q_size()});
+  const LayerWeights& weights = weights_.acquire(layer);
+  project(q, hidden, weights, inputs, kv.layer(layer), ctx);
+  weights_.release(layer);
 }
 
 Tensor Decoder::forward(const StepInputs& inputs, const kv::KvStorage& kv, ops::ExecContext& ctx) const {

@@ -34,8 +34,14 @@ class Decoder {
 
   /// The same in pieces: embedding, then layers [first, last) in place, watched by `observer` if there is one.
   Tensor embed(const StepInputs& inputs, ops::ExecContext& ctx) const;
+  /// Rows attend to `kv`; their own keys and values go to `written` instead, if there is one of the same shape.
   void run_layers(Tensor hidden, int first, int last, const StepInputs& inputs, const kv::KvStorage& kv,
-                  ops::ExecContext& ctx, const LayerObserver& observer = {}) const;
+                  ops::ExecContext& ctx, const LayerObserver& observer = {},
+                  const kv::KvStorage* written = nullptr) const;
+
+  /// Stores the keys and values of one layer for rows of its input, at inputs.slots rotated to inputs.key_positions.
+  void store_kv(Tensor hidden, int layer, const StepInputs& inputs, const kv::KvStorage& kv,
+                ops::ExecContext& ctx) const;
 
   /// Greedy token of each hidden row in `rows`, and its logits f32[rows, vocab_size] unless `logits` is empty.
   void head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax,
@@ -44,6 +50,9 @@ class Decoder {
   int max_positions() const { return max_positions_; }
 
  private:
+  void project(Tensor q, Tensor hidden, const LayerWeights& layer, const StepInputs& inputs, const ops::KvLayer& kv,
+               ops::ExecContext& ctx) const;
+
   const ModelConfig& config_;
   const ModelWeights& weights_;
   int max_positions_;

@@ -149,6 +149,17 @@ struct KvWriteArgs {
   KvLayer kv;
 };
 
+/// out[t] = sum over heads and dimensions of (key of slots_a[t] in a - key of slots_b[t] in b)^2. Both layers have one
+/// shape and format; keys count as they are stored.
+struct KeyDeviationArgs {
+  KvLayer a;
+  KvLayer b;
+  const int32_t* slots_a;  ///< [rows]
+  const int32_t* slots_b;  ///< [rows]
+  int32_t rows;
+  float* out;  ///< [rows]
+};
+
 /// Segments of up to this many rows count as decoding where a device has kernels of its own for that.
 inline constexpr int kDecodeRows = 8;
 

@@ -47,6 +47,8 @@ struct KernelTable {
   // Where the tensors of this backend lie; null: in host memory. With a device, every pointer in the arguments of a
   // kernel is one of the device, and a kernel is called once, with the whole as its Part.
   const DeviceMemory* memory = nullptr;
+
+  void (*key_deviation)(const KeyDeviationArgs&, const Part&) = nullptr;
 };
 
 }  // namespace nb::ops

@@ -139,15 +139,17 @@ void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecCont
 }
 
 // Writes what a kernel has written on the device, or has been given to write on the host, to the host.
-void copy_out(std::span<int32_t> out, const int32_t* data, ExecContext& ctx) {
+template <class T>
+void copy_out(std::span<T> out, const T* data, ExecContext& ctx) {
   if (ctx.kernels->memory == nullptr) return;
   ctx.kernels->memory->copy_out(out.data(), data, out.size_bytes());
   check(*ctx.kernels->memory);
 }
 
 // Where a kernel writes what belongs in a host array.
-int32_t* writable(std::span<int32_t> out, ExecContext& ctx) {
-  return ctx.kernels->memory == nullptr ? out.data() : ctx.workspace->allocate_array<int32_t>(out.size());
+template <class T>
+T* writable(std::span<T> out, ExecContext& ctx) {
+  return ctx.kernels->memory == nullptr ? out.data() : ctx.workspace->allocate_array<T>(out.size());
 }
 
 void check_bias(const Tensor& bias, const LinearSegment& weight) {
@@ -236,7 +238,22 @@ void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx) {
   launch(ctx.kernels->argmax,
          ArgmaxArgs{x.as<const float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1)), found}, "argmax",
          ctx);
-  copy_out(out, found, ctx);
+  copy_out(out, static_cast<const int32_t*>(found), ctx);
+}
+
+void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
+                   std::span<const int32_t> slots_b, ExecContext& ctx) {
+  NB_CHECK(slots_a.size() == out.size() && slots_b.size() == out.size(), invalid_argument,
+           "key_deviation: one slot of each side per row");
+  NB_CHECK(a.format == b.format && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim, invalid_argument,
+           "key_deviation: the layers differ in shape");
+  const Workspace::Scope scope(*ctx.workspace);
+  float* const found = writable(out, ctx);
+  launch(ctx.kernels->key_deviation,
+         KeyDeviationArgs{a, b, ctx.workspace->on_device(slots_a), ctx.workspace->on_device(slots_b),
+                          static_cast<int32_t>(out.size()), found},
+         "key_deviation", ctx);
+  copy_out(out, static_cast<const float*>(found), ctx);
 }
 
 void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,

@@ -64,6 +64,10 @@ void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, 
 /// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index.
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx);
 
+/// out[t] = squared distance between two stored keys of all heads, of slots_a[t] in `a` and of slots_b[t] in `b`.
+void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
+                   std::span<const int32_t> slots_b, ExecContext& ctx);
+
 /// out = silu(gate) * up, all f32[T, cols].
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx);
 

@@ -20,13 +20,13 @@ TEST(BatchBuilder, WritesRowsSegmentsRunsAndBlocks) {
   scheduler.submit(make_sequence(2, 30, 5));  // blocks 2, 3, 4
   StepBatch batch;
   const StepPlan* plan = &scheduler.plan();
-  build_batch(*plan, batch);
+  build_batch(*plan, scheduler.chunks(), batch);
   EXPECT_EQ(batch.inputs.num_tokens(), 20);
   EXPECT_EQ(batch.inputs.logit_rows, (Ints{16}));  // only the first prompt is complete
   commit(scheduler, *plan, 99);
 
   plan = &scheduler.plan();
-  build_batch(*plan, batch);  // 1: one decode at 17; 2: positions 3..21
+  build_batch(*plan, scheduler.chunks(), batch);  // 1: one decode at 17; 2: positions 3..21
   const auto& inputs = batch.inputs;
   ASSERT_EQ(inputs.num_tokens(), 20);
   EXPECT_EQ(inputs.token_ids[0], 99);
@@ -70,7 +70,7 @@ TEST(BatchBuilder, AsksForTheLogitsThatScoresNeed) {
   scheduler.submit(make_sequence(3, logits));
   StepBatch batch;
   const StepPlan& plan = scheduler.plan();
-  build_batch(plan, batch);
+  build_batch(plan, scheduler.chunks(), batch);
   EXPECT_EQ(batch.inputs.logit_rows, (Ints{0, 1, 2, 3, 4, 5, 6, 8, 9, 10}));
   EXPECT_TRUE(batch.logit_uses[2].scores);
   EXPECT_TRUE(batch.logit_uses[3].samples);
@@ -78,7 +78,7 @@ TEST(BatchBuilder, AsksForTheLogitsThatScoresNeed) {
   EXPECT_FALSE(batch.logit_uses[6].samples);
   EXPECT_TRUE(batch.logit_uses[9].scores);
   commit(scheduler, plan, 9);
-  build_batch(scheduler.plan(), batch);  // decoding: nothing to score any more
+  build_batch(scheduler.plan(), scheduler.chunks(), batch);  // decoding: nothing to score any more
   ASSERT_EQ(batch.logit_uses.size(), 1u);
   EXPECT_FALSE(batch.logit_uses[0].scores);
 }
@@ -101,7 +101,7 @@ TEST(BatchBuilder, AWarmBatchKeepsItsAddresses) {
   }
   while (scheduler.has_work()) {
     const StepPlan& plan = scheduler.plan();
-    build_batch(plan, batch);
+    build_batch(plan, scheduler.chunks(), batch);
     commit(scheduler, plan, 3);
   }
   EXPECT_EQ(addresses(), before);
@@ -109,7 +109,8 @@ TEST(BatchBuilder, AWarmBatchKeepsItsAddresses) {
 
 TEST(BatchBuilder, AnEmptyPlanGivesAnEmptyBatch) {
   StepBatch batch;
-  build_batch({}, batch);
+  kv::BlockPool pool(1);
+  build_batch({}, kv::ChunkStore(pool), batch);
   EXPECT_EQ(batch.inputs.num_tokens(), 0);
   EXPECT_TRUE(batch.inputs.segments.empty());
 }

@@ -23,7 +23,7 @@ class HeadRunnerTest : public testing::Test {
       scheduler_.submit(std::move(sequence));
     }
     const StepPlan& plan = scheduler_.plan();
-    build_batch(plan, batch_);
+    build_batch(plan, scheduler_.chunks(), batch_);
     ops::ExecContext ctx{.kernels = model_->backend().kernels, .pool = &model_->pool(), .workspace = &workspace_};
     kv::KvStorage storage({quant::KvFormat::f32, 2, 2, 16}, 64);
     const Tensor hidden = model_->decoder().forward(batch_.inputs, storage, ctx);

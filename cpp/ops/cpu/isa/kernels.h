@@ -30,8 +30,23 @@ namespace {
 #include "ops/cpu/isa/fused.h"
 
 constexpr KernelTable kTable = {
-    NB_KERNELS_NAME, WeightLayout::tile16,    embed,    rms_norm, prepare,  linear,          rope,         kv_write,
-    attention,       attention_scratch_bytes, silu_mul, argmax,   norm_qkv, linear_residual, norm_gate_up, head,
+    .name = NB_KERNELS_NAME,
+    .layout = WeightLayout::tile16,
+    .embed = embed,
+    .rms_norm = rms_norm,
+    .prepare = prepare,
+    .linear = linear,
+    .rope = rope,
+    .kv_write = kv_write,
+    .attention = attention,
+    .attention_scratch_bytes = attention_scratch_bytes,
+    .silu_mul = silu_mul,
+    .argmax = argmax,
+    .norm_qkv = norm_qkv,
+    .linear_residual = linear_residual,
+    .norm_gate_up = norm_gate_up,
+    .head = head,
+    .key_deviation = key_deviation,
 };
 
 }  // namespace

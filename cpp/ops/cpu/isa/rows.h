@@ -202,6 +202,30 @@ inline void kv_write(const KvWriteArgs& a, const Part& part) {
   }
 }
 
+inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) {
+  if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[d * 16 + token];
+  const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(d / 2 * 16 + token) * 2 + d % 2];
+  return __builtin_bit_cast(float, bits << 16);
+}
+
+// A row reads as many bytes as one key of attention does, and rows are few: no vectors.
+inline void key_deviation(const KeyDeviationArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    const int slot_a = a.slots_a[t], slot_b = a.slots_b[t];
+    float sum = 0.0f;
+    for (int h = 0; h < a.a.num_kv_heads; ++h) {
+      const uint8_t* x = kv_cell(a.a, slot_a / 16, 0, h);
+      const uint8_t* y = kv_cell(a.b, slot_b / 16, 0, h);
+      for (int d = 0; d < a.a.head_dim; ++d) {
+        const float difference = load_key(a.a, x, slot_a % 16, d) - load_key(a.b, y, slot_b % 16, d);
+        sum += difference * difference;
+      }
+    }
+    a.out[t] = sum;
+  }
+}
+
 // ---- SiLU and argmax ----
 
 /// x / (1 + e^-x) * up.

@@ -192,6 +192,22 @@ void kv_write(const KvWriteArgs& a, const Part& part) {
   }
 }
 
+void key_deviation(const KeyDeviationArgs& a, const Part& part) {
+  const Range rows = share(a.rows, part);
+  for (int t = rows.begin; t < rows.end; ++t) {
+    double sum = 0.0;
+    for (int h = 0; h < a.a.num_kv_heads; ++h) {
+      const uint8_t* x = cell_element(a.a, a.slots_a[t] / kBlockTokens, 0, h, a.slots_a[t] % kBlockTokens);
+      const uint8_t* y = cell_element(a.b, a.slots_b[t] / kBlockTokens, 0, h, a.slots_b[t] % kBlockTokens);
+      for (int d = 0; d < a.a.head_dim; ++d) {
+        const double difference = static_cast<double>(load_kv(a.a, x, d)) - static_cast<double>(load_kv(a.b, y, d));
+        sum += difference * difference;
+      }
+    }
+    a.out[t] = static_cast<float>(sum);
+  }
+}
+
 // One row and one head: softmax over all visible keys of all runs at once, in double.
 void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int head) {
   const int dim = a.kv.head_dim;
@@ -291,6 +307,7 @@ const KernelTable& reference_kernels() {
       .linear_residual = nullptr,
       .norm_gate_up = nullptr,
       .head = nullptr,
+      .key_deviation = key_deviation,
   };
   return table;
 }

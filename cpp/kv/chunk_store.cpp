@@ -1,0 +1,146 @@
+#include "kv/chunk_store.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/error.h"
+
+namespace nb::kv {
+
+namespace {
+
+void add_tokens(Sha256& hash, std::span<const TokenId> tokens) {
+  const std::uint64_t count = tokens.size();
+  hash.update(std::as_bytes(std::span(&count, 1)));
+  hash.update(std::as_bytes(tokens));
+}
+
+bool has_content(const Chunk& chunk, const Digest& root, std::span<const TokenId> anchor,
+                 std::span<const TokenId> tokens) {
+  const auto stored = std::span(chunk.tokens);
+  if (chunk.root != root || chunk.anchor_len != static_cast<int>(anchor.size())) return false;
+  const auto own = stored.subspan(anchor.size());
+  return std::equal(anchor.begin(), anchor.end(), stored.begin()) &&
+         std::equal(own.begin(), own.end(), tokens.begin(), tokens.end());
+}
+
+}  // namespace
+
+Digest ChunkStore::root(std::string_view salt) {
+  Sha256 hash;
+  hash.update(std::as_bytes(std::span(std::string_view("chunks"))));
+  hash.update(std::as_bytes(std::span(salt)));
+  return hash.finish();
+}
+
+Digest ChunkStore::key(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) {
+  static_assert(std::endian::native == std::endian::little);
+  Sha256 hash;
+  hash.update(root);
+  add_tokens(hash, anchor);
+  add_tokens(hash, tokens);
+  return hash.finish();
+}
+
+ChunkId ChunkStore::find(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) const {
+  const auto [begin, end] = by_key_.equal_range(key(root, anchor, tokens));
+  const auto found = std::find_if(
+      begin, end, [&](const auto& entry) { return has_content(chunks_.at(entry.second), root, anchor, tokens); });
+  return found == end ? 0 : found->second;
+}
+
+ChunkId ChunkStore::acquire(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) {
+  const ChunkId id = find(root, anchor, tokens);
+  if (id == 0) return 0;
+  Chunk& chunk = at(id);
+  ++chunk.num_users;
+  ++chunk.num_hits;
+  chunk.last_use = ++clock_;
+  ++counters_.hits;
+  return id;
+}
+
+ChunkId ChunkStore::create(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) {
+  NB_ASSERT(!tokens.empty() && find(root, anchor, tokens) == 0);
+  const ChunkId id = next_id_++;
+  Chunk& chunk = chunks_[id];
+  chunk.id = id;
+  chunk.root = root;
+  chunk.tokens.assign(anchor.begin(), anchor.end());
+  chunk.tokens.insert(chunk.tokens.end(), tokens.begin(), tokens.end());
+  chunk.anchor_len = static_cast<int>(anchor.size());
+  chunk.num_users = 1;
+  chunk.last_use = ++clock_;
+  by_key_.emplace(key(root, anchor, tokens), id);
+  num_blocks_ += chunk.num_blocks();
+  ++counters_.misses;
+  return id;
+}
+
+void ChunkStore::complete(ChunkId id, std::vector<BlockId> blocks, std::vector<BlockId>& freed) {
+  Chunk& chunk = at(id);
+  NB_ASSERT(!chunk.is_ready && static_cast<int>(blocks.size()) == chunk.num_blocks());
+  chunk.blocks = std::move(blocks);
+  chunk.is_ready = true;
+  drop_if_unused(id, freed);
+}
+
+void ChunkStore::release(ChunkId id, std::vector<BlockId>& freed) {
+  Chunk& chunk = at(id);
+  NB_ASSERT(chunk.num_users > 0);
+  --chunk.num_users;
+  drop_if_unused(id, freed);
+}
+
+bool ChunkStore::remove(ChunkId id, std::vector<BlockId>& freed) {
+  const auto found = chunks_.find(id);
+  if (found == chunks_.end() || found->second.is_removed) return false;
+  Chunk& chunk = found->second;
+  const auto tokens = std::span<const TokenId>(chunk.tokens);
+  const auto anchor_len = static_cast<std::size_t>(chunk.anchor_len);
+  const auto [begin, end] = by_key_.equal_range(key(chunk.root, tokens.first(anchor_len), tokens.subspan(anchor_len)));
+  by_key_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == id; }));
+  chunk.is_removed = true;
+  drop_if_unused(id, freed);
+  return true;
+}
+
+bool ChunkStore::pin(ChunkId id, bool pinned) {
+  const auto found = chunks_.find(id);
+  if (found == chunks_.end() || found->second.is_removed) return false;
+  found->second.is_pinned = pinned;
+  return true;
+}
+
+bool ChunkStore::evict_one(std::vector<BlockId>& freed) {
+  const Chunk* oldest = nullptr;
+  for (const auto& [id, chunk] : chunks_) {
+    if (!chunk.is_ready || chunk.is_pinned || chunk.num_users > 0) continue;
+    if (oldest == nullptr || chunk.last_use < oldest->last_use) oldest = &chunk;
+  }
+  if (oldest == nullptr) return false;
+  ++counters_.evictions;
+  return remove(oldest->id, freed);
+}
+
+const Chunk& ChunkStore::get(ChunkId id) const {
+  const auto found = chunks_.find(id);
+  NB_CHECK(found != chunks_.end(), internal, "there is no chunk ", id);
+  return found->second;
+}
+
+Chunk& ChunkStore::at(ChunkId id) { return const_cast<Chunk&>(get(id)); }
+
+/// What was removed goes once nobody uses it. Whoever computes a chunk is one of its users.
+void ChunkStore::drop_if_unused(ChunkId id, std::vector<BlockId>& freed) {
+  Chunk& chunk = at(id);
+  if (!chunk.is_removed || chunk.num_users > 0) return;
+  // Last block first, as a sequence gives them back.
+  for (auto block = chunk.blocks.rbegin(); block != chunk.blocks.rend(); ++block) {
+    if (pool_.release(*block)) freed.push_back(*block);
+  }
+  num_blocks_ -= chunk.num_blocks();
+  chunks_.erase(id);
+}
+
+}  // namespace nb::kv

@@ -68,9 +68,9 @@ BANDS = (("doc", "mask", 0.08, 0.85), ("doc", "prefix, 15 %", 0.045, 0.89), ("do
 
 @dataclass(frozen=True)
 class Served:
-    """Logits float32[rows, V] of the last rows of a composed prompt, and how many of its tokens were recomputed."""
+    """Greedy tokens behind a composed prompt, and how many tokens of its chunks were recomputed."""
 
-    logits: Logits
+    tokens: list[int]
     recomputed: int
 
 
@@ -85,11 +85,11 @@ class Backend(Protocol):
 
     def full_greedy(self, tokens: Sequence[int], count: int) -> list[int]: ...
 
-    def composed(self, pieces: Sequence[Piece], mode: Mode, rows: int) -> Served:
-        """The last `rows` rows of the last piece. The tokens that a mode recomputes must not depend on `rows`."""
+    def composed(self, pieces: Sequence[Piece], mode: Mode, rows: int) -> Logits:
+        """The last `rows` rows of the last piece."""
         ...
 
-    def composed_greedy(self, pieces: Sequence[Piece], mode: Mode, count: int) -> list[int]: ...
+    def composed_greedy(self, pieces: Sequence[Piece], mode: Mode, count: int) -> Served: ...
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ def measure(
         full = backend.full(scored, count)
         rows = {"full": compare(case, full, full, backend.full_greedy(prompt, greedy))}
         for mode in modes:
-            served = backend.composed(case.pieces(mode.anchor, backend.bos, query), mode, count)
-            tokens = backend.composed_greedy(case.pieces(mode.anchor, backend.bos, case.query), mode, greedy)
+            logits = backend.composed(case.pieces(mode.anchor, backend.bos, query), mode, count)
+            served = backend.composed_greedy(case.pieces(mode.anchor, backend.bos, case.query), mode, greedy)
             share = served.recomputed / sum(map(len, case.chunks))
-            rows[mode.name] = compare(case, full, served.logits, tokens, share)
+            rows[mode.name] = compare(case, full, logits, served.tokens, share)
         turned = case.reversed().prompt()
         other = backend.full([*turned, *case.answer[:-1]], count)
         rows["full, chunks reversed"] = compare(case, full, other, backend.full_greedy(turned, greedy))

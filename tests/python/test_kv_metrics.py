@@ -43,23 +43,25 @@ class OracleBackend:
             out.append(int(self.reference.full(out)[-1].argmax()))
         return out[-count:]
 
-    def composed(self, pieces: Sequence[Any], mode: kv_metrics.Mode, rows: int) -> kv_metrics.Served:
+    def _served(self, pieces: Sequence[Any], mode: kv_metrics.Mode) -> tuple[Any, int]:
         segments = [Segment(piece.tokens, piece.chunk, piece.anchor) for piece in pieces]
         selected: list[int] = []
         if mode.ratio is not None and mode.select == "first":
             selected = select_first_share(segments, mode.ratio)
         elif mode.ratio is not None:
             selected = self.oracle.select_deviation(segments, mode.ratio)
-        logits = self.oracle.blend(segments, selected, mode.sink).logits
-        return kv_metrics.Served(logits[-rows:].astype(np.float32), len(selected))
+        return self.oracle.blend(segments, selected, mode.sink).logits, len(selected)
 
-    def composed_greedy(self, pieces: Sequence[Any], mode: kv_metrics.Mode, count: int) -> list[int]:
+    def composed(self, pieces: Sequence[Any], mode: kv_metrics.Mode, rows: int) -> NDArray[np.float32]:
+        return self._served(pieces, mode)[0][-rows:].astype(np.float32)
+
+    def composed_greedy(self, pieces: Sequence[Any], mode: kv_metrics.Mode, count: int) -> kv_metrics.Served:
         *before, last = pieces
         out = list(last.tokens)
         for _ in range(count):
-            served = self.composed([*before, kv_plans.Piece(tuple(out))], mode, 1)
-            out.append(int(served.logits[-1].argmax()))
-        return out[-count:]
+            logits, recomputed = self._served([*before, kv_plans.Piece(tuple(out))], mode)
+            out.append(int(logits[-1].argmax()))
+        return kv_metrics.Served(out[-count:], recomputed)
 
 
 def tiny_cases() -> list[kv_plans.Case]:

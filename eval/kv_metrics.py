@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from oracle import log_softmax, mean_kl
 
 Values = NDArray[np.float64]
 Logits = NDArray[np.float32]
+Sink = Literal["mask", "keep"]
 RATIOS = (0.05, 0.15, 0.3, 0.5, 1.0)
 BASELINE = "mask"
 NUM_RESAMPLED = 2000
@@ -32,12 +33,12 @@ class Mode:
 
     name: str
     anchor: str = "none"
-    sink: str = "mask"
+    sink: Sink = "mask"
     ratio: float | None = None
-    select: str = "deviation"
+    select: Literal["deviation", "first"] = "deviation"
 
 
-def series(label: str, anchor: str, sink: str) -> list[Mode]:
+def series(label: str, anchor: str, sink: Sink) -> list[Mode]:
     """Isolated, then more and more tokens recomputed, up to all: KL may only fall."""
     blends = [Mode(f"{label}, {100 * ratio:.0f} %", anchor, sink, ratio) for ratio in RATIOS]
     return [Mode(label, anchor, sink), *blends]

@@ -80,6 +80,23 @@ void EngineThread::release() {
   arrived_.notify_one();
 }
 
+void EngineThread::call(std::function<void(Engine&)> what) {
+  if (is_this_thread()) return what(engine_);
+  std::future<void> done;
+  {
+    const std::lock_guard lock(mutex_);
+    NB_CHECK(!closed_, invalid_argument, "the engine is closed");
+    if (broken_) throw *broken_;
+    done = calls_.emplace_back(std::move(what)).get_future();
+  }
+  arrived_.notify_one();
+  try {
+    done.get();
+  } catch (const std::future_error&) {
+    throw Error(ErrorCode::invalid_argument, "the engine was closed");
+  }
+}
+
 EngineStats EngineThread::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
@@ -112,8 +129,10 @@ void EngineThread::work() {
     try {
       for (Arrival& arrival : arrivals_) engine_.submit(arrival.id, std::move(arrival.answers));
       for (const RequestId id : cancels_) engine_.cancel(id);
+      for (auto& task : called_) task(engine_);
       arrivals_.clear();
       cancels_.clear();
+      called_.clear();
       deliver(step());
     } catch (const Error& error) {
       give_up(error);
@@ -128,7 +147,7 @@ void EngineThread::work() {
 bool EngineThread::take_inbox() {
   std::unique_lock lock(mutex_);
   const auto is_ready = [&] {
-    const bool arrived = (!inbox_.empty() && num_holds_ == 0) || !cancelled_.empty();
+    const bool arrived = (!inbox_.empty() && num_holds_ == 0) || !cancelled_.empty() || !calls_.empty();
     return closed_ || (!broken_ && (arrived || engine_.has_work()));
   };
   while (!is_ready()) {
@@ -137,10 +156,14 @@ bool EngineThread::take_inbox() {
     lock.lock();
     if (!goes_on) arrived_.wait(lock, is_ready);
   }
-  if (closed_ && num_unfinished_ == 0) return false;
+  if (closed_ && num_unfinished_ == 0) {
+    calls_.clear();  // those who wait are told
+    return false;
+  }
   // What is cancelled or closed may be among what is held.
   if (num_holds_ == 0 || closed_ || !cancelled_.empty()) std::swap(arrivals_, inbox_);
   std::swap(cancels_, cancelled_);
+  std::swap(called_, calls_);
   return true;
 }
 
@@ -195,6 +218,7 @@ void EngineThread::give_up(const Error& error) {
     broken_.emplace(error);
     owners.swap(owners_);
     inbox_.clear();
+    calls_.clear();
     num_unfinished_ = 0;
   }
   for (const auto& [id, owner] : owners) {

@@ -6,6 +6,8 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -39,6 +41,10 @@ class EngineThread {
   /// What is submitted between hold() and release() enters one step together. Calls may nest.
   void hold();
   void release();
+
+  /// Runs `what` between two steps, on the engine's thread, and waits for it; rethrows what it throws. Throws
+  /// invalid_argument when closed, or what broke the engine.
+  void call(std::function<void(Engine&)> what);
 
   /// Of the last step, with what has been submitted since.
   EngineStats stats() const;
@@ -78,6 +84,7 @@ class EngineThread {
   std::condition_variable ended_;
   std::vector<Arrival> inbox_;
   std::vector<RequestId> cancelled_;
+  std::vector<std::packaged_task<void(Engine&)>> calls_;
   std::map<RequestId, Owner> owners_;  // of requests that have not ended
   int num_unfinished_ = 0;             // answers of all owners
   EngineStats stats_;
@@ -86,10 +93,11 @@ class EngineThread {
   bool draining_ = false;
   bool closed_ = false;
   std::optional<Error> broken_;
-  std::vector<Arrival> arrivals_;   // of the thread
-  std::vector<RequestId> cancels_;  // of the thread
-  int num_failures_ = 0;            // of the thread: steps that failed in a row
-  std::mutex join_;                 // who closes
+  std::vector<Arrival> arrivals_;                          // of the thread
+  std::vector<RequestId> cancels_;                         // of the thread
+  std::vector<std::packaged_task<void(Engine&)>> called_;  // of the thread
+  int num_failures_ = 0;                                   // of the thread: steps that failed in a row
+  std::mutex join_;                                        // who closes
   std::thread thread_;
   std::thread::id thread_id_;
 };

@@ -128,6 +128,61 @@ class StopMonitor : public engine::TokenMonitor {
   StoppingStream stream_;
 };
 
+engine::ReuseMode parse_mode(const std::string& name) {
+  for (const auto mode : {engine::ReuseMode::exact, engine::ReuseMode::isolated, engine::ReuseMode::blend}) {
+    if (name == to_string(mode)) return mode;
+  }
+  throw Error(ErrorCode::invalid_argument, concat("reuse must be exact, isolated or blend, got '", name, "'"));
+}
+
+engine::BlendSelection parse_selection(const std::string& name) {
+  NB_CHECK(name == "deviation" || name == "first", invalid_argument, "select must be deviation or first, got '", name,
+           "'");
+  return name == "first" ? engine::BlendSelection::first : engine::BlendSelection::deviation;
+}
+
+// A function of the engine that is called between two steps.
+template <class Function>
+auto between_steps(ModelEngine& self, Function function) {
+  const py::gil_scoped_release release;
+  decltype(function(std::declval<engine::Engine&>())) result{};
+  self.engine.call([&](engine::Engine& engine) { result = function(engine); });
+  return result;
+}
+
+kv::ChunkId find_chunk(ModelEngine& self, const std::vector<TokenId>& tokens, const std::vector<TokenId>& anchor,
+                       const std::string& cache_salt) {
+  const kv::PrefixRoot root = kv::ChunkStore::root(cache_salt);
+  return between_steps(self, [&](engine::Engine& engine) { return engine.chunks().find(root, anchor, tokens); });
+}
+
+// The chunks of one namespace.
+py::list list_chunks(ModelEngine& self, const std::string& cache_salt) {
+  const kv::PrefixRoot root = kv::ChunkStore::root(cache_salt);
+  const auto found = between_steps(self, [&](engine::Engine& engine) {
+    std::vector<kv::Chunk> chunks;
+    for (const auto& [id, chunk] : engine.chunks().chunks()) {
+      if (chunk.root == root && !chunk.is_removed) chunks.push_back(chunk);
+    }
+    return chunks;
+  });
+  py::list out;
+  for (const kv::Chunk& chunk : found) {
+    py::dict item;
+    const auto own = chunk.tokens.begin() + chunk.anchor_len;
+    item["id"] = chunk.id;
+    item["anchor_token_ids"] = std::vector<TokenId>(chunk.tokens.begin(), own);
+    item["token_ids"] = std::vector<TokenId>(own, chunk.tokens.end());
+    item["ready"] = chunk.is_ready;
+    item["pinned"] = chunk.is_pinned;
+    item["users"] = chunk.num_users;
+    item["hits"] = chunk.num_hits;
+    item["blocks"] = chunk.num_blocks();
+    out.append(std::move(item));
+  }
+  return out;
+}
+
 RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std::vector<TokenId> prompt, int max_tokens,
                  double temperature, int top_k, double top_p, double min_p, double repetition_penalty,
                  std::optional<std::uint64_t> seed, bool ignore_eos, std::vector<TokenId> stop_token_ids,
@@ -136,7 +191,9 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
                  std::optional<std::vector<TokenId>> allowed_token_ids, std::optional<int> logprobs,
                  std::optional<int> prompt_logprobs, bool prompt_logits, std::string cache_salt, int n,
                  const FileTokenizer* stop_tokenizer, std::vector<std::string> stop, double timeout_seconds,
-                 const py::object& guided, bool streams) {
+                 const py::object& guided, bool streams,
+                 const std::vector<std::tuple<int, int, std::vector<TokenId>>>& chunks, const std::string& reuse,
+                 bool mask_sink, double ratio, const std::string& select, bool only_chunks, bool pin_chunks) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -161,6 +218,11 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
   request.n = n;
   request.timeout_seconds = timeout_seconds;
   request.streams = streams;
+  for (const auto& [begin, count, anchor] : chunks) request.chunks.push_back({begin, count, anchor});
+  request.reuse = {
+      .mode = parse_mode(reuse), .mask_sink = mask_sink, .ratio = ratio, .selection = parse_selection(select)};
+  request.only_chunks = only_chunks;
+  request.pin_chunks = pin_chunks;
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
@@ -189,6 +251,12 @@ py::dict stats_of(const ModelEngine& self) {
   out["blocks_cached"] = stats.blocks_cached;
   out["prefix_hit_tokens"] = stats.prefix_hit_tokens;
   out["forked_tokens"] = stats.forked_tokens;
+  out["chunks"] = stats.chunks;
+  out["chunk_blocks"] = stats.chunk_blocks;
+  out["chunk_hits"] = stats.chunk_hits;
+  out["chunk_misses"] = stats.chunk_misses;
+  out["chunk_evictions"] = stats.chunk_evictions;
+  out["measured_tokens"] = stats.measured_tokens;
   out["cascade_saved_tokens"] = stats.cascade_saved_tokens;
   out["preemptions"] = stats.preemptions;
   out["kv_bytes"] = stats.kv_bytes;
@@ -212,7 +280,7 @@ py::object logits_of(const engine::StepOutput& output) {
   if (!output.prompt_logits) return py::none();
   auto* owner = new Buffer(output.prompt_logits);
   const py::capsule capsule(owner, [](void* pointer) { delete static_cast<Buffer*>(pointer); });
-  const auto rows = static_cast<py::ssize_t>(output.num_prompt_tokens);
+  const auto rows = static_cast<py::ssize_t>(output.num_prompt_tokens - output.first_logits);
   const auto cols = static_cast<py::ssize_t>(owner->bytes() / sizeof(float)) / rows;
   return py::array_t<float>({rows, cols}, owner->as<float>(), capsule);
 }
@@ -251,6 +319,16 @@ py::object finish_of(const engine::StepOutput& output) {
   return py::str(to_string(output.finish_reason));
 }
 
+py::dict reuse_of(const engine::StepOutput& output) {
+  py::dict out;
+  out["mode"] = to_string(output.reuse.mode);
+  out["exact_prefix"] = output.reuse.exact_prefix;
+  out["isolated"] = output.reuse.isolated;
+  out["recomputed"] = output.reuse.recomputed;
+  out["computed"] = output.reuse.computed;
+  return out;
+}
+
 py::dict metrics_of(const engine::StepOutput& output) {
   py::dict out;
   out["queue_ms"] = output.metrics.queue_ms;
@@ -286,6 +364,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("prompt_logits", &logits_of)
       .def_property_readonly("num_prompt_tokens", [](const engine::StepOutput& self) { return self.num_prompt_tokens; })
       .def_property_readonly("num_cached_tokens", [](const engine::StepOutput& self) { return self.num_cached_tokens; })
+      .def_property_readonly("reuse", &reuse_of)
       .def_property_readonly("metrics", &metrics_of);
 
   using engine::Outbox;
@@ -317,7 +396,24 @@ void bind_engine(py::module_& module) {
            py::arg("allowed_token_ids") = py::none(), py::arg("logprobs") = py::none(),
            py::arg("prompt_logprobs") = py::none(), py::arg("prompt_logits") = false, py::arg("cache_salt") = "",
            py::arg("n") = 1, py::arg("stop_tokenizer") = py::none(), py::arg("stop") = std::vector<std::string>{},
-           py::arg("timeout_seconds") = 0.0, py::arg("guided") = py::none(), py::arg("streams") = true)
+           py::arg("timeout_seconds") = 0.0, py::arg("guided") = py::none(), py::arg("streams") = true,
+           py::arg("chunks") = std::vector<std::tuple<int, int, std::vector<TokenId>>>{}, py::arg("reuse") = "exact",
+           py::arg("mask_sink") = true, py::arg("ratio") = 0.15, py::arg("select") = "deviation",
+           py::arg("only_chunks") = false, py::arg("pin_chunks") = false)
+      .def("find_chunk", &find_chunk, py::arg("token_ids"), py::arg("anchor_token_ids"), py::arg("cache_salt") = "")
+      .def("list_chunks", &list_chunks, py::arg("cache_salt") = "")
+      .def(
+          "remove_chunk",
+          [](ModelEngine& self, kv::ChunkId id) {
+            return between_steps(self, [&](engine::Engine& engine) { return engine.remove_chunk(id); });
+          },
+          py::arg("id"))
+      .def(
+          "pin_chunk",
+          [](ModelEngine& self, kv::ChunkId id, bool pinned) {
+            return between_steps(self, [&](engine::Engine& engine) { return engine.pin_chunk(id, pinned); });
+          },
+          py::arg("id"), py::arg("pinned"))
       .def(
           "cancel", [](ModelEngine& self, RequestId id) { self.engine.cancel(id); }, py::arg("request_id"),
           py::call_guard<py::gil_scoped_release>())

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nanobraid import _logging
 from nanobraid._core import __version__
 from nanobraid.chat_template import ChatTemplate
+from nanobraid.chunk_cache import ChunkCache, ChunkInfo
+from nanobraid.composition import Blend, Isolated, ReuseReport, Segment
 from nanobraid.errors import (
     ChatTemplateError,
     DeviceError,
@@ -38,8 +40,11 @@ __all__ = [
     "LLM",
     "AsyncEngine",
     "AsyncRequest",
+    "Blend",
     "ChatTemplate",
     "ChatTemplateError",
+    "ChunkCache",
+    "ChunkInfo",
     "CompletionOutput",
     "DeviceError",
     "DownloadError",
@@ -47,6 +52,7 @@ __all__ = [
     "Guided",
     "InternalError",
     "InvalidArgumentError",
+    "Isolated",
     "Logprob",
     "ModelIOError",
     "ModelNotFoundError",
@@ -55,8 +61,10 @@ __all__ = [
     "OverloadedError",
     "RequestMetrics",
     "RequestOutput",
+    "ReuseReport",
     "SamplingParams",
     "ScoreOutput",
+    "Segment",
     "StreamPiece",
     "Tokenizer",
     "UnsupportedError",

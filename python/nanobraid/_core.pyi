@@ -245,11 +245,15 @@ class StepOutput:
         """With the final output of a request that asked for them: entry i is such a list for prompt token i + 1."""
     @property
     def prompt_logits(self) -> NDArray[np.float32] | None:
-        """With the final output of a request that asked for them: float32[num_prompt_tokens, vocab_size]."""
+        """With the final output of a request that asked for them: float32[num_prompt_tokens, vocab_size]; where chunks
+        were reused, of the tokens behind the last one."""
     @property
     def num_prompt_tokens(self) -> int: ...
     @property
     def num_cached_tokens(self) -> int: ...
+    @property
+    def reuse(self) -> dict[str, Any]:
+        """mode, and how many prompt tokens are exact_prefix, isolated, recomputed and computed."""
     @property
     def metrics(self) -> dict[str, float]:
         """queue_ms, ttft_ms, total_ms (so far)."""
@@ -321,9 +325,18 @@ class Engine:
         timeout_seconds: float = 0.0,
         guided: Any = None,
         streams: bool = True,
+        chunks: Sequence[tuple[int, int, Sequence[int]]] = ...,
+        reuse: str = "exact",
+        mask_sink: bool = True,
+        ratio: float = 0.15,
+        select: str = "deviation",
+        only_chunks: bool = False,
+        pin_chunks: bool = False,
     ) -> int:
         """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
-        prompt_logprobs or prompt_logits.
+        prompt_logprobs, prompt_logits or only_chunks.
+        `chunks` are (begin, count, anchor token ids) of parts of the prompt, `reuse` says how they are used.
+        With `only_chunks` nothing but them is computed.
         `guided` is None or has ``matcher()``, which is called for each answer (see nanobraid.guided).
         Prompts that are computed beside a request that `streams` are cut so that steps stay short.
 
@@ -333,6 +346,14 @@ class Engine:
         """Stops a request; the next step reports it with finish_reason 'abort'. Unknown ids are ignored."""
     def cancel_all(self, outbox: Outbox) -> None:
         """Stops all requests of an outbox."""
+    def find_chunk(self, token_ids: Sequence[int], anchor_token_ids: Sequence[int], cache_salt: str = "") -> int:
+        """Id of the chunk with this content, or 0."""
+    def list_chunks(self, cache_salt: str = "") -> list[dict[str, Any]]:
+        """id, token_ids, anchor_token_ids, ready, pinned, users, hits, blocks of the chunks of a namespace."""
+    def remove_chunk(self, id: int) -> bool:
+        """It cannot be found any more, and goes when nobody uses it; False if there is none."""
+    def pin_chunk(self, id: int, pinned: bool) -> bool:
+        """Pinned chunks are not evicted; False if there is none."""
     def hold(self) -> None:
         """What is submitted until `release` enters one step together. Calls may nest."""
     def release(self) -> None: ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanobraid import _core
+from nanobraid.composition import ReuseReport, report_of
 from nanobraid.errors import error_of
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamPiece, TokenLogprobs
 from nanobraid.tokenizer import Tokenizer
@@ -55,10 +56,16 @@ class Draft:
         tokenizer: The model's.
         options: What the request was submitted with.
         include_stop: Stop strings are part of the text.
+
+    Attributes:
+        reuse_requested: The mode of reuse that the user wanted.
+        downgrade_reason: Why the request is served in the mode ``exact`` instead, if it is.
     """
 
     def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], *, include_stop: bool = False) -> None:
         self._tokenizer = tokenizer
+        self.reuse_requested = "exact"
+        self.downgrade_reason: str | None = None
         self._scores_prompt = options["prompt_logprobs"] is not None
         self._prompt_output: _core.StepOutput | None = None
         self._answers = [
@@ -100,7 +107,10 @@ class Draft:
         begin, answer.reported = answer.reported, len(answer.token_ids)
         logprobs = None if answer.logprobs is None else answer.logprobs[begin:]
         metrics = _metrics(output) if finished else None
-        return StreamPiece(text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice, metrics)
+        reuse = self._report(output) if finished else None
+        return StreamPiece(
+            text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice, metrics, reuse
+        )
 
     def pieces(self, output: _core.StepOutput) -> Iterator[StreamPiece]:
         """As `add`, without pieces that say nothing.
@@ -140,7 +150,11 @@ class Draft:
             error=first.error,
             stop_reason=first.stop_reason,
             outputs=outputs,
+            reuse=self._report(output),
         )
+
+    def _report(self, output: _core.StepOutput) -> ReuseReport:
+        return report_of(self.reuse_requested, output, self.downgrade_reason)
 
     def _prompt_logprobs(self, output: _core.StepOutput) -> list[TokenLogprobs | None] | None:
         if not self._scores_prompt or (output.finish_reason in ("abort", "timeout") and not output.prompt_logprobs):

@@ -84,6 +84,59 @@ class Driver:
         call.indices[request_id] = index
         return request_id
 
+    def compute_chunk(
+        self, call: Call, index: int, tokens: list[int], anchor: list[int], *, pin: bool, cache_salt: str
+    ) -> None:
+        """Queues a request for nothing but a chunk."""
+        what: dict[str, Any] = {
+            "max_tokens": 0,
+            "temperature": 0.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
+        rest: dict[str, Any] = {
+            "seed": None,
+            "ignore_eos": False,
+            "stop_token_ids": [],
+            "logit_bias": {},
+            "streams": False,
+        }
+        chunks = [(0, len(tokens), anchor)]
+        self.submit(
+            call, index, tokens, **what, **rest, chunks=chunks, only_chunks=True, pin_chunks=pin, cache_salt=cache_salt
+        )
+
+    def find_chunk(self, tokens: list[int], anchor: list[int], cache_salt: str) -> int:
+        """The id of the chunk with this content, or 0."""
+        self.check_open()
+        with core_errors():
+            return self._engine.find_chunk(tokens, anchor, cache_salt)
+
+    def list_chunks(self, cache_salt: str) -> list[dict[str, Any]]:
+        """What the engine knows of the chunks of a namespace."""
+        self.check_open()
+        with core_errors():
+            return self._engine.list_chunks(cache_salt)
+
+    def remove_chunk(self, chunk_id: int) -> bool:
+        """Whether there was such a chunk, which cannot be found any more."""
+        self.check_open()
+        with core_errors():
+            return self._engine.remove_chunk(chunk_id)
+
+    def pin_chunk(self, chunk_id: int, pinned: bool) -> bool:
+        """Whether there is such a chunk."""
+        self.check_open()
+        with core_errors():
+            return self._engine.pin_chunk(chunk_id, pinned)
+
+    def block_bytes(self) -> int:
+        """Memory of the keys and values of one block."""
+        stats = self.stats()
+        return int(stats["kv_bytes"]) // int(stats["blocks_total"])
+
     def wait(self, call: Call) -> list[tuple[int, _core.StepOutput]]:
         """Waits for outputs and returns them with their indices; none when every request has ended and been read.
 

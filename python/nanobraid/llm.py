@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanobraid import _core, _logging
+from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
+from nanobraid._options import MAX_INT, backend_of, optional_size, require_one_of, trace_file
 from nanobraid._requests import Prompts, call_options, encode_prompts, params_for, request_options
 from nanobraid.chat_template import ChatTemplate, Message
-from nanobraid.errors import InvalidArgumentError, UnsupportedError, core_errors
+from nanobraid.chunk_cache import ChunkCache
+from nanobraid.errors import InvalidArgumentError, core_errors
 from nanobraid.outputs import RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams, require_int
 from nanobraid.tokenizer import Tokenizer
@@ -25,14 +28,12 @@ from nanobraid.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MAX_INT = 2**31 - 1
 _MAX_THREADS = 256
-_CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
 _DTYPES = ("auto", "int8", "bf16", "f32")
 _KV_DTYPES = ("auto", "bf16", "f32")
 
 
-class LLM:
+class LLM(Composing):
     """A language model loaded for generation on this machine.
 
     Several threads may use one LLM at the same time, and several streams may be open at once: all their requests share
@@ -96,17 +97,17 @@ class LLM:
     ) -> None:
         from nanobraid import _export_cache, models
 
-        backend = _backend_of(device)
-        _require_one_of("dtype", dtype, _DTYPES)
-        _require_one_of("kv_dtype", kv_dtype, _KV_DTYPES)
+        backend = backend_of(device)
+        require_one_of("dtype", dtype, _DTYPES)
+        require_one_of("kv_dtype", kv_dtype, _KV_DTYPES)
         limits = {
-            "max_model_len": _optional_size("max_model_len", max_model_len),
-            "max_num_seqs": require_int("max_num_seqs", max_num_seqs, 1, _MAX_INT, "an integer >= 1"),
-            "max_batch_tokens": require_int("max_batch_tokens", max_batch_tokens, 1, _MAX_INT, "an integer >= 1"),
-            "max_waiting": _optional_size("max_waiting", max_waiting),
-            "kv_cache_bytes": _optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
+            "max_model_len": optional_size("max_model_len", max_model_len),
+            "max_num_seqs": require_int("max_num_seqs", max_num_seqs, 1, MAX_INT, "an integer >= 1"),
+            "max_batch_tokens": require_int("max_batch_tokens", max_batch_tokens, 1, MAX_INT, "an integer >= 1"),
+            "max_waiting": optional_size("max_waiting", max_waiting),
+            "kv_cache_bytes": optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
         }
-        threads = _optional_size("num_threads", num_threads, _MAX_THREADS)
+        threads = optional_size("num_threads", num_threads, _MAX_THREADS)
         if enable_prefix_caching not in (None, False, True):
             raise InvalidArgumentError(
                 f"enable_prefix_caching must be True, False or None, got {enable_prefix_caching!r}"
@@ -114,7 +115,7 @@ class LLM:
         if deterministic not in (None, False, True):
             raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
         self._seed = SamplingParams(seed=seed).seed
-        trace = _trace_file(trace_path)
+        trace = trace_file(trace_path)
 
         path = _export_cache.model_file(models.ensure(model))
         _logging.follow_python_level()
@@ -137,6 +138,7 @@ class LLM:
         self._kv_dtype = engine.kv_dtype
         self._max_model_len = engine.max_model_len
         self._driver = Driver(engine)
+        self._chunks = ChunkCache(self._driver, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
         _logging.logger.info(
             "loaded %s in %.2f s: %s kernels, %s activations, %s KV, %d threads, %.1f MB of weights",
@@ -166,6 +168,11 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._tokenizer
+
+    @property
+    def chunks(self) -> ChunkCache:
+        """The chunks that are kept for `compose`."""
+        return self._chunks
 
     @property
     def config(self) -> dict[str, Any]:
@@ -404,7 +411,7 @@ class LLM:
         assert logits is not None
         return logits
 
-    def _evaluate(self, text_or_ids: str | Sequence[int], **what: int) -> tuple[list[int], _core.StepOutput]:
+    def _evaluate(self, text_or_ids: str | Sequence[int], **what: Any) -> tuple[list[int], _core.StepOutput]:
         prompt: Any = text_or_ids if isinstance(text_or_ids, str) else [text_or_ids]
         _, (ids,) = encode_prompts(self._tokenizer, prompt)
         options = self._request(ids, SamplingParams(temperature=0.0), room=0)
@@ -443,47 +450,3 @@ def _progress_bar(total: int) -> AbstractContextManager[_Bar]:
     from nanobraid._progress import PromptBar
 
     return PromptBar(total)
-
-
-def _require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise InvalidArgumentError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _trace_file(path: str | os.PathLike[str] | None) -> str:
-    """The core's convention: empty for no trace."""
-    if path is None:
-        return ""
-    try:
-        name = os.fspath(path)
-    except TypeError:
-        name = ""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InvalidArgumentError(f"trace_path must be the path of a file, or None, got {path!r}")
-    return name
-
-
-def _optional_size(field: str, value: int | None, high: int = _MAX_INT) -> int:
-    """The core's convention: 0 stands for its own default."""
-    allowed = "an integer >= 1, or None" if high >= _MAX_INT else f"an integer in [1, {high}], or None"
-    return 0 if value is None else require_int(field, value, 1, high, allowed)
-
-
-def _backend_of(device: str) -> str:
-    """The name of the kernel table for a device; 'cpu' and empty let the core choose (or NANOBRAID_BACKEND)."""
-    if not isinstance(device, str):
-        raise InvalidArgumentError(f"device must be a string, got {device!r}")
-    if device == "auto":
-        return ""
-    if device == "cpu":
-        return device
-    available = _core.available_backends()
-    name = "cuda:0" if device == "cuda" else device.removeprefix("cpu:")
-    if name in available:
-        return name
-    if device == "cuda" or device.startswith("cuda:"):
-        why = _core.cuda_status().removeprefix("not usable: ")
-        raise UnsupportedError(f"device {device!r} is not available: {why}")
-    if name in _CPU_BACKENDS:
-        raise UnsupportedError(f"device {device!r} is not available on this machine, which has {', '.join(available)}")
-    raise InvalidArgumentError(f"device must be auto, cpu, cuda or one of {', '.join(available)}, got {device!r}")

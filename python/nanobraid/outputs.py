@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nanobraid.composition import ReuseReport
+
 
 @dataclass(frozen=True)
 class RequestMetrics:
@@ -87,6 +89,7 @@ class RequestOutput:
         error: With finish_reason ``error``, what was wrong; the tokens before it are in the output.
         stop_reason: The stop string that ended the answer, or None.
         outputs: All ``SamplingParams.n`` answers, by index.
+        reuse: Where the tokens of the prompt came from.
     """
 
     text: str
@@ -101,6 +104,7 @@ class RequestOutput:
     error: str | None = None
     stop_reason: str | None = None
     outputs: list[CompletionOutput] = field(default_factory=list)
+    reuse: ReuseReport | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class StreamPiece:
         logprobs: With ``SamplingParams(logprobs=...)``: one entry for each of `token_ids`.
         index: Which of the n answers it belongs to.
         metrics: With the last piece of an answer, its times; None before.
+        reuse: Likewise, where the tokens of the prompt came from.
     """
 
     text: str
@@ -123,6 +128,7 @@ class StreamPiece:
     logprobs: list[TokenLogprobs] | None = None
     index: int = 0
     metrics: RequestMetrics | None = None
+    reuse: ReuseReport | None = None
 
 
 @dataclass(frozen=True)

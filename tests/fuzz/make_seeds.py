@@ -137,7 +137,30 @@ def utf8_stream_seeds() -> dict[str, bytes]:
     return {"whole": b"\0" + prose, "cut": b"\3\1\2\3" + prose + broken, "broken": b"\2\1\5" + broken}
 
 
-SEEDS = {"gguf": gguf_seeds, "braid": braid_seeds, "tokenizer": tokenizer_seeds, "utf8_stream": utf8_stream_seeds}
+def store_record(kind: int, tokens: int, metadata: bytes, block_bytes: int) -> bytes:
+    """A record without its checksums, which the target fills in."""
+    blocks = -(-tokens // 16)
+    out = b"NBKVREC\n" + struct.pack("<6IQ", 1, 0x01020304, kind, tokens, 0, len(metadata), block_bytes)
+    out += bytes(range(128)) + bytes(4) + struct.pack(f"<{tokens}i", *range(tokens)) + metadata + bytes(4 * blocks + 4)
+    return out + bytes(-len(out) % 4096) + bytes(blocks * block_bytes)
+
+
+def store_record_seeds() -> dict[str, bytes]:
+    return {
+        "chunk": store_record(2, 40, b"a name", 10),
+        "long": store_record(2, 2000, b"", 1),
+        "prefix": store_record(1, 256, b"", 64),
+        "short": store_record(1, 16, b"", 4096),
+    }
+
+
+SEEDS = {
+    "gguf": gguf_seeds,
+    "braid": braid_seeds,
+    "store_record": store_record_seeds,
+    "tokenizer": tokenizer_seeds,
+    "utf8_stream": utf8_stream_seeds,
+}
 
 
 def main() -> int:

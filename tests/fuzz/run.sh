@@ -38,7 +38,7 @@ if [[ -z $clang ]]; then
   exit 0
 fi
 
-# Modules that a target may use: those below the engine that clang-14 accepts. Objects are kept between runs.
+# Sources that a target may use: those below the engine that clang-14 accepts. Objects are kept between runs.
 flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -I "$root/cpp" -fsanitize=address,undefined
   -fno-sanitize-recover=all)
 objects=()
@@ -46,12 +46,12 @@ compile() {  # SOURCE OBJECT FLAG...
   local source=$1 object=$2
   shift 2
   local newer
-  newer=$(find "$root"/cpp/{base,quant,text,io} -name '*.h' -newer "$object" -print -quit 2>/dev/null || true)
+  newer=$(find "$root"/cpp/{base,quant,text,io,kv} -name '*.h' -newer "$object" -print -quit 2>/dev/null || true)
   if [[ ! -f $object || $source -nt $object || -n $newer ]]; then
     "$clang" "${flags[@]}" "$@" -c "$source" -o "$object"
   fi
 }
-for source in "$root"/cpp/{base,quant,text,io}/*.cpp; do
+for source in "$root"/cpp/{base,quant,text,io}/*.cpp "$root/cpp/kv/store_record.cpp"; do
   object=$work/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o
   compile "$source" "$object" -fsanitize=fuzzer-no-link
   objects+=("$object")

@@ -1,0 +1,216 @@
+"""Composed prompts: from segments to tokens and chunks, and the methods of an `LLM` that take segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanobraid import _core
+from nanobraid._draft import Prepared
+from nanobraid._options import require_one_of
+from nanobraid.composition import Content, Reuse, Segment, reuse_options
+from nanobraid.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError, error_of
+from nanobraid.outputs import RequestOutput, StreamPiece
+from nanobraid.sampling_params import SamplingParams
+from nanobraid.tokenizer import Tokenizer
+
+#: (begin, count, anchor token ids) of a chunk in its prompt.
+Chunk = tuple[int, int, list[int]]
+
+
+def encode_content(tokenizer: Tokenizer, content: Content, where: str, *, at_start: bool = False) -> list[int]:
+    """Returns the tokens of a text that stands inside a prompt, or checks token ids.
+
+    Raises:
+        InvalidArgumentError: Neither a text nor token ids of the vocabulary, or empty.
+    """
+    if isinstance(content, str):
+        ids = tokenizer.encode(content, add_special_tokens=False, at_start=at_start)
+    elif isinstance(content, Sequence | np.ndarray) and not isinstance(content, bytes):
+        ids = tokenizer.check_token_ids(content, f"{where}: token_ids")
+    else:
+        raise InvalidArgumentError(f"{where} must be a string or a list of token ids, got {type(content).__name__}")
+    if not ids:
+        raise InvalidArgumentError(f"{where} is empty")
+    return ids
+
+
+def composed_prompt(tokenizer: Tokenizer, segments: Sequence[Segment | str]) -> tuple[list[int], list[Chunk]]:
+    """Returns the prompt's tokens and its chunks.
+
+    Raises:
+        InvalidArgumentError: There are no segments, or one is empty or no segment.
+    """
+    if isinstance(segments, str) or not isinstance(segments, Sequence) or not segments:
+        raise InvalidArgumentError(f"segments must be a list of Segment, with at least one, got {segments!r:.80}")
+    ids: list[int] = []
+    chunks: list[Chunk] = []
+    for i, given in enumerate(segments):
+        segment: Any = Segment(given) if isinstance(given, str) else given
+        if not isinstance(segment, Segment):
+            raise InvalidArgumentError(f"segments[{i}] must be a Segment or a string, got {type(given).__name__}")
+        if i == 0 and isinstance(segment.content, str):
+            ids += tokenizer.encode("")  # what a text begins with
+        own = encode_content(tokenizer, segment.content, f"segments[{i}]", at_start=i == 0)
+        if segment.chunk:
+            anchor = tokenizer.check_token_ids(segment.anchor, f"segments[{i}]: anchor")
+            chunks.append((len(ids), len(own), anchor))
+        elif len(segment.anchor) > 0:
+            raise InvalidArgumentError(f"segments[{i}] has an anchor but is no chunk")
+        ids += own
+    return ids, chunks
+
+
+def with_fallback(
+    prepare: Callable[[Reuse, str | None], Prepared],
+    stream: Callable[[Prepared], Generator[StreamPiece, None, None]],
+    reuse: Reuse,
+    *,
+    to_exact: bool,
+) -> tuple[list[Prepared], Generator[StreamPiece, None, None]]:
+    """Streams a request; if it cannot be served in its mode, and `to_exact`, in the mode ``exact``.
+
+    Returns:
+        The requests made so far, of which the last one counts once the pieces have come; and the pieces.
+    """
+    requests = [prepare(reuse, None)]
+
+    def pieces() -> Generator[StreamPiece, None, None]:
+        try:
+            yield from stream(requests[0])
+            return
+        except (UnsupportedError, OutOfMemoryError) as error:
+            if not to_exact or reuse == "exact":
+                raise
+            reason = str(error)
+        requests.append(prepare("exact", reason))
+        yield from stream(requests[1])
+
+    return requests, pieces()
+
+
+class Composing:
+    """The part of an `LLM` that takes segments."""
+
+    _tokenizer: Tokenizer
+
+    def _prepare(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None,
+        cache_salt: str,
+        timeout_s: float | None,
+        *,
+        streams: bool = True,
+    ) -> Prepared:
+        raise NotImplementedError
+
+    def _stream(self, request: Prepared) -> Generator[StreamPiece, None, None]:
+        raise NotImplementedError
+
+    def _evaluate(self, text_or_ids: str | Sequence[int], **what: Any) -> tuple[list[int], _core.StepOutput]:
+        raise NotImplementedError
+
+    @overload
+    def compose(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None = None,
+        *,
+        reuse: Reuse = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        stream: Literal[False] = False,
+    ) -> RequestOutput: ...
+    @overload
+    def compose(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None = None,
+        *,
+        reuse: Reuse = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        stream: Literal[True],
+    ) -> Generator[StreamPiece, None, None]: ...
+    def compose(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None = None,
+        *,
+        reuse: Reuse = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        stream: bool = False,
+    ) -> RequestOutput | Generator[StreamPiece, None, None]:
+        """Continues a prompt that is put together from segments, some of which are chunks.
+
+        Args:
+            segments: Their tokens, one after the other, are the prompt; see `Segment`. A string is a plain segment. If
+                the first one is a text, the prompt begins as any text does (with the beginning-of-text token where the
+                model wants one).
+            sampling_params: None is ``SamplingParams()``.
+            reuse: ``"exact"`` computes the prompt as any other, from its longest cached beginning on. `Isolated` and
+                `Blend` use the keys and values of chunks, which are computed first if they are not there: approximately
+                what ``"exact"`` gives, with less to compute.
+            on_unsupported: What happens if the request cannot be served in this mode (no room for its chunks,
+                ``prompt_logprobs``): an error, or the mode ``exact``, with the reason in the report.
+            cache_salt: As for `generate`; chunks belong to it too.
+            timeout_s: As for `generate`.
+            stream: Return an iterator of pieces instead, as `stream` does.
+
+        Returns:
+            The answer; ``reuse`` says where the tokens of its prompt came from.
+
+        Raises:
+            InvalidArgumentError: A segment is empty or no segment, or as `generate`.
+            UnsupportedError: This request cannot be served in this mode.
+            OutOfMemoryError: There is no room for its chunks.
+        """
+        require_one_of("on_unsupported", on_unsupported, ("error", "exact"))
+        ids, chunks = composed_prompt(self._tokenizer, segments)
+
+        def prepare(mode: Reuse, reason: str | None) -> Prepared:
+            request = self._prepare(ids, sampling_params, cache_salt, timeout_s, streams=stream)
+            request.options.update(reuse_options(mode), chunks=chunks)
+            request.draft.reuse_requested = reuse_options(reuse)["reuse"]
+            request.draft.downgrade_reason = reason
+            return request
+
+        requests, pieces = with_fallback(prepare, self._stream, reuse, to_exact=on_unsupported == "exact")
+        if stream:
+            return pieces
+        for _ in pieces:
+            pass
+        return requests[-1].draft.result(None, ids)
+
+    def composed_logits(self, segments: Sequence[Segment | str], *, reuse: Reuse = "exact") -> NDArray[np.float32]:
+        """Returns the logits after every token behind the last chunk of a composed prompt, for evaluation.
+
+        Args:
+            segments: As for `compose`; the last one is no chunk.
+            reuse: As for `compose`.
+
+        Returns:
+            float32[T, V]; row i are the logits for the token after token i of those behind the last chunk.
+
+        Raises:
+            InvalidArgumentError: The last segment is a chunk, or as `compose`.
+            OutOfMemoryError: As `compose`.
+        """
+        ids, chunks = composed_prompt(self._tokenizer, segments)
+        begin = chunks[-1][0] + chunks[-1][1] if chunks else 0
+        if begin == len(ids):
+            raise InvalidArgumentError("the last segment must not be a chunk")
+        _, output = self._evaluate(ids, prompt_logits=True, chunks=chunks, **reuse_options(reuse))
+        logits = output.prompt_logits
+        if logits is None:
+            assert output.error is not None
+            raise error_of(*output.error)
+        return logits[len(logits) - (len(ids) - begin) :]

@@ -1,0 +1,57 @@
+"""Checks of the options of an `LLM`, and their forms in the core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from nanobraid import _core
+from nanobraid.errors import InvalidArgumentError, UnsupportedError
+from nanobraid.sampling_params import require_int
+
+MAX_INT = 2**31 - 1
+CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
+
+
+def require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InvalidArgumentError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def trace_file(path: str | os.PathLike[str] | None) -> str:
+    """The core's convention: empty for no trace."""
+    if path is None:
+        return ""
+    try:
+        name = os.fspath(path)
+    except TypeError:
+        name = ""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InvalidArgumentError(f"trace_path must be the path of a file, or None, got {path!r}")
+    return name
+
+
+def optional_size(field: str, value: int | None, high: int = MAX_INT) -> int:
+    """The core's convention: 0 stands for its own default."""
+    allowed = "an integer >= 1, or None" if high >= MAX_INT else f"an integer in [1, {high}], or None"
+    return 0 if value is None else require_int(field, value, 1, high, allowed)
+
+
+def backend_of(device: str) -> str:
+    """The name of the kernel table for a device; 'cpu' and empty let the core choose (or NANOBRAID_BACKEND)."""
+    if not isinstance(device, str):
+        raise InvalidArgumentError(f"device must be a string, got {device!r}")
+    if device == "auto":
+        return ""
+    if device == "cpu":
+        return device
+    available = _core.available_backends()
+    name = "cuda:0" if device == "cuda" else device.removeprefix("cpu:")
+    if name in available:
+        return name
+    if device == "cuda" or device.startswith("cuda:"):
+        why = _core.cuda_status().removeprefix("not usable: ")
+        raise UnsupportedError(f"device {device!r} is not available: {why}")
+    if name in CPU_BACKENDS:
+        raise UnsupportedError(f"device {device!r} is not available on this machine, which has {', '.join(available)}")
+    raise InvalidArgumentError(f"device must be auto, cpu, cuda or one of {', '.join(available)}, got {device!r}")

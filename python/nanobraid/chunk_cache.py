@@ -1,0 +1,120 @@
+"""The chunks that an `LLM` keeps: computed once, found by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanobraid._compose import encode_content
+from nanobraid._driver import Call, Driver
+from nanobraid.composition import Content
+from nanobraid.errors import InvalidArgumentError, error_of
+from nanobraid.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """A chunk that is kept.
+
+    Attributes:
+        id: Names it in this `LLM`; never used again for another one.
+        token_ids: Its tokens.
+        anchor_token_ids: What stood before them while they were computed.
+        ready: Whether its keys and values are stored; if not, they are being computed.
+        pinned: It stays until it is removed or unpinned.
+        users: Requests that use it now.
+        hits: How often a request has found it.
+        kv_bytes: Memory its keys and values take.
+    """
+
+    id: int
+    token_ids: list[int]
+    anchor_token_ids: list[int]
+    ready: bool
+    pinned: bool
+    users: int
+    hits: int
+    kv_bytes: int
+
+
+class ChunkCache:
+    """Chunks of an `LLM`. They belong to the namespace of their `cache_salt`, in which alone they are found.
+
+    Nothing here need be called before `LLM.compose`, which computes what is missing. Any thread may call anything.
+    """
+
+    def __init__(self, driver: Driver, tokenizer: Tokenizer) -> None:
+        self._driver = driver
+        self._tokenizer = tokenizer
+
+    def compute(
+        self, contents: Sequence[Content], *, anchor: Sequence[int] = (), pin: bool = False, cache_salt: str = ""
+    ) -> list[int]:
+        """Computes chunks that are not there yet, all in one batch.
+
+        Args:
+            contents: A list of texts or of token id lists.
+            anchor: For all of them, see `Segment`.
+            pin: They stay until they are removed or unpinned. Otherwise they go, the one not used for longest first,
+                when others need the room.
+            cache_salt: Their namespace.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            InvalidArgumentError: There are none, or one is empty, too long or neither text nor token ids.
+            OutOfMemoryError: There is no room beside chunks that are pinned or in use.
+        """
+        if isinstance(contents, str) or not isinstance(contents, Sequence) or not contents:
+            raise InvalidArgumentError("contents must be a list of texts or of token id lists, with at least one")
+        ids = [encode_content(self._tokenizer, content, f"contents[{i}]") for i, content in enumerate(contents)]
+        anchor_ids = self._tokenizer.check_token_ids(anchor, "anchor")
+        call = Call(streams=False)
+        try:
+            with self._driver.together():
+                for i, own in enumerate(ids):
+                    self._driver.compute_chunk(call, i, own, anchor_ids, pin=pin, cache_salt=cache_salt)
+            while outputs := self._driver.wait(call):
+                for _, output in outputs:
+                    if output.finish_reason == "error" and output.error is not None:
+                        raise error_of(*output.error)
+        except BaseException:
+            self._driver.cancel(call)
+            raise
+        return [self._driver.find_chunk(own, anchor_ids, cache_salt) for own in ids]
+
+    def find(self, content: Content, *, anchor: Sequence[int] = (), cache_salt: str = "") -> int | None:
+        """The id of a chunk that is there or being computed; None if there is none.
+
+        Raises:
+            InvalidArgumentError: The content is empty, or neither text nor token ids.
+        """
+        own = encode_content(self._tokenizer, content, "content")
+        anchor_ids = self._tokenizer.check_token_ids(anchor, "anchor")
+        return self._driver.find_chunk(own, anchor_ids, cache_salt) or None
+
+    def list(self, *, cache_salt: str = "") -> list[ChunkInfo]:
+        """The chunks of a namespace, oldest first."""
+        block_bytes = self._driver.block_bytes()
+        return [
+            ChunkInfo(
+                id=item["id"],
+                token_ids=item["token_ids"],
+                anchor_token_ids=item["anchor_token_ids"],
+                ready=item["ready"],
+                pinned=item["pinned"],
+                users=item["users"],
+                hits=item["hits"],
+                kv_bytes=item["blocks"] * block_bytes,
+            )
+            for item in self._driver.list_chunks(cache_salt)
+        ]
+
+    def remove(self, chunk_id: int) -> bool:
+        """Gives the memory of a chunk back, once nobody uses it any more. False if there is no such chunk."""
+        return self._driver.remove_chunk(chunk_id)
+
+    def pin(self, chunk_id: int, pinned: bool = True) -> bool:
+        """Keeps a chunk until it is removed or unpinned. False if there is no such chunk."""
+        return self._driver.pin_chunk(chunk_id, pinned)

@@ -1,0 +1,97 @@
+"""Composed prompts in the engine against the slow oracle, in every mode, and that the oracle's defects would show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chunk_oracle import DEFECTS, Oracle, Segment, select_first_share
+from numpy.typing import NDArray
+from test_chunk_oracle import ANCHORED, MODELS, PROMPT, PROMPTS, SHOWN_BY
+from tiny_hf import tensors_of, vocabulary, write_folder
+
+import nanobraid as nb
+from nanobraid._core import available_backends
+from nanobraid.export import export_model, hf_folder
+
+TOLERANCE = 1e-4
+# The engine refuses models whose layers differ in attention.
+NAMES = [name for name in MODELS if name != "qwen2-half-windowed"]
+COMPOSED = {name: prompt for name, prompt in PROMPTS.items() if not prompt[-1].is_chunk} | {"anchored": ANCHORED}
+REUSES: list[nb.Isolated | nb.Blend] = [
+    nb.Isolated("mask"),
+    nb.Isolated("keep"),
+    *(nb.Blend(ratio, sink="mask") for ratio in (0.05, 0.15, 0.5, 1.0)),
+    *(nb.Blend(ratio, sink="keep") for ratio in (0.05, 0.5)),
+    *(nb.Blend(ratio, "first", "mask") for ratio in (0.05, 0.3)),
+]
+
+
+class Subject:
+    """A tiny model as a folder for the oracle and as a file for the engine."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        config = MODELS[name]
+        self.folder = write_folder(folder / name, config, tensors_of(config, seed=5))
+        self.path = folder / f"{name}.braid"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hf_folder, "_tokenizer", lambda _: vocabulary(300))
+            export_model(self.folder, self.path, "f32")
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
+    root = tmp_path_factory.mktemp("chunks_oracle")
+    return {name: Subject(name, root) for name in NAMES}
+
+
+@pytest.fixture(params=available_backends())
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+def selected(oracle: Oracle, segments: Sequence[Segment], reuse: nb.Isolated | nb.Blend) -> list[int]:
+    if isinstance(reuse, nb.Isolated):
+        return []
+    if reuse.select == "first":
+        return select_first_share(segments, reuse.ratio)
+    return oracle.select_deviation(segments, reuse.ratio)
+
+
+def engine_rows(llm: nb.LLM, segments: Sequence[Segment], reuse: nb.Isolated | nb.Blend) -> NDArray[np.float32]:
+    given = [nb.Segment(segment.tokens, chunk=segment.is_chunk, anchor=segment.anchor) for segment in segments]
+    return llm.composed_logits(given, reuse=reuse)
+
+
+def opened(subject: Subject, backend: str) -> nb.LLM:
+    return nb.LLM(subject.path, device=backend, dtype="f32", kv_dtype="f32", num_threads=1)
+
+
+def apart(a: Any, b: Any) -> float:
+    return float(np.abs(a - b).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_mode_is_its_oracle(subjects: dict[str, Subject], name: str, backend: str) -> None:
+    oracle = Oracle(subjects[name].folder)
+    with opened(subjects[name], backend) as llm:
+        for segments in COMPOSED.values():
+            for reuse in REUSES:
+                want = oracle.blend(segments, selected(oracle, segments, reuse), reuse.sink)
+                got = engine_rows(llm, segments, reuse)
+                assert apart(got, want.logits[-len(got) :]) < TOLERANCE, (segments, reuse)
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_would_show(subjects: dict[str, Subject], defect: str) -> None:
+    """The engine is far from the oracle of each known error, by what the comparison above would see."""
+    name, segments = SHOWN_BY[defect]
+    reuse = nb.Blend(0.15) if segments is PROMPT else nb.Isolated()
+    chosen = selected(Oracle(subjects[name].folder), segments, reuse)
+    with opened(subjects[name], "reference") as llm:
+        got = engine_rows(llm, segments, reuse)
+    wrong = Oracle(subjects[name].folder, defect).blend(segments, chosen, reuse.sink)
+    assert apart(got, wrong.logits[-len(got) :]) > 100 * TOLERANCE

@@ -314,8 +314,8 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     const Sequence* first = std::exchange(sequence->leader, nullptr);
     sequence->follows = !fork(*sequence, first);
   }
-  finish_tickets();
   retire(running_);
+  finish_tickets();
   retire(waiting_);
 }
 

@@ -232,13 +232,13 @@ inline void attend_tile(const AttentionArgs& a, int kv_head, const AttentionRun&
                                                        s.scores + c * kTileKeys + 16 * b);
     });
   });
+  HiddenKeys hidden;
+  if (run.hidden_begin >= 0) expand_hidden(a.hidden + run.hidden_begin + begin / 16, num_blocks, hidden);
   for (int c = first; c < last; ++c) {
     KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
     if (own.begin < 0) own.begin = 0;
     if (own.end > kTileKeys) own.end = kTileKeys;
-    if (run.hidden_begin >= 0 && own.begin < own.end) {
-      hide_keys(s.scores + c * kTileKeys, a.hidden + run.hidden_begin + begin / 16, own);
-    }
+    if (run.hidden_begin >= 0 && own.begin < own.end) hide_keys(hidden, s.scores + c * kTileKeys, own);
     if (own.begin < own.end) {
       soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
     } else {

@@ -161,16 +161,28 @@ inline void soften_column(float* scores, KeyRange seen, SplitState& state, float
   }
 }
 
-// Makes the hidden ones among the 64 keys of a tile weigh nothing: bit k % 16 of hidden[k / 16]. `seen` becomes empty
-// if no key of it is left.
-inline void hide_keys(float* scores, const uint16_t* hidden, KeyRange& seen) {
-  bool any = false;
-  for (int k = seen.begin; k < seen.end; ++k) {
-    const bool is_hidden = (hidden[k / 16] >> k % 16 & 1) != 0;
-    if (is_hidden) scores[k] = -__builtin_inff();
-    any = any || !is_hidden;
+// Which of the 64 keys of a tile nobody sees.
+struct HiddenKeys {
+  uint64_t bits;           // key k is bit k
+  float added[kTileKeys];  // to its score: -infinity or 0
+};
+
+inline void expand_hidden(const uint16_t* hidden, int num_blocks, HiddenKeys& keys) {
+  keys.bits = 0;
+  for (int b = 0; b < num_blocks; ++b) keys.bits |= static_cast<uint64_t>(hidden[b]) << 16 * b;
+  for (int k = 0; k < kTileKeys; ++k) keys.added[k] = (keys.bits >> k & 1) != 0 ? -__builtin_inff() : 0.0f;
+}
+
+// Makes hidden keys weigh nothing in a column that sees `seen`, which becomes empty if no key of it is left.
+inline void hide_keys(const HiddenKeys& keys, float* scores, KeyRange& seen) {
+  const int count = seen.end - seen.begin;  // at least 1
+  const uint64_t in_range = (count == kTileKeys ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << seen.begin;
+  const uint64_t hidden = keys.bits & in_range;
+  if (hidden == in_range) {
+    seen.end = seen.begin;
+  } else if (hidden != 0) {
+    for (int k = 0; k < kTileKeys; k += kLanes) f_store(scores + k, f_load(scores + k) + f_load(keys.added + k));
   }
-  if (!any) seen.end = seen.begin;
 }
 
 // Asks for cells that are read soon: blocks lie too far apart for the processor to guess what comes next.

@@ -173,6 +173,8 @@ def test_chunks_that_are_not_pinned_make_room(model_path: Any) -> None:
         with pytest.raises(nb.OutOfMemoryError, match="no room for"):
             for text in texts:
                 small.chunks.compute([text], pin=True)
+        for chunk in small.chunks.list():
+            small.chunks.pin(chunk.id, False)
         out = small.compose(["First: ", Segment(texts[11], chunk=True), "and"], GREEDY, reuse="isolated")
         assert out.finish_reason == "length"
 

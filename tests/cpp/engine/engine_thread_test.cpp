@@ -256,6 +256,33 @@ TEST(EngineThread, AFailedStepEndsItsRequestsWithTheReason) {
   EXPECT_EQ(answer_of(engine, random_request(2, 6, 6)).tokens, expected[0]);
 }
 
+TEST(EngineThread, CallsRunBetweenStepsAndPassTheirErrorsOn) {
+  const auto model = make_tiny_model({});
+  EngineThread engine(*model, {});
+  std::vector<std::thread> callers;
+  std::atomic<int> calls = 0;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&] {
+      for (int j = 0; j < 50; ++j) {
+        engine.call([&](Engine& inner) {
+          EXPECT_TRUE(engine.is_this_thread());
+          EXPECT_TRUE(inner.chunks().chunks().empty());
+          ++calls;
+        });
+      }
+    });
+  }
+  for (unsigned i = 0; i < 5; ++i) answer_of(engine, random_request(i, 10, 5));
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(calls, 200);
+  EXPECT_EQ(code_of([&] { engine.call([](Engine&) { throw Error(ErrorCode::unsupported, "no"); }); }),
+            ErrorCode::unsupported);
+  engine.call([&](Engine&) { engine.call([&](Engine&) { ++calls; }); });  // by the thread itself
+  EXPECT_EQ(calls, 201);
+  engine.close();
+  EXPECT_EQ(code_of([&] { engine.call([](Engine&) {}); }), ErrorCode::invalid_argument);
+}
+
 TEST(EngineThread, DrainingFinishesWhatIsThereAndTakesNoMore) {
   const auto model = make_tiny_model();
   EngineThread engine(*model, {});

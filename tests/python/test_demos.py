@@ -18,7 +18,14 @@ import nanobraid as nb
 BUILD = os.environ.get("NANOBRAID_BUILD_DIR")
 pytestmark = pytest.mark.skipif(not BUILD, reason="NANOBRAID_BUILD_DIR names no build folder with native programs")
 
-DEMOS = ("generate", "chat_demo", "batched_infer_multi_prompts", "sampling_strategies_demo", "prefix_caching_benchmark")
+DEMOS = (
+    "generate",
+    "chat_demo",
+    "batched_infer_multi_prompts",
+    "sampling_strategies_demo",
+    "prefix_caching_benchmark",
+    "compose_chunks",
+)
 PROMPT = "The capital of France is"
 GREEDY = nb.SamplingParams(temperature=0, max_tokens=12)
 
@@ -269,6 +276,21 @@ def test_the_prefix_cache_saves_what_it_says(model_path: Path) -> None:
         assert reused["conversation", turn] == pytest.approx((72 * (turn - 1) - 1) // 16 * 16, abs=1)
 
 
+def test_composed_prompts_say_where_their_tokens_came_from(model_path: Path) -> None:
+    texts = ["The red room is locked.", "The blue room is open on Mondays.", "The red room is"]
+    done = run("compose_chunks", "--model", model_path, "--max-tokens", 4, *texts)
+    assert len(text_of(done).splitlines()) >= 6
+    rows = [
+        line.split() for line in done.stderr.decode().splitlines() if re.search("(isolated|blend|exact) +[0-9]", line)
+    ]
+    lengths = {sum(map(int, row[-4:])) for row in rows}
+    assert len(rows) == 6
+    assert len(lengths) == 1  # every token of every prompt is accounted for
+    assert [row[-6] for row in rows] == ["isolated", "blend", "exact"] * 2
+    assert all((int(row[-3]) > 0) == (row[-6] != "exact") for row in rows)
+    assert all((int(row[-2]) > 0) == (row[-6] == "blend") for row in rows)
+
+
 @pytest.mark.parametrize("name", DEMOS)
 def test_wrong_files_devices_and_arguments(name: str, model_path: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
@@ -283,6 +305,8 @@ def test_wrong_files_devices_and_arguments(name: str, model_path: Path, tmp_path
         assert_one_line_error(name, run(name, *model, "x"), 'unexpected argument "x"')
     elif name == "batched_infer_multi_prompts":
         assert_one_line_error(name, run(name, *model), "no prompts")
+    elif name == "compose_chunks":
+        assert_one_line_error(name, run(name, *model, "x"), "at least one document and a question are wanted, got 1")
     else:
         assert_one_line_error(name, run(name, *model), "one prompt is wanted, got 0")
         assert_one_line_error(name, run(name, *model, "a", "b"), "one prompt is wanted, got 2")

@@ -297,7 +297,7 @@ def test_wrong_files_devices_and_arguments(name: str, model_path: Path, tmp_path
     broken.write_bytes(b"GGUF" + bytes(40))
     model = ["--model", str(model_path)]
     no_prompt = ("chat_demo", "prefix_caching_benchmark")
-    prompt = [] if name in no_prompt else ["x"]
+    prompt = [] if name in no_prompt else ["x", "y"] if name == "compose_chunks" else ["x"]
     assert_one_line_error(name, run(name, "--model", broken, *prompt), "broken.gguf")
     assert_one_line_error(name, run(name, "--model", tmp_path / "nowhere.gguf", *prompt), "nowhere.gguf")
     assert_one_line_error(name, run(name, *model, "--device", "abacus", *prompt), "abacus")

@@ -103,7 +103,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--store", type=Path, help="an empty directory on the disk to measure (default: a temporary one)"
+        "--store", type=Path, help="directory on the disk to measure (default: a temporary one)"
     )
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()

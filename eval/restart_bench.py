@@ -102,9 +102,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[1000, 4000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--store", type=Path, help="directory on the disk to measure (default: a temporary one)"
-    )
+    parser.add_argument("--store", type=Path, help="directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()
     report: dict[str, Any] = {

@@ -26,7 +26,7 @@ ids = llm.tokenizer.encode(open(sys.argv[4], encoding="utf-8").read())
 params = nb.SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
 print("ready", flush=True)
 for i in range(start, start + 10_000):
-    begin = 173 * i % 4000
+    begin = 173 * i % (len(ids) - 300)
     llm.generate([ids[begin : begin + 300]], params)
     print(llm.stats()["disk_writes"], flush=True)
 """
@@ -145,7 +145,8 @@ def test_killed_while_writing(model_path: Path, tmp_path: Path) -> None:
             server.send_signal(signal.SIGKILL)
     assert num_writes > 5, "the store was never written to"
     with open_llm(model_path, store) as llm, open_llm(model_path, None) as plain:
-        prompts = [prompt_of(plain, 173 * i % 4000, 300) for i in range(0, 140, 7)]
+        span = len(plain.tokenizer.encode(TEXT)) - 300
+        prompts = [prompt_of(plain, 173 * i % span, 300) for i in range(0, 140, 7)]
         restored = llm.generate(prompts, GREEDY)
         assert [out.token_ids for out in restored] == [out.token_ids for out in plain.generate(prompts, GREEDY)]
         stats = llm.stats()

@@ -274,7 +274,13 @@ void Engine::finish_saving(std::chrono::duration<double> time) {
   tier_->finish(std::max(left(), std::chrono::duration<double>::zero()));
 }
 
-Engine::~Engine() { finish_saving(kSaveAtEnd); }
+Engine::~Engine() {
+  try {
+    finish_saving(kSaveAtEnd);
+  } catch (const std::exception& error) {
+    log(LogLevel::error, "what was to be kept is given up: ", error.what());
+  }
+}
 
 bool Engine::remove_chunk(kv::ChunkId id) {
   const auto found = scheduler_.chunks().chunks().find(id);

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -302,6 +303,37 @@ TEST(DiskTier, KeepsServingWithoutRoomOnDisk) {
   EXPECT_EQ(run(*model, options, requests, &stats), run(*model, {}, requests));
   EXPECT_GT(stats.disk.failed(kv::WriteFailure::quota), 0);
   EXPECT_LE(scratch.bytes(), 10'000);
+}
+
+TEST(DiskTier, SettlesTheMemoryBeforeItIsFilled) {
+  const kv::Scratch scratch;
+  const auto model = make_tiny_model();
+  kv::KvStorage storage({quant::KvFormat::f32, 1, 1, 16}, 4);
+  int num_settled = 0;
+  const auto settle = [&] {  // as poisoning and clearing do, which would wipe what is loaded before
+    storage.zero(2);
+    ++num_settled;
+  };
+  DiskTier tier(scratch.store(), 1 << 20, digest_of("model"),
+                {.storage = storage, .pool = model->pool(), .settle = settle});
+  const kv::PrefixKeys keys{.root = digest_of("root"), .keys = {digest_of("key")}};
+  const std::vector<TokenId> tokens(16, 3);
+  const std::vector<BlockId> from = {1}, to = {2};
+  std::ranges::fill(storage.host_memory(1), std::byte{9});
+  tier.save({.kind = kv::RecordKind::prefix,
+             .root = keys.root,
+             .parent = keys.root,
+             .key = keys.keys[0],
+             .position = 0,
+             .tokens = tokens,
+             .blocks = from});
+  tier.finish(kLong);
+  EXPECT_EQ(tier.load_prefix(keys, tokens, to, 0), 1);
+  EXPECT_EQ(num_settled, 1);
+  EXPECT_TRUE(std::ranges::equal(storage.host_memory(1), storage.host_memory(2)));
+  const std::vector<TokenId> others(16, 4);
+  EXPECT_EQ(tier.load_prefix(keys, others, to, 0), 0) << "the same key for other tokens";
+  EXPECT_EQ(tier.stats().store.missed(MissReason::tokens), 1);
 }
 
 TEST(DiskTier, RefusesWhatItCannotUse) {

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <new>
+#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/memory_info.h"
 #include "engine/cascade_plan.h"
+#include "engine/disk_tier.h"
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
 #include "tensor/device_memory.h"
@@ -58,10 +61,17 @@ kv::KvStorage make_storage(const model::Model& model, const EngineOptions& optio
 /// Everything but tokens that the KV of this engine depends on; nothing if it keeps none.
 std::optional<std::string> fingerprint_of(const model::Model& model, const EngineOptions& options) {
   if (!options.enable_prefix_caching) return std::nullopt;
-  const model::ModelConfig& config = model.config();
-  return concat(model.kernels().name, ' ', static_cast<int>(model.act_type()), ' ',
-                static_cast<int>(*options.kv_format), ' ', config.architecture, ' ', config.num_layers, ' ',
-                config.num_kv_heads, ' ', config.head_dim);
+  return to_hex(kv_fingerprint(model, *options.kv_format, options.kv_store_fingerprint));
+}
+
+std::unique_ptr<DiskTier> make_tier(const model::Model& model, const EngineOptions& options, kv::KvStorage& storage,
+                                    std::function<void()> settle) {
+  if (options.kv_store_path.empty()) return nullptr;
+  NB_CHECK(options.kv_store_bytes >= 1, invalid_argument, "kv_store_bytes must be >= 1, got ", options.kv_store_bytes);
+  return std::make_unique<DiskTier>(
+      options.kv_store_path, options.kv_store_bytes,
+      kv_fingerprint(model, *options.kv_format, options.kv_store_fingerprint),
+      DiskTier::Parts{.storage = storage, .pool = model.pool(), .settle = std::move(settle)});
 }
 
 /// A time so far away that the clock cannot tell it is none.
@@ -137,7 +147,9 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
       workspace_(memory_),
       head_(model),
       selection_(model),
-      traffic_(model, storage_.shape()) {
+      traffic_(model, storage_.shape()),
+      tier_(make_tier(model, options_, storage_, [this] { update_storage(); })) {
+  if (tier_ != nullptr) scheduler_.set_archive(*tier_);
   if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
                  options_.max_num_seqs * kv::BlockTable::blocks_for(options_.max_model_len));
@@ -232,12 +244,50 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   }
   std::vector<StepOutput> outputs = collect(*plan, begun);
   measure(*plan, before, begun);
+  save_next();
 #ifdef NDEBUG
   if (!scheduler_.has_work()) check_invariants();
 #else
   check_invariants();
 #endif
   return outputs;
+}
+
+bool Engine::save_next() {
+  if (tier_ == nullptr || tier_->is_busy()) return false;
+  // What is there already costs little.
+  while (has_saves() && tier_->has(scheduler_.saves().front())) scheduler_.pop_save();
+  if (!has_saves()) return false;
+  tier_->save(scheduler_.saves().front());
+  scheduler_.pop_save();
+  return true;
+}
+
+void Engine::finish_saving(std::chrono::duration<double> time) {
+  if (tier_ == nullptr) return;
+  const Clock::time_point begun = Clock::now();
+  const auto left = [&] { return time - std::chrono::duration<double>(Clock::now() - begun); };
+  while (has_saves() && left().count() > 0) {
+    if (!save_next()) std::this_thread::sleep_for(kSavePause);
+  }
+  scheduler_.drop_saves();
+  tier_->finish(std::max(left(), std::chrono::duration<double>::zero()));
+}
+
+Engine::~Engine() {
+  try {
+    finish_saving(kSaveAtEnd);
+  } catch (const std::exception& error) {
+    log(LogLevel::error, "what was to be kept is given up: ", error.what());
+  }
+}
+
+bool Engine::remove_chunk(kv::ChunkId id) {
+  const auto found = scheduler_.chunks().chunks().find(id);
+  if (tier_ != nullptr && found != scheduler_.chunks().chunks().end()) {
+    tier_->erase_chunk(kv::ChunkStore::key(found->second));
+  }
+  return scheduler_.remove_chunk(id);
 }
 
 /// Tells the slicing of prompts what a step took.
@@ -369,6 +419,10 @@ EngineStats Engine::stats() const {
   stats.chunk_evictions = scheduler_.chunks().counters().evictions;
   stats.forked_tokens = scheduler_.counters().forked_tokens;
   stats.preemptions = scheduler_.counters().preemptions;
+  stats.disk_hit_tokens = scheduler_.counters().restored_tokens;
+  stats.disk_hit_chunks = scheduler_.counters().restored_chunks;
+  stats.disk_saves_dropped = scheduler_.saves().num_dropped();
+  update_store_stats(stats);
   stats.read_bytes = throughput_.read_bytes();
   stats.tokens_per_s = throughput_.total().tokens_per_s;
   stats.read_gb_per_s = throughput_.total().read_gb_per_s;
@@ -378,6 +432,13 @@ EngineStats Engine::stats() const {
   stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
   stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());
   return stats;
+}
+
+void Engine::update_store_stats(EngineStats& stats) const {
+  if (tier_ == nullptr) return;
+  const DiskTierStats tier = tier_->stats();
+  stats.disk = tier.store;
+  stats.disk_load_seconds = tier.load_seconds;
 }
 
 }  // namespace nb::engine

@@ -4,6 +4,7 @@
 // inside step(). An exception in step() aborts the requests that were running; the engine stays usable.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -36,8 +37,11 @@ struct EngineOptions {
   std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
   std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
   bool enable_prefix_caching = true;
-  std::string trace_path{};  ///< file for a trace of the steps, see StepTrace; empty: none
-  bool cascade = true;       ///< read what sequences share once a step; no result depends on it, off is for measuring
+  std::string trace_path{};         ///< file for a trace of the steps, see StepTrace; empty: none
+  std::string kv_store_path{};      ///< directory of KV that outlives the engine, see DiskTier; empty: none
+  std::int64_t kv_store_bytes = 0;  ///< of all files in it; must be given with a path
+  Digest kv_store_fingerprint{};    ///< the identity of the model's content: kept KV serves no other model
+  bool cascade = true;  ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
 /// Where the tokens of a prompt came from; they add up to its length.
@@ -68,11 +72,18 @@ struct StepOutput {
   RequestMetrics metrics;
 };
 
+class DiskTier;
+
 class Engine {
  public:
   /// `model` must outlive the engine, and one engine runs it at a time. Throws invalid_argument naming the option,
-  /// out_of_memory with the numbers, or io naming a trace_path that cannot be written.
+  /// out_of_memory with the numbers, or io naming a trace_path that cannot be written or a kv_store_path that cannot be
+  /// used.
   Engine(const model::Model& model, const EngineOptions& options);
+  /// As finish_saving() with a few seconds.
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   /// Queues a request and returns its id. Throws invalid_argument, overloaded or (no room for prompt_logits)
   /// out_of_memory, and leaves the engine unchanged.
@@ -93,6 +104,8 @@ class Engine {
 
   bool has_work() const { return scheduler_.has_work() || !scheduler_.finished().empty(); }
   EngineStats stats() const;
+  /// What of stats() changes without a step; any thread may ask.
+  void update_store_stats(EngineStats& stats) const;
 
   /// As given, with defaults filled in.
   const EngineOptions& options() const { return options_; }
@@ -102,9 +115,18 @@ class Engine {
   /// For times without work.
   bool touch_memory_ahead() { return storage_.touch_ahead(kTouchedAheadBytes); }
 
+  /// Whether KV waits to be copied into the store.
+  bool has_saves() const { return !scheduler_.saves().empty(); }
+
+  /// Copies a record of it, as every step does; false if there is none or the store has enough to write.
+  bool save_next();
+
+  /// Waits until all KV that is to be kept is on disk, at most `time`, and gives up the rest.
+  void finish_saving(std::chrono::duration<double> time);
+
   /// Chunks, and what may be done with them between two steps.
   const kv::ChunkStore& chunks() const { return scheduler_.chunks(); }
-  bool remove_chunk(kv::ChunkId id) { return scheduler_.remove_chunk(id); }
+  bool remove_chunk(kv::ChunkId id);  ///< from the store too
   bool pin_chunk(kv::ChunkId id, bool pinned) { return scheduler_.pin_chunk(id, pinned); }
 
   /// Completes the trace, as the destructor does.
@@ -116,6 +138,8 @@ class Engine {
 
  private:
   static constexpr std::int64_t kTouchedAheadBytes = 8 << 20;
+  static constexpr std::chrono::milliseconds kSavePause{2};
+  static constexpr std::chrono::seconds kSaveAtEnd{10};
 
   std::vector<StepOutput> run_step(Clock::time_point begun);
   void select(const StepPlan& plan);
@@ -141,6 +165,7 @@ class Engine {
   StepTimes times_;
   StepTraffic traffic_;
   Throughput throughput_;
+  std::unique_ptr<DiskTier> tier_;    // none: nothing is kept
   std::unique_ptr<StepTrace> trace_;  // none: nothing is traced
   std::size_t past_growths_ = 0;      // of workspaces given up after an error
   RequestId next_id_ = 1;

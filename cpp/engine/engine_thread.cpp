@@ -17,6 +17,12 @@ namespace {
 /// the requests.
 constexpr int kMostFailures = 8;
 
+/// What can be kept only when the store has written more is tried again so often.
+constexpr std::chrono::milliseconds kSavePause{10};
+
+/// How long closing waits for what is to be kept.
+constexpr std::chrono::seconds kSaveAtEnd{10};
+
 }  // namespace
 
 EngineThread::EngineThread(const model::Model& model, const EngineOptions& options)
@@ -100,6 +106,7 @@ void EngineThread::call(std::function<void(Engine&)> what) {
 EngineStats EngineThread::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
+  engine_.update_store_stats(stats);
   for (const Arrival& arrival : inbox_) stats.waiting += static_cast<int>(arrival.answers.size());
   return stats;
 }
@@ -140,6 +147,7 @@ void EngineThread::work() {
       give_up(Error(ErrorCode::internal, error.what()));
     }
   }
+  engine_.finish_saving(kSaveAtEnd);
   engine_.end_trace();
 }
 
@@ -152,9 +160,15 @@ bool EngineThread::take_inbox() {
   };
   while (!is_ready()) {
     lock.unlock();
-    const bool goes_on = engine_.touch_memory_ahead();
+    const bool goes_on = engine_.save_next() || engine_.touch_memory_ahead();
+    const bool saves = engine_.has_saves();  // later, when the store has less to write
     lock.lock();
-    if (!goes_on) arrived_.wait(lock, is_ready);
+    if (goes_on) continue;
+    if (saves) {
+      arrived_.wait_for(lock, kSavePause, is_ready);
+    } else {
+      arrived_.wait(lock, is_ready);
+    }
   }
   if (closed_ && num_unfinished_ == 0) {
     calls_.clear();  // those who wait are told

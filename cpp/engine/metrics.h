@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "kv/disk_store.h"
+
 namespace nb::engine {
 
 using Clock = std::chrono::steady_clock;
@@ -54,10 +56,15 @@ struct EngineStats {
   int blocks_cached = 0;                  ///< kept for the prefix cache, given away when others need them
   std::int64_t prefix_hit_tokens = 0;     ///< tokens taken from the prefix cache instead of being computed
   std::int64_t forked_tokens = 0;         ///< prompt tokens shared with another answer to the same prompt
+  std::int64_t disk_hit_tokens = 0;       ///< tokens whose KV came from the store
+  std::int64_t disk_hit_chunks = 0;       ///< chunks whose KV came from the store
+  std::int64_t disk_saves_dropped = 0;    ///< sequences and chunks not kept, since others needed their blocks
+  double disk_load_seconds = 0.0;         ///< in which steps waited for the store
+  kv::DiskStoreStats disk{};              ///< of the store itself
   int chunks = 0;                         ///< there, or being computed
   int chunk_blocks = 0;                   ///< that they take
   std::int64_t chunk_hits = 0;            ///< chunks that a request wanted and found
-  std::int64_t chunk_misses = 0;          ///< chunks that were computed because a request wanted them
+  std::int64_t chunk_misses = 0;          ///< chunks that a request wanted and were not in memory
   std::int64_t chunk_evictions = 0;       ///< chunks that went because others needed the room
   std::int64_t measured_tokens = 0;       ///< tokens of chunks whose deviation was measured
   std::int64_t cascade_saved_tokens = 0;  ///< KV tokens that steps did not read again for sequences that share them

@@ -12,12 +12,6 @@ namespace {
 /// Admission leaves this part of the pool for the growth of what runs, and at least a block.
 constexpr int kSpareShare = 100;
 
-/// Blocks that a prefix cache could give: all full ones but for the last token, which must be computed for its logits.
-int most_cached_blocks(const Sequence& sequence) {
-  if (sequence.scores_prompt() && !sequence.composition) return 0;
-  return std::min(sequence.len() - 1, sequence.exact_len()) / kBlockTokens;
-}
-
 /// Tokens at the beginning of both.
 int common_len(std::span<const TokenId> a, std::span<const TokenId> b) {
   const std::size_t most = std::min(a.size(), b.size());
@@ -46,7 +40,7 @@ bool decodes(const Sequence& sequence) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint)
-    : limits_(limits), pool_(num_blocks), chunks_(pool_) {
+    : limits_(limits), pool_(num_blocks), chunks_(pool_), saves_(pool_) {
   NB_CHECK(limits.max_batch_tokens >= 1, invalid_argument, "max_batch_tokens must be >= 1, got ",
            limits.max_batch_tokens);
   NB_CHECK(limits.max_num_seqs >= 1, invalid_argument, "max_num_seqs must be >= 1, got ", limits.max_num_seqs);
@@ -184,6 +178,7 @@ void Scheduler::follow() {
     if (sequence.leader != nullptr) continue;
     if (follow_sibling(sequence) || find_leader(sequence)) continue;
     sequence.follows = !take_blocks(sequence, sequence.own_len());
+    if (!sequence.follows) restore(sequence);
   }
 }
 
@@ -211,6 +206,7 @@ bool Scheduler::admit_next() {
   const int needed = kv::BlockTable::blocks_for(sequence.own_len()) - shared;
   // A few blocks stay for those that run, so that admission is not followed by preemption at once.
   const int spare = running_.empty() ? 0 : std::max(1, pool_.num_blocks() / kSpareShare);
+  while (pool_.num_available() < needed + spare && saves_.drop_one(freed_blocks_)) continue;
   if (pool_.num_available() < needed + spare) {
     counters_ = before;
     sequence.num_cached_tokens = cached_before;
@@ -220,6 +216,7 @@ bool Scheduler::admit_next() {
   sequence.follows = sequence.leader != nullptr;
   const bool has_blocks = sequence.follows || sequence.table.reserve(pool_, sequence.own_len());
   NB_ASSERT(has_blocks);
+  if (!sequence.follows) restore(sequence);
   running_.push_back(std::move(*oldest));
   waiting_.erase(oldest);
   return true;
@@ -229,7 +226,7 @@ bool Scheduler::admit_next() {
 void Scheduler::adopt(Sequence& sequence) {
   if (!cache_ || sequence.table.length() % kBlockTokens != 0) return;
   const int adopted =
-      kBlockTokens * sequence.table.adopt(*cache_, sequence.prefix, sequence.tokens, most_cached_blocks(sequence));
+      kBlockTokens * sequence.table.adopt(*cache_, sequence.prefix, sequence.tokens, sequence.reusable_blocks());
   sequence.computed_len_ += adopted;
   sequence.num_published += adopted / kBlockTokens;
   if (!sequence.was_computed) sequence.num_cached_tokens += adopted;
@@ -260,7 +257,7 @@ bool Scheduler::find_leader(Sequence& sequence) {
     if (!other->is_older_than(sequence) || other->ends_early()) continue;
     const int shareable = std::min(other->num_prompt, other->exact_len());
     if (!cache_ || other->prefix.root != sequence.prefix.root || other->computed_len() >= shareable) continue;
-    const int most = most_cached_blocks(sequence) * kBlockTokens;
+    const int most = sequence.reusable_blocks() * kBlockTokens;
     const auto their_prompt = std::span(other->tokens).first(static_cast<std::size_t>(shareable));
     const int common = std::min(most, common_len(sequence.tokens, their_prompt) / kBlockTokens * kBlockTokens);
     if (common > std::max(sequence.computed_len(), sequence.shared_len)) {
@@ -275,6 +272,7 @@ bool Scheduler::find_leader(Sequence& sequence) {
 /// was the youngest and was preempted.
 bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
   while (!sequence.table.reserve(pool_, num_tokens)) {
+    if (saves_.drop_one(freed_blocks_)) continue;
     const bool is_youngest = running_.back().get() == &sequence;
     preempt(*running_.back());
     if (is_youngest) return false;
@@ -314,6 +312,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     const Sequence* first = std::exchange(sequence->leader, nullptr);
     sequence->follows = !fork(*sequence, first);
   }
+  finish_restored();
   retire(running_);
   finish_tickets();
   retire(waiting_);
@@ -377,7 +376,9 @@ bool Scheduler::fork(Sequence& sequence, const Sequence* sibling) {
   if (sibling == nullptr || sequence.scores_prompt()) return false;
   NB_ASSERT(sequence.computed_len() == 0);
   const int shared = sequence.num_own_prompt() - 1;
-  if (!sequence.table.fork(pool_, sibling->table, shared, copies_)) return false;
+  while (!sequence.table.fork(pool_, sibling->table, shared, copies_)) {
+    if (!saves_.drop_one(freed_blocks_)) return false;
+  }
   // A block that was freed a moment ago must not be poisoned once it is the copy.
   if (shared % kBlockTokens != 0) std::erase(freed_blocks_, copies_.back().to);
   if (sequence.composition) *sequence.composition = *sibling->composition;  // with the tokens it has chosen
@@ -397,6 +398,7 @@ void Scheduler::retire(Sequences& queue) {
     if (!sequence->finished()) continue;
     leave(*sequence);
     if (sequence->is_internal()) end_encoding(*sequence);
+    keep_prefix(*sequence);
     release_chunks(*sequence);
     sequence->forget_blocks(pool_, freed_blocks_);
     finished_.push_back(std::move(sequence));

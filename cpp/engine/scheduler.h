@@ -15,6 +15,9 @@
 // Sharing: an admitted sequence takes the cached blocks that its prompt begins with. If an older one is computing what
 // comes next, it waits and takes those blocks too when they are there. Further answers to one prompt wait for the
 // first, then fork it.
+//
+// Archive, if there is one: what the prefix cache does not have of an admitted sequence, or of a chunk, is filled from
+// it, and what sequences and chunks leave behind is queued to be kept in it, as long as nobody needs the blocks.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +29,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/block_archive.h"
+#include "engine/save_queue.h"
 #include "engine/sequence.h"
 #include "kv/block_pool.h"
 #include "kv/chunk_store.h"
@@ -55,6 +60,8 @@ struct SchedulerCounters {
   std::int64_t preemptions = 0;
   std::int64_t prefix_hit_tokens = 0;  ///< tokens taken from the prefix cache instead of being computed
   std::int64_t forked_tokens = 0;      ///< tokens shared with another answer to the same prompt
+  std::int64_t restored_tokens = 0;    ///< tokens whose KV the archive gave
+  std::int64_t restored_chunks = 0;    ///< chunks whose KV the archive gave
 };
 
 /// One sequence's share of a step: rows for its own tokens [first, first + count); or, where it `selects`, the tokens
@@ -76,6 +83,10 @@ class Scheduler {
  public:
   /// `fingerprint`: see PrefixCache; none: nothing is cached.
   Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint = {});
+
+  /// What follows is looked for in `archive`, which must outlive the scheduler, and queued in saves(). It is asked
+  /// within plan(), and may empty the three lists below, as the caller does.
+  void set_archive(BlockArchive& archive) { archive_ = &archive; }
 
   /// Throws invalid_argument if the whole pool is too small for the sequence. Any thread may ask at any time.
   void check_fits(const Sequence& sequence) const;
@@ -124,8 +135,15 @@ class Scheduler {
   const kv::ChunkStore& chunks() const { return chunks_; }
 
   /// The chunk cannot be found any more and goes when nobody uses it; false if there is none.
-  bool remove_chunk(kv::ChunkId id) { return chunks_.remove(id, freed_blocks_); }
+  bool remove_chunk(kv::ChunkId id);
   bool pin_chunk(kv::ChunkId id, bool pinned) { return chunks_.pin(id, pinned); }
+
+  /// What is to be kept, between two steps.
+  const SaveQueue& saves() const { return saves_; }
+  /// Its next record is done.
+  void pop_save() { saves_.pop(freed_blocks_); }
+  /// Nothing of it will be kept.
+  void drop_saves();
 
   /// Throws internal unless blocks, counts and sequences agree. O(blocks + tokens of the running sequences).
   void check_invariants();
@@ -146,10 +164,16 @@ class Scheduler {
   static int own_need(const Sequence& sequence);
   static int blocks_of_chunks(const Sequence& sequence);
   bool has_chunks(const Sequence& sequence) const;
+  void finish_restored();
   void finish_tickets();
   void end_encoding(Sequence& sequence);
   void release_chunks(Sequence& sequence);
   void check_owners(std::vector<BlockId> owners);
+  void restore(Sequence& sequence);
+  bool restore_chunk(Sequence& sequence);
+  void restore_prefix(Sequence& sequence);
+  void take_restored(Sequence& sequence, int num_tokens);
+  void keep_prefix(Sequence& sequence);
   void follow();
   bool admit_next();
   void adopt(Sequence& sequence);
@@ -169,6 +193,8 @@ class Scheduler {
   kv::BlockPool pool_;
   std::optional<kv::PrefixCache> cache_;
   kv::ChunkStore chunks_;
+  BlockArchive* archive_ = nullptr;  // none: nothing is kept
+  SaveQueue saves_;
   Waiting waiting_;  // in order of arrival
   Queue running_;    // in order of arrival
   Queue finished_;

@@ -150,6 +150,14 @@ bool Scheduler::has_chunks(const Sequence& sequence) const {
                                                [&](kv::ChunkId id) { return chunks_.get(id).is_ready; });
 }
 
+/// Ends those that were to compute a chunk which the archive has given.
+void Scheduler::finish_restored() {
+  for (const auto& sequence : running_) {
+    const bool is_whole = sequence->is_internal() && sequence->pending_len() == 0;
+    if (is_whole && !sequence->finished() && !sequence->ends_early()) sequence->finish_reason = FinishReason::length;
+  }
+}
+
 /// Ends those that only wanted chunks, which are there now.
 void Scheduler::finish_tickets() {
   for (const auto& sequence : waiting_) {
@@ -163,6 +171,8 @@ void Scheduler::finish_tickets() {
 void Scheduler::end_encoding(Sequence& encoder) {
   if (encoder.finish_reason == FinishReason::length) {
     chunks_.complete(encoder.encodes, encoder.detach_blocks(), freed_blocks_);
+    const kv::Chunk& chunk = chunks_.get(encoder.encodes);
+    if (archive_ != nullptr && !chunk.is_removed) saves_.add_chunk(chunk);
     return;
   }
   chunks_.remove(encoder.encodes, freed_blocks_);
@@ -221,6 +231,10 @@ void Scheduler::check_owners(std::vector<BlockId> owners) {
     held.insert(chunk.blocks.begin(), chunk.blocks.end());
     num_blocks += chunk.num_blocks();
   }
+  std::vector<BlockId> saved;
+  saves_.append_owners(saved);
+  owners.insert(owners.end(), saved.begin(), saved.end());
+  held.insert(saved.begin(), saved.end());
   NB_ASSERT(num_blocks == chunks_.num_blocks());
   NB_ASSERT(has_work() || pool_.num_owned() == static_cast<int>(held.size()));
   pool_.check_invariants(owners);

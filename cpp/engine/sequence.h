@@ -59,6 +59,12 @@ class Sequence {
   }
   /// Tokens from the beginning whose KV is exact once it is computed.
   int exact_len() const { return composition ? composition->lead_len() : len(); }
+  /// Blocks that need not be computed if somebody has them: all full exact ones but for the last token, which must be
+  /// computed for its logits.
+  int reusable_blocks() const {
+    if (scores_prompt() && !composition) return 0;
+    return std::min(len() - 1, exact_len()) / kBlockTokens;
+  }
   /// Own tokens still to be computed: 1 while decoding, the rest of the prompt before that.
   int pending_len() const { return own_len() - computed_len_; }
   /// Those of them that can be computed now: the others wait until it is known which tokens of chunks are among them.

@@ -42,6 +42,12 @@ Digest ChunkStore::key(const Digest& root, std::span<const TokenId> anchor, std:
   return hash.finish();
 }
 
+Digest ChunkStore::key(const Chunk& chunk) {
+  const std::span<const TokenId> tokens(chunk.tokens);
+  const auto anchor_len = static_cast<std::size_t>(chunk.anchor_len);
+  return key(chunk.root, tokens.first(anchor_len), tokens.subspan(anchor_len));
+}
+
 ChunkId ChunkStore::find(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) const {
   const auto [begin, end] = by_key_.equal_range(key(root, anchor, tokens));
   const auto found = std::find_if(
@@ -96,9 +102,7 @@ bool ChunkStore::remove(ChunkId id, std::vector<BlockId>& freed) {
   const auto found = chunks_.find(id);
   if (found == chunks_.end() || found->second.is_removed) return false;
   Chunk& chunk = found->second;
-  const auto tokens = std::span<const TokenId>(chunk.tokens);
-  const auto anchor_len = static_cast<std::size_t>(chunk.anchor_len);
-  const auto [begin, end] = by_key_.equal_range(key(chunk.root, tokens.first(anchor_len), tokens.subspan(anchor_len)));
+  const auto [begin, end] = by_key_.equal_range(key(chunk));
   by_key_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == id; }));
   chunk.is_removed = true;
   drop_if_unused(id, freed);

@@ -58,6 +58,8 @@ class ChunkStore {
   /// Names content in a namespace: SHA-256 over the root and both token lists with their lengths.
   static Digest key(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens);
 
+  static Digest key(const Chunk& chunk);
+
   /// The chunk with this content, or 0. Changes nothing.
   ChunkId find(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) const;
 

@@ -197,8 +197,18 @@ std::vector<RecordPtr> DiskStore::children(const Digest& parent) {
 }
 
 std::optional<DiskStore::Match> DiskStore::match(const Digest& parent, std::span<const TokenId> tokens) {
+  rescan(false);
+  return match_known(parent, tokens);
+}
+
+std::optional<DiskStore::Match> DiskStore::match_known(const Digest& parent, std::span<const TokenId> tokens) const {
+  std::vector<RecordPtr> followers;
+  {
+    const std::lock_guard lock(mutex_);
+    followers = index_.children(parent);
+  }
   std::optional<Match> best;
-  for (RecordPtr& record : children(parent)) {
+  for (RecordPtr& record : followers) {
     if (record->kind != RecordKind::prefix) continue;
     const std::vector<TokenId>& own = record->tokens;
     const auto differ = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end()).first;
@@ -331,6 +341,7 @@ DiskStoreStats DiskStore::stats() const {
   stats.records = index_.num_own();
   stats.foreign_records = static_cast<std::int64_t>(index_.entries().size()) - stats.records;
   stats.bytes = index_.bytes();
+  stats.waiting_bytes = queued_bytes_;
   return stats;
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -56,6 +57,7 @@ struct DiskStoreStats {
   std::int64_t records = 0;              ///< of this fingerprint
   std::int64_t foreign_records = 0;      ///< of other fingerprints or versions
   std::int64_t bytes = 0;                ///< of all records
+  std::int64_t waiting_bytes = 0;        ///< of records to be written
 
   std::int64_t missed(MissReason reason) const { return misses[static_cast<std::size_t>(reason)]; }
   std::int64_t failed(WriteFailure reason) const { return write_failures[static_cast<std::size_t>(reason)]; }
@@ -114,8 +116,17 @@ class DiskStore {
   /// Waits until everything that was put before has been written or has failed.
   void flush();
 
+  /// As flush(), for at most this time; whether all was done.
+  bool flush_within(std::chrono::duration<double> time);
+
+  /// Drops what is waiting to be written, except what is being written.
+  void drop_waiting();
+
   /// The record of `key` if there is one; its blocks are not checked. Looks on disk for one that another process wrote.
   RecordPtr find(const Digest& key);
+
+  /// Whether a record of this key is there or waiting to be written, as far as this process knows: looks at no file.
+  bool knows(const Digest& key) const;
 
   /// The records that follow `parent`, a chain key or a root, in no order. Lists the directory again if it changed.
   std::vector<RecordPtr> children(const Digest& parent);
@@ -123,6 +134,9 @@ class DiskStore {
   /// Of the prefix records that follow `parent`, the one that begins with the most whole blocks of `tokens`; at least
   /// one block.
   std::optional<Match> match(const Digest& parent, std::span<const TokenId> tokens);
+
+  /// The same among the records that this process knows of: looks at no file.
+  std::optional<Match> match_known(const Digest& parent, std::span<const TokenId> tokens) const;
 
   /// Reads a record whose tokens are `tokens`; of a prefix record also a leading part of whole blocks. Counts a hit or
   /// a miss, and marks the record as used.
@@ -163,7 +177,7 @@ class DiskStore {
   bool evict(const Digest* root, std::int64_t needed, std::int64_t quota);
   void rescan(bool even_if_unchanged);
   void learn(const ListedFile& listed);
-  Job* find_waiting(const Digest& key);
+  Job* find_waiting(const Digest& key) const;
   std::optional<MissReason> read_head(Opened& opened) const;
   std::optional<Opened> open_verified(const Digest& key, std::span<const TokenId> tokens);
   bool read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks);

@@ -10,6 +10,7 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/wait.h"
 #include "kv/disk_store.h"
 
 namespace nb::kv {
@@ -131,8 +132,27 @@ void DiskStore::flush() {
   done_.wait(lock, [&] { return num_done_ >= last; });
 }
 
+bool DiskStore::knows(const Digest& key) const {
+  const std::lock_guard lock(mutex_);
+  const StoreEntry* entry = index_.find(name_of(key));
+  return (entry != nullptr && entry->record != nullptr) || find_waiting(key) != nullptr;
+}
+
+bool DiskStore::flush_within(std::chrono::duration<double> time) {
+  std::unique_lock lock(mutex_);
+  const std::uint64_t last = num_put_;
+  return wait_at_most(done_, lock, time, [&] { return num_done_ >= last; });
+}
+
+void DiskStore::drop_waiting() {
+  const std::lock_guard lock(mutex_);
+  for (const std::shared_ptr<Job>& job : queue_) {
+    if (job != queue_.front()) job->cancelled = true;
+  }
+}
+
 /// The record that is waiting or being written; null if there is none.
-DiskStore::Job* DiskStore::find_waiting(const Digest& key) {
+DiskStore::Job* DiskStore::find_waiting(const Digest& key) const {
   for (const std::shared_ptr<Job>& job : queue_) {
     if (!job->cancelled && job->info.key == key) return job.get();
   }

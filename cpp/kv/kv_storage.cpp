@@ -61,6 +61,31 @@ void KvStorage::copy(BlockId from, BlockId to) {
   }
 }
 
+void KvStorage::read(BlockId id, std::span<std::byte> out) const {
+  NB_ASSERT(static_cast<std::int64_t>(out.size()) == shape_.block_bytes());
+  if (device_ != nullptr) {
+    device_->copy_out(out.data(), block(id), out.size());
+    check(*device_);
+  } else {
+    std::memcpy(out.data(), block(id), out.size());
+  }
+}
+
+void KvStorage::write(BlockId id, std::span<const std::byte> from) {
+  NB_ASSERT(static_cast<std::int64_t>(from.size()) == shape_.block_bytes());
+  if (device_ != nullptr) {
+    device_->copy_in(used_block(id), from.data(), from.size());
+    check(*device_);
+  } else {
+    std::memcpy(used_block(id), from.data(), from.size());
+  }
+}
+
+std::span<std::byte> KvStorage::host_memory(BlockId id) {
+  if (device_ != nullptr) return {};
+  return {reinterpret_cast<std::byte*>(used_block(id)), static_cast<std::size_t>(shape_.block_bytes())};
+}
+
 bool KvStorage::touch_ahead(std::int64_t ahead_bytes) {
   if (device_ != nullptr) return false;
   touched_bytes_ = std::max(touched_bytes_, used_bytes_);

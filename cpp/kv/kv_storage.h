@@ -3,7 +3,9 @@
 // Not for who owns which block (block_pool.h). One thread writes it: the one that runs steps.
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <span>
 
 #include "base/ids.h"
 #include "ops/args.h"
@@ -40,6 +42,15 @@ class KvStorage {
 
   /// Copies all of a block over another one.
   void copy(BlockId from, BlockId to);
+
+  /// Copies all of a block to host memory of block_bytes() bytes. Throws what the device says.
+  void read(BlockId block, std::span<std::byte> out) const;
+
+  /// Fills all of a block from host memory of block_bytes() bytes. Throws what the device says.
+  void write(BlockId block, std::span<const std::byte> from);
+
+  /// The block's memory, to be written as a whole; empty if it is on a device.
+  std::span<std::byte> host_memory(BlockId block);
 
   /// Has the system provide up to 2 MB behind the blocks used so far, which takes it milliseconds that a step would
   /// wait for. Returns false, and does nothing, when `ahead_bytes` are there. Unused blocks are used in ascending

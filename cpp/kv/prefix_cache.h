@@ -56,6 +56,11 @@ class PrefixCache {
   /// Allocates nothing if `keys` has room for the block.
   BlockId publish(PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> chain);
 
+  /// Makes `keys` those of the first `num_blocks` blocks of `tokens` at least.
+  void extend_keys(PrefixKeys& keys, std::span<const TokenId> tokens, std::size_t num_blocks) const {
+    if (num_blocks > 0) static_cast<void>(key_of(keys, tokens, num_blocks - 1));
+  }
+
   /// Whether the block can be found.
   bool is_published(BlockId block) const;
   int num_published() const { return num_published_; }

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "engine/engine_thread.h"
+#include "io/file_digest.h"
 #include "io/gguf_tokenizer.h"
 #include "model/loader.h"
 #include "quant/kv_format.h"
@@ -33,17 +34,22 @@ const char* act_name(ops::ActType type) {
 
 // A loaded model and what its file says about ends of answers.
 struct LoadedModel {
+  // `digest_directory`: where the identity of the files is remembered; nothing: nobody asks for it.
   LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads,
-              bool deterministic) {
+              bool deterministic, const std::optional<std::string>& digest_directory) {
     const auto begin = std::chrono::steady_clock::now();
     const auto file = io::open_model(path);
+    if (digest_directory) content = io::model_digest(*file, *digest_directory);
     if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
     model = model::load_model(
         *file, {.backend = backend, .dtype = dtype, .num_threads = num_threads, .deterministic = deterministic});
+    const bool same = !digest_directory || io::model_digest(*io::open_model(path), *digest_directory) == *content;
+    NB_CHECK(same, io, path, ": the file was replaced while it was loaded");
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
   std::unique_ptr<model::Model> model;
   std::vector<TokenId> eos_ids;
+  std::optional<Digest> content;  // identity of the files, if asked for
   double load_seconds = 0.0;
 };
 
@@ -99,7 +105,8 @@ using EngineHolder = std::unique_ptr<ModelEngine, DropEngine>;
 
 EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype, int max_model_len,
                          int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
-                         bool enable_prefix_caching, const std::string& trace_path) {
+                         bool enable_prefix_caching, const std::string& trace_path, const std::string& kv_store_path,
+                         std::int64_t kv_store_bytes) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -111,6 +118,12 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
   options.trace_path = trace_path;
+  if (!kv_store_path.empty()) {
+    NB_CHECK(model->content.has_value(), invalid_argument, "a KV store needs a model with a digest_directory");
+    options.kv_store_path = kv_store_path;
+    options.kv_store_bytes = kv_store_bytes;
+    options.kv_store_fingerprint = *model->content;
+  }
   return EngineHolder(new ModelEngine(std::move(model), options));
 }
 
@@ -251,6 +264,33 @@ py::dict stats_of(const ModelEngine& self) {
   out["blocks_cached"] = stats.blocks_cached;
   out["prefix_hit_tokens"] = stats.prefix_hit_tokens;
   out["forked_tokens"] = stats.forked_tokens;
+  out["disk_hit_tokens"] = stats.disk_hit_tokens;
+  out["disk_hit_chunks"] = stats.disk_hit_chunks;
+  out["disk_hits"] = stats.disk.hits;
+  std::int64_t misses = 0, failures = 0;
+  for (int i = 0; i < static_cast<int>(kv::MissReason::count); ++i) {
+    const auto reason = static_cast<kv::MissReason>(i);
+    out[py::str(concat("disk_misses_", to_string(reason)))] = stats.disk.missed(reason);
+    misses += stats.disk.missed(reason);
+  }
+  out["disk_misses"] = misses;
+  out["disk_read_bytes"] = stats.disk.bytes_read;
+  out["disk_load_seconds"] = stats.disk_load_seconds;
+  out["disk_writes"] = stats.disk.writes;
+  out["disk_written_bytes"] = stats.disk.bytes_written;
+  for (int i = 0; i < static_cast<int>(kv::WriteFailure::count); ++i) {
+    const auto reason = static_cast<kv::WriteFailure>(i);
+    out[py::str(concat("disk_write_failures_", to_string(reason)))] = stats.disk.failed(reason);
+    failures += stats.disk.failed(reason);
+  }
+  out["disk_write_failures"] = failures;
+  out["disk_saves_dropped"] = stats.disk_saves_dropped;
+  out["disk_evictions"] = stats.disk.evictions;
+  out["disk_damaged_removed"] = stats.disk.damaged_removed;
+  out["disk_records"] = stats.disk.records;
+  out["disk_foreign_records"] = stats.disk.foreign_records;
+  out["disk_bytes"] = stats.disk.bytes;
+  out["disk_waiting_bytes"] = stats.disk.waiting_bytes;
   out["chunks"] = stats.chunks;
   out["chunk_blocks"] = stats.chunk_blocks;
   out["chunk_hits"] = stats.chunk_hits;
@@ -343,9 +383,11 @@ py::dict metrics_of(const engine::StepOutput& output) {
 
 void bind_engine(py::module_& module) {
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(module, "Model")
-      .def(py::init<const std::string&, const std::string&, const std::string&, int, bool>(), py::arg("path"),
-           py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
-           py::arg("deterministic") = false, py::call_guard<py::gil_scoped_release>())
+      .def(py::init<const std::string&, const std::string&, const std::string&, int, bool,
+                    const std::optional<std::string>&>(),
+           py::arg("path"), py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
+           py::arg("deterministic") = false, py::arg("digest_directory") = py::none(),
+           py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &config_of)
       .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().name; })
       .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })
@@ -388,7 +430,7 @@ void bind_engine(py::module_& module) {
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
-           py::arg("trace_path") = "")
+           py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0)
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),

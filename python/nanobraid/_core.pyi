@@ -195,8 +195,16 @@ class Model:
     """Weights packed for one backend, with the thread pool that runs it."""
 
     def __init__(
-        self, path: str, backend: str = "", dtype: str = "auto", num_threads: int = 0, deterministic: bool = False
-    ) -> None: ...
+        self,
+        path: str,
+        backend: str = "",
+        dtype: str = "auto",
+        num_threads: int = 0,
+        deterministic: bool = False,
+        digest_directory: str | None = None,
+    ) -> None:
+        """digest_directory: the identity of the files is established, for a KV store, and remembered there unless
+        that is empty."""
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,
@@ -290,10 +298,14 @@ class Engine:
         kv_cache_bytes: int = 0,
         enable_prefix_caching: bool = True,
         trace_path: str = "",
+        kv_store_path: str = "",
+        kv_store_bytes: int = 0,
     ) -> None:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share.
 
         trace_path: a file for a Chrome trace of the steps; empty for none. Raises CoreError (io) if it is not writable.
+        kv_store_path: a directory where at most kv_store_bytes of keys and values are kept; empty for none. The model
+        must have a digest_directory. Raises CoreError (io) if it cannot be used.
         """
     def submit(
         self,

@@ -10,6 +10,7 @@ from nanobraid.errors import InvalidArgumentError, UnsupportedError
 from nanobraid.sampling_params import require_int
 
 MAX_INT = 2**31 - 1
+KV_STORE_BYTES = 8 << 30
 CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
 
 
@@ -20,6 +21,22 @@ def require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
 
 def trace_file(path: str | os.PathLike[str] | None) -> str:
     """The core's convention: empty for no trace."""
+    return _path_name("trace_path", "a file", path)
+
+
+def kv_store(path: str | os.PathLike[str] | None, num_bytes: int | None) -> tuple[str, int]:
+    """The core's path and bytes of a store of keys and values; empty and 0 for no store."""
+    name = _path_name("kv_store_path", "a directory", path)
+    quota = optional_size("kv_store_bytes", num_bytes, 2**62)
+    if not name:
+        if quota:
+            raise InvalidArgumentError("kv_store_bytes is given without a kv_store_path")
+        return "", 0
+    return name, quota or KV_STORE_BYTES
+
+
+def _path_name(field: str, what: str, path: str | os.PathLike[str] | None) -> str:
+    """Empty for None."""
     if path is None:
         return ""
     try:
@@ -27,7 +44,7 @@ def trace_file(path: str | os.PathLike[str] | None) -> str:
     except TypeError:
         name = ""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InvalidArgumentError(f"trace_path must be the path of a file, or None, got {path!r}")
+        raise InvalidArgumentError(f"{field} must be the path of {what}, or None, got {path!r}")
     return name
 
 

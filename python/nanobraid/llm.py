@@ -16,7 +16,7 @@ from nanobraid import _core, _logging
 from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
-from nanobraid._options import MAX_INT, backend_of, optional_size, require_one_of, trace_file
+from nanobraid._options import MAX_INT, backend_of, kv_store, optional_size, require_one_of, trace_file
 from nanobraid._requests import Prompts, call_options, encode_prompts, params_for, request_options
 from nanobraid.chat_template import ChatTemplate, Message
 from nanobraid.chunk_cache import ChunkCache
@@ -66,6 +66,10 @@ class LLM(Composing):
         trace_path: A file for a trace of every step and request, for ui.perfetto.dev or chrome://tracing; it is
             replaced, written while the LLM runs and complete when that is closed. Has times and numbers of tokens, no
             text. None: no trace.
+        kv_store_path: A directory, made if it is not there, where keys and values of finished prompts, answers and
+            chunks are kept, so that another LLM of the same model and options need not compute them again. Changes no
+            token. Several processes may share it. Without prefix caching, chunks alone are kept. None: nothing is.
+        kv_store_bytes: Most that all files in it may take; what was not used for longest goes first. None is 8 GiB.
 
     Raises:
         InvalidArgumentError: An option is outside its range.
@@ -73,7 +77,8 @@ class LLM(Composing):
         ModelNotFoundError: There is no such model.
         DownloadError: The model could not be downloaded.
         FormatError: The model file is damaged.
-        ModelIOError: The model file cannot be read, or `trace_path` not be written.
+        ModelIOError: The model file cannot be read, `trace_path` not be written, or
+            `kv_store_path` not be used.
         OutOfMemoryError: Weights, or keys and values, do not fit in memory.
     """
 
@@ -94,6 +99,8 @@ class LLM(Composing):
         deterministic: bool | None = None,
         seed: int | None = None,
         trace_path: str | os.PathLike[str] | None = None,
+        kv_store_path: str | os.PathLike[str] | None = None,
+        kv_store_bytes: int | None = None,
     ) -> None:
         from nanobraid import _export_cache, models
 
@@ -116,17 +123,21 @@ class LLM(Composing):
             raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
         self._seed = SamplingParams(seed=seed).seed
         trace = trace_file(trace_path)
+        store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
 
         path = _export_cache.model_file(models.ensure(model))
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
-            self._model = _core.Model(str(path), backend, dtype, threads, deterministic is True)
+            digests = models.digest_dir() if store else None
+            self._model = _core.Model(str(path), backend, dtype, threads, deterministic is True, digests)
             engine = _core.Engine(
                 self._model,
                 kv_dtype=kv_dtype,
                 enable_prefix_caching=enable_prefix_caching is not False,
                 trace_path=trace,
+                kv_store_path=store,
+                kv_store_bytes=store_bytes,
                 **limits,
             )
         if self._model.expanded:
@@ -161,7 +172,10 @@ class LLM(Composing):
         return f"LLM({str(self._path)!r}, backend={self._model.backend!r}, max_model_len={self._max_model_len})"
 
     def close(self) -> None:
-        """Gives the memory back. Later calls raise `InvalidArgumentError`; closing twice is allowed."""
+        """Gives the memory back. Later calls raise `InvalidArgumentError`; closing twice is allowed.
+
+        With a `kv_store_path`, waits at most 10 s for what is still to be written there.
+        """
         self._driver.close()
 
     @property
@@ -198,7 +212,8 @@ class LLM(Composing):
         """Counters of the engine: requests running and waiting, blocks of keys and values, steps, tokens, seconds.
 
         Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
-        and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps.
+        and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps. The prefix
+        ``disk_`` is about `kv_store_path`: tokens and chunks that came from there, misses by reason, writes.
         """
         return self._driver.stats()
 

@@ -22,6 +22,8 @@ _MODEL_FIELDS = (
     "max_waiting",
     "kv_cache_bytes",
     "trace_path",
+    "kv_store_path",
+    "kv_store_bytes",
 )
 _SAMPLING_FIELDS = (
     "temperature",
@@ -64,6 +66,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-bytes", type=int, metavar="N", help="for keys and values (default: at most a quarter of memory)"
     )
     group.add_argument("--trace-path", metavar="FILE", help="write a trace of the steps for ui.perfetto.dev")
+    group.add_argument(
+        "--kv-store-path", metavar="DIR", help="keep keys and values there, so that they survive a restart"
+    )
+    group.add_argument("--kv-store-bytes", type=int, metavar="N", help="most that they may take there (default: 8 GiB)")
 
 
 def add_sampling_options(

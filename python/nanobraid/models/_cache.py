@@ -32,6 +32,16 @@ def models_dir() -> Path:
     return cache_dir() / "models"
 
 
+def digest_dir() -> str:
+    """Folder of the cache that remembers the identity of model files; empty if it cannot be made."""
+    try:
+        folder = cache_dir() / "digests"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ModelIOError):
+        return ""
+    return str(folder)
+
+
 def hub_dir() -> Path:
     """Folder of the cache that holds what was downloaded from a hub, in the layout of the Hugging Face cache."""
     return cache_dir() / "hub"

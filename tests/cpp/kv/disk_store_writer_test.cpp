@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <thread>
 
 #include "base/code_of.h"
@@ -285,6 +286,47 @@ TEST(DiskStoreWriter, PutNeverWaitsForTheDisk) {
   store.flush();
   EXPECT_TRUE(serves(store, chunk(4, 10000)));
   EXPECT_TRUE(serves(store, chunk(2)));
+}
+
+TEST(DiskStoreWriter, WaitsNoLongerThanAskedAndDropsTheRest) {
+  const Scratch scratch;
+  std::mutex gate;
+  FileCalls calls;
+  calls.fsync = [&](int descriptor) {
+    const std::lock_guard lock(gate);
+    return ::fsync(descriptor);
+  };
+  DiskStore store(scratch.store(), digest_of("model"), {.quota_bytes = 1 << 30, .calls = calls});
+  {
+    const std::lock_guard lock(gate);
+    for (int i = 0; i < 3; ++i) put(store, chunk(i));
+    EXPECT_TRUE(store.knows(chunk(2).key)) << "it waits";
+    EXPECT_GT(store.stats().waiting_bytes, 0);
+    while (scratch.names().empty()) std::this_thread::yield();  // the first is being written
+    EXPECT_FALSE(store.flush_within(std::chrono::milliseconds(20)));
+    store.drop_waiting();
+  }
+  EXPECT_TRUE(store.flush_within(std::chrono::seconds(60)));
+  EXPECT_EQ(store.stats().writes, 1);
+  EXPECT_EQ(store.stats().waiting_bytes, 0);
+  EXPECT_TRUE(store.knows(chunk(0).key));
+  EXPECT_FALSE(store.knows(chunk(2).key));
+  EXPECT_EQ(scratch.names().size(), 1u);
+}
+
+TEST(DiskStoreWriter, WhatIsKnownIsMatchedWithoutLooking) {
+  const Scratch scratch;
+  DiskStore store(scratch.store(), digest_of("model"), {.quota_bytes = 1 << 30});
+  DiskStore other(scratch.store(), digest_of("model"), {.quota_bytes = 1 << 30});
+  const RecordInfo info = link(1, 0, 64);
+  put(store, info);
+  store.flush();
+  std::vector<TokenId> wanted(info.tokens.begin(), info.tokens.begin() + 40);
+  ASSERT_TRUE(store.match_known(info.parent, wanted));
+  EXPECT_EQ(store.match_known(info.parent, wanted)->num_tokens, 32u);
+  EXPECT_FALSE(other.match_known(info.parent, wanted));
+  EXPECT_TRUE(other.match(info.parent, wanted));
+  EXPECT_TRUE(other.match_known(info.parent, wanted));
 }
 
 TEST(DiskStoreWriter, AFillerThatThrowsLeavesNothingBehind) {

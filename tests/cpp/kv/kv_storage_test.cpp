@@ -84,6 +84,28 @@ TEST(KvStorage, ZeroClearsOneBlockOnly) {
   EXPECT_EQ(layer.base[2 * layer.block_stride], 7);
 }
 
+TEST(KvStorage, ReadsAndWritesWholeBlocks) {
+  const KvShape shape{quant::KvFormat::bf16, 2, 1, 16};
+  KvStorage storage(shape, 4);
+  const auto size = static_cast<std::size_t>(shape.block_bytes());
+  std::vector<std::byte> from(size), to(size);
+  for (std::size_t i = 0; i < size; ++i) from[i] = static_cast<std::byte>(i * 7);
+  storage.zero(1);
+  storage.zero(3);
+  storage.write(2, from);
+  storage.read(2, to);
+  EXPECT_EQ(to, from);
+  const std::span<std::byte> memory = storage.host_memory(2);
+  EXPECT_TRUE(std::equal(memory.begin(), memory.end(), from.begin(), from.end()));
+  for (const BlockId other : {1, 3}) {
+    storage.read(other, to);
+    EXPECT_EQ(std::count(to.begin(), to.end(), std::byte{0}), static_cast<std::ptrdiff_t>(size));
+  }
+  EXPECT_THROW(storage.read(2, std::span(to).first(size - 1)), Error);
+  EXPECT_THROW(storage.write(2, std::span(from).first(size - 1)), Error);
+  EXPECT_THROW(storage.read(4, to), Error);
+}
+
 TEST(KvStorage, RefusesBlocksAndLayersItDoesNotHave) {
   KvStorage storage({quant::KvFormat::f32, 1, 1, 16}, 3);
   EXPECT_THROW(storage.zero(3), Error);

@@ -1,0 +1,66 @@
+// The scheduler's dealings with the archive: what is filled instead of computed, and what is to be kept.
+#include "base/error.h"
+#include "engine/scheduler.h"
+
+namespace nb::engine {
+
+/// Has the archive fill blocks that the sequence has reserved for its next tokens, as if they had been computed now.
+void Scheduler::restore(Sequence& sequence) {
+  if (archive_ == nullptr || sequence.computed_len() % kBlockTokens != 0) return;
+  if (!restore_chunk(sequence)) restore_prefix(sequence);
+}
+
+/// Of a sequence that computes a chunk: all of its tokens.
+bool Scheduler::restore_chunk(Sequence& sequence) {
+  if (!sequence.is_internal()) return false;
+  const kv::Chunk& chunk = chunks_.get(sequence.encodes);
+  const auto blocks = sequence.table.reserved();
+  NB_ASSERT(static_cast<int>(blocks.size()) == chunk.num_blocks());
+  const int first = sequence.computed_len() / kBlockTokens;
+  if (!archive_->load_chunk(kv::ChunkStore::key(chunk), sequence.tokens, blocks, first)) return false;
+  take_restored(sequence, sequence.pending_len());
+  ++counters_.restored_chunks;
+  return true;
+}
+
+/// Whole blocks, under the rules of the prefix cache.
+void Scheduler::restore_prefix(Sequence& sequence) {
+  const int first = sequence.computed_len() / kBlockTokens;
+  const int most = sequence.reusable_blocks();
+  if (!cache_ || first >= most) return;
+  const auto count = static_cast<std::size_t>(most);
+  const auto tokens = std::span<const TokenId>(sequence.tokens).first(count * kBlockTokens);
+  cache_->extend_keys(sequence.prefix, tokens, count);
+  const int restored = archive_->load_prefix(sequence.prefix, tokens, sequence.table.reserved().first(count), first);
+  NB_ASSERT(restored >= 0 && first + restored <= most);
+  if (restored > 0) take_restored(sequence, restored * kBlockTokens);
+}
+
+void Scheduler::take_restored(Sequence& sequence, int num_tokens) {
+  sequence.table.grow_to(sequence.computed_len() + num_tokens);  // not fresh: the blocks have their content
+  sequence.computed_len_ += num_tokens;
+  if (!sequence.was_computed) sequence.num_cached_tokens += num_tokens;
+  counters_.restored_tokens += num_tokens;
+  publish(sequence);
+}
+
+/// Queues the blocks that a sequence which has ended leaves in the prefix cache. What they hold is exact, whatever came
+/// behind them; only after an error nothing of the sequence is trusted.
+void Scheduler::keep_prefix(Sequence& sequence) {
+  if (archive_ == nullptr || !sequence.error.empty() || sequence.num_published == 0) return;
+  const auto count = static_cast<std::size_t>(sequence.num_published);
+  cache_->extend_keys(sequence.prefix, sequence.tokens, count);  // whoever forked another one has not needed them
+  saves_.add_prefix(sequence.prefix, sequence.tokens, sequence.table.reserved().first(count));
+}
+
+void Scheduler::drop_saves() {
+  while (saves_.drop_one(freed_blocks_)) continue;
+}
+
+bool Scheduler::remove_chunk(kv::ChunkId id) {
+  const auto found = chunks_.chunks().find(id);
+  if (found != chunks_.chunks().end()) saves_.drop_chunk(kv::ChunkStore::key(found->second), freed_blocks_);
+  return chunks_.remove(id, freed_blocks_);
+}
+
+}  // namespace nb::engine

@@ -102,8 +102,9 @@ class Engine {
   /// For times without work.
   bool touch_memory_ahead() { return storage_.touch_ahead(kTouchedAheadBytes); }
 
-  /// Chunks, and what may be done with them between two steps.
+  /// Chunks and cached prefixes, and what may be done with them between two steps.
   const kv::ChunkStore& chunks() const { return scheduler_.chunks(); }
+  int num_cached(std::span<const TokenId> tokens, std::string_view salt) { return scheduler_.num_cached(tokens, salt); }
   bool remove_chunk(kv::ChunkId id) { return scheduler_.remove_chunk(id); }
   bool pin_chunk(kv::ChunkId id, bool pinned) { return scheduler_.pin_chunk(id, pinned); }
 

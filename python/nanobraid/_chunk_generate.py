@@ -306,11 +306,8 @@ class Generating(ChunkedBase):
         if not job.retain:
             return answer
         assert out.reuse is not None
-        with self._retained_lock:
-            handle = self._next_handle
-            self._next_handle += 1
         kept = RetainedOutput(
-            seq_id=handle,
+            seq_id=0,
             text=out.text,
             token_ids=out.token_ids,
             prompt_token_ids=out.prompt_token_ids,
@@ -323,10 +320,18 @@ class Generating(ChunkedBase):
             messages=job.messages,
             segments=job.segments,
         )
-        self._retained[handle] = kept
+        handle = self._keep(kept, None)
         chunk_id = self.register_output_chunk_from_retained(handle) if out.token_ids and out.text else None
-        self._retained[handle] = dataclasses.replace(kept, output_chunk_id=chunk_id)
+        self._retained[handle] = dataclasses.replace(self._retained[handle], output_chunk_id=chunk_id)
         return dataclasses.replace(answer, output_chunk_id=chunk_id, retained_seq_id=handle)
+
+    def _keep(self, kept: RetainedOutput, output_chunk_id: str | None) -> int:
+        """Keeps an answer under a new handle."""
+        with self._retained_lock:
+            handle = self._next_handle
+            self._next_handle += 1
+        self._retained[handle] = dataclasses.replace(kept, seq_id=handle, output_chunk_id=output_chunk_id)
+        return handle
 
     def _retained_output(self, seq_id: int) -> RetainedOutput:
         kept = self._retained.get(seq_id) if isinstance(seq_id, int) else None

@@ -55,6 +55,7 @@ class Chunk(Keyed):
         access_count: How often it was part of a prompt.
         kv_ready: Whether its keys and values are stored now.
         kv_bytes: Memory they take.
+        kv_hits: How often a request found them there.
     """
 
     chunk_id: str
@@ -70,6 +71,7 @@ class Chunk(Keyed):
     access_count: int = 0
     kv_ready: bool = False
     kv_bytes: int = 0
+    kv_hits: int = 0
     core: tuple[int, int] = field(default=(0, 0), repr=False)  # the characters of `content` that kv_token_ids stand for
 
     @property

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from nanobraid import _chunk_file
 from nanobraid._chunk_generate import Generating
 from nanobraid._chunk_kv import ChunkKv
 from nanobraid._chunk_outputs import ChunkedOutput, ChunkedPiece, RetainedOutput, think_tags
@@ -38,6 +39,21 @@ if TYPE_CHECKING:
 __all__ = ["Chunk", "ChunkType", "ChunkedLLM", "ChunkedOutput", "ChunkedPiece", "RetainedOutput", "WarmReport"]
 
 _WITH_KV = (ChunkType.CONTEXT, ChunkType.OUTPUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What `ChunkedLLM.load` has read.
+
+    Attributes:
+        chunk_ids: Ids in the file to ids here: the same, unless deduplication is off.
+        outputs: Handles in the file to handles here.
+        extra: What `save` was given to remember.
+    """
+
+    chunk_ids: dict[str, str]
+    outputs: dict[int, int]
+    extra: Any
 
 
 class ChunkedLLM(Generating, AutomaticReuse):
@@ -371,6 +387,51 @@ class ChunkedLLM(Generating, AutomaticReuse):
             "budget_bytes": self._kv.budget_bytes,
         }
 
+    # ---- files ----
+
+    def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
+        """Writes the registered chunks and the retained answers to a file (JSON): texts, not keys and values.
+
+        Args:
+            path: The file; replaced if it is there.
+            extra: Something more to remember, made of what JSON has; `load` returns it.
+
+        Raises:
+            InvalidArgumentError: Metadata, or `extra`, is not made of what JSON has.
+            ModelIOError: The file cannot be written.
+        """
+        _chunk_file.write(path, self._tokenizer, self._registry.chunks(), list(self._retained.values()), extra)
+
+    def load(self, path: str | os.PathLike[str]) -> LoadReport:
+        """Registers the chunks of a file and adds its retained answers; keys and values are computed when needed.
+
+        Args:
+            path: A file that `save` has written.
+
+        Returns:
+            The ids and handles that they have here, by those they had.
+
+        Raises:
+            ModelIOError: The file cannot be read.
+            FormatError: It is no such file, it is damaged, or its texts have other tokens in this model. Nothing has
+                been registered then.
+            OutOfMemoryError: There is no room: all chunks are pinned, or `chunk_memory_ratio` is exhausted.
+        """
+        longest = int(self._llm.config["max_model_len"])
+        file = _chunk_file.Reader(path, self._tokenizer, longest, self._think)
+        chunk_ids: dict[str, str] = {}
+        for old, chunk in file.chunks:
+            if chunk.pinned and chunk.kv_token_ids:
+                self._kv.compute([chunk.kv_key], pin=True)
+            chunk_ids[old] = self._registry.add(chunk).chunk_id
+        outputs: dict[int, int] = {}
+        for kept in file.outputs:
+            own = None if kept.output_chunk_id is None else chunk_ids.get(kept.output_chunk_id)
+            outputs[kept.seq_id] = self._keep(kept, own)
+        return LoadReport(chunk_ids, outputs, file.extra)
+
+    # ---- figures ----
+
     def preview_composition(
         self,
         system_chunk_id: str,
@@ -411,4 +472,5 @@ def _with_kv(chunk: Chunk, infos: Mapping[KvKey, Any]) -> Chunk:
         metadata=dict(chunk.metadata),
         kv_ready=info is not None and info.ready,
         kv_bytes=0 if info is None else info.kv_bytes,
+        kv_hits=0 if info is None else info.hits,
     )

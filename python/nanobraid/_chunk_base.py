@@ -64,12 +64,14 @@ class ChunkedBase:
     _on_unsupported: Literal["error", "exact"]
     _cache_salt: str
     _exact_prefix_tokens: int
+    _warm_keys: set[KvKey]
 
     def _reuse_of(self, mode: Reuse | None) -> Reuse:
         """The mode of a request; checked."""
-        reuse = self._reuse if mode is None else mode
-        reuse_options(reuse)
-        return reuse
+        if mode is None:
+            return self._reuse
+        reuse_options(mode)
+        return mode
 
     # ---- prompts ----
 
@@ -96,8 +98,9 @@ class ChunkedBase:
         at = 0
         for chunk in contexts:
             begin, end = chunk.core
-            anchor = tuple(chunk.anchor_token_ids)
-            cores.append(Core(at + begin, at + end, tuple(chunk.kv_token_ids), anchor))
+            if begin < end:
+                anchor = tuple(chunk.anchor_token_ids)
+                cores.append(Core(at + begin, at + end, tuple(chunk.kv_token_ids), anchor))
             at += len(chunk.content) + len(SEPARATOR)
         return compose_chat(self._template, self._tokenizer, self._messages(system, contexts, query), [[], cores])
 
@@ -159,6 +162,12 @@ class ChunkedBase:
             out, reuse=dataclasses.replace(out.reuse, mode_requested=asked, downgrade_reason=reason)
         )
 
+    def _drop_orphans(self, jobs: Sequence[Job], known: set[KvKey]) -> None:
+        """Gives back what was computed for these requests alone: it belongs to nothing that is registered."""
+        for key in {key for job in jobs for key in job.keys} - known - self._warm_keys:
+            if not self._registry.has_key(key):
+                self._kv.remove(key)
+
     def _known(self, jobs: Sequence[Job]) -> set[KvKey]:
         return set(self._kv.infos()) if any(job.keys for job in jobs) else set()
 
@@ -166,19 +175,22 @@ class ChunkedBase:
         """Runs requests as one batch."""
         known = self._known(jobs)
         modes, reason = self._admit(jobs)
-        outs = self._llm.compose_batch(
-            [job.segments for job in jobs],
-            [job.params for job in jobs],
-            reuse=modes,
-            on_unsupported=self._on_unsupported,
-            cache_salt=self._cache_salt,
-        )
-        results = []
-        for job, out in zip(jobs, outs, strict=True):
-            asked = reason if job.keys else None
-            results.append(self._account(job, out, known, asked))
-            known.update(job.keys)
-        return results
+        seen = set(known)
+        try:
+            outs = self._llm.compose_batch(
+                [job.segments for job in jobs],
+                [job.params for job in jobs],
+                reuse=modes,
+                on_unsupported=self._on_unsupported,
+                cache_salt=self._cache_salt,
+            )
+            results = []
+            for job, out in zip(jobs, outs, strict=True):
+                results.append(self._account(job, out, seen, reason if job.keys else None))
+                seen.update(job.keys)
+            return results
+        finally:
+            self._drop_orphans(jobs, known)
 
     def _stream_job(self, job: Job) -> Generator[StreamPiece, None, RequestOutput]:
         """Runs a request piece by piece; returns the whole at the end."""
@@ -187,17 +199,22 @@ class ChunkedBase:
         prompt_ids = [token for segment in job.segments for token in ids_of(segment)]
         texts: list[str] = []
         token_ids: list[int] = []
-        for piece in self._llm.compose(
+        stream = self._llm.compose(
             job.segments,
             job.params,
             reuse=mode,
             on_unsupported=self._on_unsupported,
             cache_salt=self._cache_salt,
             stream=True,
-        ):
-            texts.append(piece.text)
-            token_ids += piece.token_ids
-            yield piece
+        )
+        try:
+            for piece in stream:
+                texts.append(piece.text)
+                token_ids += piece.token_ids
+                yield piece
+        finally:
+            stream.close()
+            self._drop_orphans([job], known)
         assert piece.finish_reason is not None and piece.metrics is not None and piece.reuse is not None
         out = RequestOutput(
             text="".join(texts),

@@ -292,12 +292,7 @@ class Generating(ChunkedBase):
             system, asking = self._registry.add(system), self._registry.add(asking)
             contexts = [self._registry.add(chunk) for chunk in contexts]
         job = self._job(system, contexts, asking, params, reuse, retain=retain or asked)
-        new = [] if persist_chunks else [key for key in job.keys if self._kv.find(key) is None]
-        try:
-            return self._finish(job, self._serve([job])[0])
-        finally:
-            for key in new:
-                self._kv.remove(key)
+        return self._finish(job, self._serve([job])[0])
 
     # ---- answers that are kept ----
 

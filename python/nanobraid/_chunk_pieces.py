@@ -153,6 +153,7 @@ class AutomaticReuse(ChunkedBase):
         keys = list(dict.fromkeys(keys))
         known = self._kv.infos()
         if keys:
+            self._warm_keys.update(keys)
             self._kv.compute(keys, pin=pin)
         tokens = sum(len(key[0]) for key in keys)
         return WarmReport(
@@ -162,6 +163,12 @@ class AutomaticReuse(ChunkedBase):
             left_out=max(total - tokens, 0),
             kv_bytes=sum(self._kv.bytes_of(key) for key in keys),
         )
+
+    def _cool(self) -> None:
+        """Gives the memory of all that `warm` has stored back."""
+        keys, self._warm_keys = self._warm_keys, set()
+        for key in keys:
+            self._kv.remove(key)
 
 
 def _keys(piece: Piece) -> list[KvKey]:

@@ -57,22 +57,24 @@ def moved(core: Core, shift: int, anchor: Sequence[int] | None = None) -> Core:
 def core_of(tokenizer: Tokenizer, text: str) -> Core:
     """Returns the tokens of a text that are within it when it is a paragraph between others.
 
-    Of a text that is nothing but white space, all of its tokens alone.
+    White space at its ends, with a token that begins in it, is left out: templates may cut it off, and it is encoded
+    together with what stands beside it. So there may be no tokens.
 
     Raises:
         InvalidArgumentError: It is not a string, or not Unicode.
     """
     before, after = SEPARATOR, SEPARATOR + "A"
     encoding = tokenizer.encode_with_offsets(before + text + after, add_special_tokens=False)
-    low, high = len(before), len(before) + len(text)
-    inside = [i for i, (begin, end) in enumerate(encoding.offsets) if low <= begin < end <= high]
+    low = len(before) + len(text) - len(text.lstrip())
+    high = len(before) + len(text.rstrip())
+    inside = [
+        (token, begin - len(before), end - len(before))
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        if low <= begin < end <= high
+    ]
     if not inside:
-        ids = tokenizer.encode(text, add_special_tokens=False, at_start=False)
-        return Core(0, len(text), tuple(ids))
-    first, last = inside[0], inside[-1]
-    return Core(
-        encoding.offsets[first][0] - low, encoding.offsets[last][1] - low, tuple(encoding.ids[first : last + 1])
-    )
+        return Core(0, 0, ())
+    return Core(inside[0][1], inside[-1][2], tuple(token for token, _, _ in inside))
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def compose_chat(
     for i, message in reversed(list(enumerate(check_messages(messages)))):
         content = message["content"] or ""
         wanted = content.strip()
-        found = _rfind(parts, part, end, wanted) if wanted else None
+        if not wanted:
+            continue
+        found = _rfind(parts, part, end, wanted)
         if found is None:
             if cores[i]:
                 raise UnsupportedError(f"the chat template changes the text of message {i}, which has chunks")

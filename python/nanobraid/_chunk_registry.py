@@ -45,8 +45,8 @@ class Chunk(Keyed):
         chunk_type: What it is in a prompt.
         content: Its text.
         token_ids: The tokens of its text alone.
-        kv_token_ids: Those of them that are stored as a chunk: all but the ones that text around it may change. Empty
-            for system prompts and queries, which are always at hand as the beginning of a prompt or computed.
+        kv_token_ids: Those of them that are stored as a chunk: all but white space at the ends, and what text around it
+            may change. Empty for system prompts and queries, which begin a prompt or are computed.
         anchor_token_ids: What stands before it while it is computed.
         metadata: The user's.
         pinned: Neither evicted nor cleared.

@@ -116,13 +116,15 @@ class ChunkedLLM(Generating, AutomaticReuse):
             self._tokenizer = self._llm.tokenizer
             self._template = ChatTemplate.of(self._tokenizer)
         except BaseException:
-            self.close()
+            if self._owns:
+                self._llm.close()
             raise
         self._on_unsupported = on_unsupported
         self._cache_salt = cache_salt
         self._kv = ChunkKv(self._llm, cache_salt, float(ratio))
         self._registry = Registry(max_chunks, enable_deduplication, self._removed)
         self._exact_prefix_tokens = 0
+        self._warm_keys = set()
         self._think = think_tags(self._tokenizer)
         self._retained = {}
         self._retained_lock = threading.Lock()
@@ -138,9 +140,11 @@ class ChunkedLLM(Generating, AutomaticReuse):
         return f"ChunkedLLM({self._llm!r}, {len(self._registry)} chunks, mode={self._reuse!r})"
 
     def close(self) -> None:
-        """Closes the `LLM`, if it was made here."""
+        """Closes the `LLM` if it was made here; otherwise gives the memory of the chunks back."""
         if self._owns:
             self._llm.close()
+        else:
+            self.clear_chunks()
 
     @property
     def llm(self) -> LLM:
@@ -154,8 +158,7 @@ class ChunkedLLM(Generating, AutomaticReuse):
 
     @mode.setter
     def mode(self, mode: Reuse) -> None:
-        self._reuse = mode
-        self._reuse_of(mode)
+        self._reuse = self._reuse_of(mode)
 
     # ---- registration ----
 
@@ -329,10 +332,15 @@ class ChunkedLLM(Generating, AutomaticReuse):
     def clear_chunks(self, chunk_type: ChunkType | str | None = None) -> int:
         """Forgets all chunks, pinned ones too, or all of a type; returns how many there were.
 
+        Without a type, what `warm` has stored goes too.
+
         Raises:
             InvalidArgumentError: There is no such type.
         """
-        return sum(self._registry.remove(chunk.chunk_id) for chunk in self.list_chunks(chunk_type))
+        gone = sum(self._registry.remove(chunk.chunk_id) for chunk in self.list_chunks(chunk_type))
+        if chunk_type is None:
+            self._cool()
+        return gone
 
     def evict_unused_chunks(self, max_age_seconds: float = 3600) -> int:
         """Forgets chunks that have not been part of a prompt for so long and are not pinned; returns how many.
@@ -427,7 +435,8 @@ class ChunkedLLM(Generating, AutomaticReuse):
         outputs: dict[int, int] = {}
         for kept in file.outputs:
             own = None if kept.output_chunk_id is None else chunk_ids.get(kept.output_chunk_id)
-            outputs[kept.seq_id] = self._keep(kept, own)
+            there = (o.seq_id for o in list(self._retained.values()) if _is_same(o, kept))
+            outputs[kept.seq_id] = next(there, 0) or self._keep(kept, own)
         return LoadReport(chunk_ids, outputs, file.extra)
 
     # ---- figures ----
@@ -462,6 +471,11 @@ class ChunkedLLM(Generating, AutomaticReuse):
         reuse = self._reuse_of(mode)
         pieces = self._pieces(system, contexts, query)
         return preview(self._llm, self._kv, pieces, (system, contexts, query), reuse=reuse, cache_salt=self._cache_salt)
+
+
+def _is_same(one: RetainedOutput, other: RetainedOutput) -> bool:
+    """Whether both are the same answer to the same prompt."""
+    return (one.token_ids, one.prompt_token_ids) == (other.token_ids, other.prompt_token_ids)
 
 
 def _with_kv(chunk: Chunk, infos: Mapping[KvKey, Any]) -> Chunk:

@@ -211,7 +211,7 @@ def test_a_file_brings_chunks_and_answers_back(chunked: nb.ChunkedLLM, llm: nb.L
 
         def facts(c: nb.ChunkedLLM) -> list[tuple[Any, ...]]:
             return [
-                (k.chunk_id, k.chunk_type, k.content, k.token_ids, k.kv_token_ids, k.anchor_token_ids, k.metadata, k.pinned)
+                (k.chunk_id, k.content, k.token_ids, k.kv_token_ids, k.anchor_token_ids, k.metadata, k.pinned)
                 for k in sorted(c.list_chunks(), key=lambda k: k.chunk_id)
             ]  # fmt: skip
 

@@ -24,13 +24,16 @@ def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], styl
         note(title)
         note(table([header, *rows], "  "))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=Text(title), title_justify="left", header_style="bold")
+    shown = Table(title=Text(title), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
-        shown.add_column(name, overflow="ellipsis", no_wrap=True, ratio=1 if i == len(header) - 1 else None)
+        is_last = i == len(header) - 1  # the one that is cut where the terminal is narrow
+        width = None if is_last else max(len(row[i]) for row in [header, *rows])
+        shown.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width)
     for row, style in zip(rows, styles, strict=True):
         shown.add_row(*(Text(cell) for cell in row), style=style)
     Console(stderr=True).print(shown)
@@ -41,17 +44,16 @@ def show_chunks(chunks: Sequence[Chunk], roles: Sequence[Sequence[str]], stats: 
     if not chunks:
         note("There are no chunks. /system, /context and /query make some.")
         return
-    header = ("type", "in prompt", "id", "tokens", "uses", "KV hits", "KV", "pinned", "text")
+    header = ("type", "in prompt", "id", "tokens", "uses", "hits", "KV", "text")
     rows = [
         (
             chunk.chunk_type.value,
-            ", ".join(role) or "-",
+            ", ".join([*role, "pinned"] if chunk.pinned else role) or "-",
             chunk.chunk_id[:8],
             str(chunk.token_count),
             str(chunk.access_count),
             str(chunk.kv_hits),
             size_text(chunk.kv_bytes),
-            "yes" if chunk.pinned else "-",
             printable(chunk.content_preview),
         )
         for chunk, role in zip(chunks, roles, strict=True)

@@ -232,6 +232,12 @@ def test_max_chunks_evicts_what_was_not_used_for_longest_and_keeps_pinned_ones(l
         chunked.unpin(third)
         fifth = chunked.register_chunk("five", "context")
         assert {chunk.chunk_id for chunk in chunked.list_chunks()} == {first, fourth, fifth}
+    with other(llm, max_chunks=4) as chunked:
+        system, query, (cheese, bob) = three(chunked)
+        chunked.generate_from_chunks(system, query, [cheese], GREEDY)
+        chunked.register_chunk("new", "context")
+        assert {cheese, system, query} <= {chunk.chunk_id for chunk in chunked.list_chunks()}
+        assert bob not in [chunk.chunk_id for chunk in chunked.list_chunks()]
     with other(llm, max_chunks=1) as tiny:  # a request holds what it was given
         assert tiny.generate(SYSTEM, QUERY, [CHEESE, BOB], GREEDY).token_ids
 
@@ -489,3 +495,18 @@ def test_a_preview_says_what_then_happens(chunked: nb.ChunkedLLM, llm: nb.LLM, m
         assert said["memory_bytes"] == said["chunk_bytes"] + said["own_bytes"]
     assert said["to_encode"] == 0
     assert said["num_levels"] == (3 if approximate else 2)
+
+
+def test_a_preview_of_whole_blocks_that_are_all_cached(chunked: nb.ChunkedLLM) -> None:
+    system, query = chunked.register_chunk(SYSTEM, "system_prompt"), ""
+    for words in range(1, 17):
+        query = chunked.register_chunk("Why" + " so" * words + "?", "query")
+        if chunked.preview_composition(system, query)["total_tokens"] % 16 == 0:
+            break
+    chunked.generate_from_chunks(system, query, None, GREEDY)
+    said = chunked.preview_composition(system, query)
+    out = chunked.generate_from_chunks(system, query, None, GREEDY)
+    assert out.reuse is not None
+    assert len(out.prompt_token_ids) % 16 == 0
+    assert (said["exact_prefix"], said["computed"]) == (out.reuse.exact_prefix, out.reuse.computed)
+    assert said["computed"] == 16  # the last token is computed, and with it its block

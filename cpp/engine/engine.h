@@ -124,8 +124,9 @@ class Engine {
   /// Waits until all KV that is to be kept is on disk, at most `time`, and gives up the rest.
   void finish_saving(std::chrono::duration<double> time);
 
-  /// Chunks, and what may be done with them between two steps.
+  /// Chunks and cached prefixes, and what may be done with them between two steps.
   const kv::ChunkStore& chunks() const { return scheduler_.chunks(); }
+  int num_cached(std::span<const TokenId> tokens, std::string_view salt) { return scheduler_.num_cached(tokens, salt); }
   bool remove_chunk(kv::ChunkId id);  ///< from the store too
   bool pin_chunk(kv::ChunkId id, bool pinned) { return scheduler_.pin_chunk(id, pinned); }
 

@@ -93,7 +93,13 @@ void EngineThread::call(std::function<void(Engine&)> what) {
     const std::lock_guard lock(mutex_);
     NB_CHECK(!closed_, invalid_argument, "the engine is closed");
     if (broken_) throw *broken_;
-    done = calls_.emplace_back(std::move(what)).get_future();
+    // Who has called finds what that changed in the counters.
+    const auto counted = [this, what = std::move(what)](Engine& engine) {
+      what(engine);
+      const std::lock_guard own_lock(mutex_);
+      stats_ = engine.stats();
+    };
+    done = calls_.emplace_back(counted).get_future();
   }
   arrived_.notify_one();
   try {

@@ -233,6 +233,12 @@ void Scheduler::adopt(Sequence& sequence) {
   counters_.prefix_hit_tokens += adopted;
 }
 
+int Scheduler::num_cached(std::span<const TokenId> tokens, std::string_view salt) {
+  if (!cache_) return 0;
+  kv::PrefixKeys keys{.root = cache_->root(salt), .keys = {}};
+  return kBlockTokens * cache_->match(keys, tokens, static_cast<int>(tokens.size()) / kBlockTokens);
+}
+
 /// An answer of which nothing is computed waits for an older one to the same prompt that is computing it.
 bool Scheduler::follow_sibling(Sequence& sequence) {
   if (sequence.computed_len() > 0 || sequence.num_generated() > 0 || sequence.scores_prompt()) return false;

@@ -133,6 +133,8 @@ class Scheduler {
   const SchedulerLimits& limits() const { return limits_; }
   const SchedulerCounters& counters() const { return counters_; }
   const kv::ChunkStore& chunks() const { return chunks_; }
+  /// How many of the first tokens of a prompt the prefix cache of a namespace could give now: whole blocks.
+  int num_cached(std::span<const TokenId> tokens, std::string_view salt);
 
   /// The chunk cannot be found any more and goes when nobody uses it; false if there is none.
   bool remove_chunk(kv::ChunkId id);

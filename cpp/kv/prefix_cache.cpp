@@ -74,6 +74,18 @@ int PrefixCache::extend(PrefixKeys& keys, std::span<const TokenId> tokens, int m
   return static_cast<int>(chain.size() - before);
 }
 
+int PrefixCache::match(PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks) {
+  forget_evicted();
+  const std::size_t most = std::min(static_cast<std::size_t>(std::max(max_blocks, 0)), tokens.size() / kBlockTokens);
+  std::size_t count = 0;
+  for (BlockId parent = kNoBlock; count < most; ++count) {
+    const Digest& parent_key = parent == kNoBlock ? keys.root : entry(parent).key;
+    parent = find(key_of(keys, tokens, count), parent_key, parent, block_tokens(tokens, count));
+    if (parent == kNoBlock) break;
+  }
+  return static_cast<int>(count);
+}
+
 BlockId PrefixCache::publish(PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> chain) {
   forget_evicted();
   NB_ASSERT(!chain.empty() && tokens.size() == chain.size() * kBlockTokens);

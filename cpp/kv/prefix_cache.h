@@ -50,6 +50,9 @@ class PrefixCache {
   /// that are in `chain` already must be published. Returns how many were appended.
   int extend(PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks, std::vector<BlockId>& chain);
 
+  /// How many published blocks `tokens` begin with, at most `max_blocks`. Takes and changes nothing.
+  int match(PrefixKeys& keys, std::span<const TokenId> tokens, int max_blocks);
+
   /// Makes the last block of `chain` findable: the KV of its tokens, the last 16 of `tokens`, is stored, and those
   /// before it are published. Returns the block that stands for them from now on: this one, or one with equal content
   /// that was published before, of which the caller must take a reference instead.

@@ -169,6 +169,10 @@ kv::ChunkId find_chunk(ModelEngine& self, const std::vector<TokenId>& tokens, co
   return between_steps(self, [&](engine::Engine& engine) { return engine.chunks().find(root, anchor, tokens); });
 }
 
+int num_cached(ModelEngine& self, const std::vector<TokenId>& tokens, const std::string& cache_salt) {
+  return between_steps(self, [&](engine::Engine& engine) { return engine.num_cached(tokens, cache_salt); });
+}
+
 // The chunks of one namespace.
 py::list list_chunks(ModelEngine& self, const std::string& cache_salt) {
   const kv::PrefixRoot root = kv::ChunkStore::root(cache_salt);
@@ -443,6 +447,7 @@ void bind_engine(py::module_& module) {
            py::arg("chunks") = std::vector<std::tuple<int, int, std::vector<TokenId>>>{}, py::arg("reuse") = "exact",
            py::arg("mask_sink") = true, py::arg("ratio") = 0.15, py::arg("select") = "deviation",
            py::arg("only_chunks") = false, py::arg("pin_chunks") = false)
+      .def("num_cached", &num_cached, py::arg("token_ids"), py::arg("cache_salt") = "")
       .def("find_chunk", &find_chunk, py::arg("token_ids"), py::arg("anchor_token_ids"), py::arg("cache_salt") = "")
       .def("list_chunks", &list_chunks, py::arg("cache_salt") = "")
       .def(

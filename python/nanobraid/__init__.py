@@ -15,11 +15,13 @@ from nanobraid.chunk_cache import ChunkCache, ChunkInfo
 from nanobraid.composition import Blend, Isolated, ReuseReport, Segment
 from nanobraid.errors import (
     ChatTemplateError,
+    ChunkNotFoundError,
     DeviceError,
     DownloadError,
     FormatError,
     InternalError,
     InvalidArgumentError,
+    InvalidCompositionError,
     ModelIOError,
     ModelNotFoundError,
     NanobraidError,
@@ -35,6 +37,7 @@ from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nanobraid.async_engine import AsyncEngine, AsyncRequest
+    from nanobraid.chunked import Chunk, ChunkedLLM, ChunkedOutput, ChunkedPiece, ChunkType, RetainedOutput, WarmReport
 
 __all__ = [
     "LLM",
@@ -43,8 +46,14 @@ __all__ = [
     "Blend",
     "ChatTemplate",
     "ChatTemplateError",
+    "Chunk",
     "ChunkCache",
     "ChunkInfo",
+    "ChunkNotFoundError",
+    "ChunkType",
+    "ChunkedLLM",
+    "ChunkedOutput",
+    "ChunkedPiece",
     "CompletionOutput",
     "DeviceError",
     "DownloadError",
@@ -52,6 +61,7 @@ __all__ = [
     "Guided",
     "InternalError",
     "InvalidArgumentError",
+    "InvalidCompositionError",
     "Isolated",
     "Logprob",
     "ModelIOError",
@@ -61,6 +71,7 @@ __all__ = [
     "OverloadedError",
     "RequestMetrics",
     "RequestOutput",
+    "RetainedOutput",
     "ReuseReport",
     "SamplingParams",
     "ScoreOutput",
@@ -68,8 +79,12 @@ __all__ = [
     "StreamPiece",
     "Tokenizer",
     "UnsupportedError",
+    "WarmReport",
     "__version__",
 ]
+
+
+_CHUNKED = ("Chunk", "ChunkType", "ChunkedLLM", "ChunkedOutput", "ChunkedPiece", "RetainedOutput", "WarmReport")
 
 
 def __getattr__(name: str) -> Any:
@@ -77,6 +92,10 @@ def __getattr__(name: str) -> Any:
         from nanobraid import async_engine
 
         return getattr(async_engine, name)
+    if name in _CHUNKED:
+        from nanobraid import chunked
+
+        return getattr(chunked, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from nanobraid import _core
 from nanobraid._draft import Prepared
+from nanobraid._driver import Call, Driver
 from nanobraid._options import require_one_of
+from nanobraid._requests import params_for
 from nanobraid.composition import Content, Reuse, Segment, reuse_options
 from nanobraid.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError, error_of
 from nanobraid.outputs import RequestOutput, StreamPiece
@@ -96,6 +98,7 @@ class Composing:
     """The part of an `LLM` that takes segments."""
 
     _tokenizer: Tokenizer
+    _driver: Driver
 
     def _prepare(
         self,
@@ -189,6 +192,82 @@ class Composing:
         for _ in pieces:
             pass
         return requests[-1].draft.result(None, ids)
+
+    def compose_batch(
+        self,
+        prompts: Sequence[Sequence[Segment | str]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        reuse: Reuse | list[Reuse] = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> list[RequestOutput]:
+        """Continues several prompts that are put together from segments, all of them as one continuous batch.
+
+        Args:
+            prompts: Each as for `compose`.
+            sampling_params: For all prompts, or one for each. None is ``SamplingParams()``.
+            reuse: For all prompts, or one for each.
+            on_unsupported: As for `compose`; it holds for each prompt alone.
+            cache_salt: As for `compose`.
+            timeout_s: As for `compose`.
+
+        Returns:
+            One output per prompt, in order. An answer that ended because its options left no token to choose has the
+            finish reason ``error``, as with `generate`.
+
+        Raises:
+            InvalidArgumentError: There are no prompts, or as `compose`. Nothing has been computed then.
+            UnsupportedError, OutOfMemoryError: As `compose`; the other answers are given up.
+        """
+        require_one_of("on_unsupported", on_unsupported, ("error", "exact"))
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+            raise InvalidArgumentError("prompts must be a list of lists of Segment, with at least one")
+        params = params_for(sampling_params, len(prompts))
+        modes: list[Reuse] = reuse if isinstance(reuse, list) else [reuse] * len(prompts)
+        if len(modes) != len(prompts):
+            raise InvalidArgumentError(f"reuse has {len(modes)} entries for {len(prompts)} prompts")
+        composed = [composed_prompt(self._tokenizer, segments) for segments in prompts]
+
+        def prepare(i: int, mode: Reuse, reason: str | None = None) -> Prepared:
+            ids, chunks = composed[i]
+            request = self._prepare(ids, params[i], cache_salt, timeout_s, streams=False)
+            request.options.update(reuse_options(mode), chunks=chunks)
+            request.draft.reuse_requested = reuse_options(modes[i])["reuse"]
+            request.draft.downgrade_reason = reason
+            return request
+
+        requests = [prepare(i, mode) for i, mode in enumerate(modes)]
+        call = Call(streams=False)
+
+        def submit(i: int) -> None:
+            try:
+                self._driver.submit(call, i, requests[i].ids, **requests[i].options)
+            except (UnsupportedError, OutOfMemoryError) as error:
+                submit_exact(i, error)
+
+        def submit_exact(i: int, error: UnsupportedError | OutOfMemoryError) -> None:
+            if on_unsupported == "error" or requests[i].options["reuse"] == "exact":
+                raise error
+            requests[i] = prepare(i, "exact", str(error))
+            submit(i)
+
+        try:
+            with self._driver.together():
+                for i in range(len(requests)):
+                    submit(i)
+            while outputs := self._driver.wait(call):
+                for i, output in outputs:
+                    error = error_of(*output.error) if output.finish_reason == "error" and output.error else None
+                    if isinstance(error, UnsupportedError | OutOfMemoryError):
+                        submit_exact(i, error)
+                    else:
+                        requests[i].draft.add(output)
+        except BaseException:
+            self._driver.cancel(call)
+            raise
+        return [request.draft.result(None, request.ids) for request in requests]
 
     def composed_logits(self, segments: Sequence[Segment | str], *, reuse: Reuse = "exact") -> NDArray[np.float32]:
         """Returns the logits after every token behind the last chunk of a composed prompt, for evaluation.

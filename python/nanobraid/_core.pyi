@@ -358,6 +358,8 @@ class Engine:
         """Stops a request; the next step reports it with finish_reason 'abort'. Unknown ids are ignored."""
     def cancel_all(self, outbox: Outbox) -> None:
         """Stops all requests of an outbox."""
+    def num_cached(self, token_ids: Sequence[int], cache_salt: str = "") -> int:
+        """How many of the first tokens the prefix cache could give now."""
     def find_chunk(self, token_ids: Sequence[int], anchor_token_ids: Sequence[int], cache_salt: str = "") -> int:
         """Id of the chunk with this content, or 0."""
     def list_chunks(self, cache_salt: str = "") -> list[dict[str, Any]]:

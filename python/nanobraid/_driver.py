@@ -108,6 +108,12 @@ class Driver:
             call, index, tokens, **what, **rest, chunks=chunks, only_chunks=True, pin_chunks=pin, cache_salt=cache_salt
         )
 
+    def num_cached(self, tokens: list[int], cache_salt: str) -> int:
+        """How many of the first tokens the prefix cache could give now."""
+        self.check_open()
+        with core_errors():
+            return self._engine.num_cached(tokens, cache_salt)
+
     def find_chunk(self, tokens: list[int], anchor: list[int], cache_salt: str) -> int:
         """The id of the chunk with this content, or 0."""
         self.check_open()

@@ -292,37 +292,60 @@ class ChatTemplate:
             InvalidArgumentError: `messages` is not a conversation.
             ChatTemplateError: The template is wrong, refuses the conversation, or exceeds a limit.
         """
+        token_ids: list[int] = []
+        for part in self.parts(messages, tokenizer, add_generation_prompt=add_generation_prompt):
+            if isinstance(part, int):
+                token_ids.append(part)
+            else:
+                token_ids += tokenizer.encode(
+                    part, add_special_tokens=False, parse_special=False, at_start=not token_ids
+                )
+        return token_ids
+
+    def parts(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+    ) -> list[int | str]:
+        """Returns the prompt of a conversation as control tokens and the texts between them, none of them empty.
+
+        The texts are text only: encoded one by one, they and the control tokens are what `encode` returns.
+
+        Args:
+            messages: As for `encode`, and so the following.
+            tokenizer: The tokenizer of the same model.
+            add_generation_prompt: End the prompt with the beginning of the assistant's answer.
+
+        Raises:
+            InvalidArgumentError, ChatTemplateError: As `encode`.
+        """
         conversation = check_messages(messages)
         specials = [text for text in tokenizer.special_tokens if text]
         first_chars = {text[0] for text in specials}
         used = {char for text in _strings(conversation) for char in text}
+        to_chars: dict[int, str] = {}
         if not first_chars & used:
-            plain = self._render([conversation], add_generation_prompt)[0]
-            return tokenizer.encode(plain, add_special_tokens=False, parse_special=True)
-
-        taken = used.union(self.source, *specials)
-        free = (chr(code) for code in range(_FIRST_MARK, sys.maxunicode - 1) if chr(code) not in taken)
-        marks = dict(zip(sorted(first_chars), free, strict=False))
-        to_marks = str.maketrans(marks)
-        to_chars = str.maketrans({mark: char for char, mark in marks.items()})
-        plain, marked = self._render(
-            [conversation, _map_strings(conversation, lambda text: text.translate(to_marks))], add_generation_prompt
-        )
-        if marked.translate(to_chars) != plain:
-            spelled = _SpelledTokens(specials)
-            careful = _map_strings(conversation, lambda text: spelled.mark(text, marks))
-            marked = self._render([careful], add_generation_prompt)[0]
-
-        token_ids: list[int] = []
+            marked = self._render([conversation], add_generation_prompt)[0]
+        else:
+            taken = used.union(self.source, *specials)
+            free = (chr(code) for code in range(_FIRST_MARK, sys.maxunicode - 1) if chr(code) not in taken)
+            marks = dict(zip(sorted(first_chars), free, strict=False))
+            to_marks = str.maketrans(marks)
+            to_chars = str.maketrans({mark: char for char, mark in marks.items()})
+            plain, marked = self._render(
+                [conversation, _map_strings(conversation, lambda text: text.translate(to_marks))],
+                add_generation_prompt,
+            )
+            if marked.translate(to_chars) != plain:
+                spelled = _SpelledTokens(specials)
+                careful = _map_strings(conversation, lambda text: spelled.mark(text, marks))
+                marked = self._render([careful], add_generation_prompt)[0]
+        if not specials:
+            return [marked] if marked else []
         cut = re.compile("(" + "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) + ")")
-        for i, part in enumerate(cut.split(marked)):
-            if i % 2 == 1:
-                token_ids.append(tokenizer.special_tokens[part])
-            elif part:
-                token_ids += tokenizer.encode(
-                    part.translate(to_chars), add_special_tokens=False, parse_special=False, at_start=not token_ids
-                )
-        return token_ids
+        return [
+            tokenizer.special_tokens[part] if i % 2 == 1 else part.translate(to_chars)
+            for i, part in enumerate(cut.split(marked))
+            if part
+        ]
 
     def _render(self, conversations: list[Any], add_generation_prompt: bool) -> list[str]:
         variables = [

@@ -11,6 +11,8 @@ from nanobraid.composition import Content
 from nanobraid.errors import InvalidArgumentError, error_of
 from nanobraid.tokenizer import Tokenizer
 
+_BLOCK_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class ChunkInfo:
@@ -93,6 +95,18 @@ class ChunkCache:
         own = encode_content(self._tokenizer, content, "content")
         anchor_ids = self._tokenizer.check_token_ids(anchor, "anchor")
         return self._driver.find_chunk(own, anchor_ids, cache_salt) or None
+
+    def bytes_for(self, num_tokens: int) -> int:
+        """Memory of the keys and values of so many tokens, in whole blocks."""
+        return -(-num_tokens // _BLOCK_TOKENS) * self._driver.block_bytes()
+
+    def cached_prefix(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
+        """How many of the first tokens of a prompt the prefix cache could give now.
+
+        Raises:
+            InvalidArgumentError: They are not token ids of the vocabulary.
+        """
+        return self._driver.num_cached(self._tokenizer.check_token_ids(token_ids), cache_salt)
 
     def list(self, *, cache_salt: str = "") -> list[ChunkInfo]:
         """The chunks of a namespace, oldest first."""

@@ -82,6 +82,16 @@ class ChatTemplateError(InvalidArgumentError):
     """The chat template of the model is missing, is wrong, refuses the conversation, or exceeds its limits."""
 
 
+class ChunkNotFoundError(InvalidArgumentError, KeyError):
+    """There is no chunk, or no retained output, of that name; it may have been deleted or evicted."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
+
+
+class InvalidCompositionError(InvalidArgumentError):
+    """Chunks that do not make a prompt: not one system prompt, contexts and one query; the message says which."""
+
+
 _CLASS_OF_CODE: dict[str, type[NanobraidError]] = {
     cls.code: cls
     for cls in (

@@ -1,6 +1,7 @@
 """Talk with a model.
 
-The conversation is remembered. /help lists the commands. Ctrl-C stops an answer;
+The conversation is remembered. Commands put prompts together from contexts that are
+computed once and used again. /help lists them. Ctrl-C stops an answer;
 at an empty prompt it leaves, as Ctrl-D does.
 """
 
@@ -8,23 +9,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 from typing import Any
 
-from nanobraid.commands import _options
+from nanobraid.commands import _chat_chunks, _options
 from nanobraid.commands._terminal import TextOut, note
 from nanobraid.errors import NanobraidError
 from nanobraid.llm import LLM
 from nanobraid.sampling_params import SamplingParams
 
 _PROMPT = "> "
-_HELP = """\
-/help   this list
-/clear  forget the conversation (the system message stays)
-/exit   leave
-Ctrl-C  stop an answer; at an empty prompt: leave
-Ctrl-D  leave"""
+_HELP = f"""\
+{_chat_chunks.HELP}
+/help             this list
+/exit             leave (also /quit)
+Ctrl-C            stop an answer; at an empty prompt: leave
+Ctrl-D            leave"""
+_COMMAND = re.compile(r"/[a-z-]+\Z")  # /usr/bin is no command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,33 +89,46 @@ class _Chat:
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
         self._llm = llm
         self._params = params
-        self._opening = [{"role": "system", "content": system}] if system else []
+        self._chunks = _chat_chunks.ChunkCommands(llm, params, system)
         self._turns: list[dict[str, str]] = []
         self._out = TextOut()
         self.failed = False
 
     def turn(self, line: str) -> bool:
         """Handles a line; returns whether to go on."""
-        if line.startswith("/") and " " not in line:
-            if line == "/exit":
-                return False
-            if line == "/clear":
-                self._turns.clear()
-                note("The conversation is forgotten.")
-            elif line == "/help":
-                note(_HELP)
-            else:
-                note(f"Unknown command {line}.\n{_HELP}")
-            return True
-        self._turns.append({"role": "user", "content": line})
+        command, _, argument = line.partition(" ")
+        if command in ("/exit", "/quit") and not argument:
+            return False
         num_before = len(self._turns)
         try:
-            self._answer()
+            if _COMMAND.match(command):
+                self._command(command, argument.strip())
+            else:
+                self._turns.append({"role": "user", "content": line})
+                self._answer()
         except NanobraidError as error:
-            del self._turns[num_before - 1 :]
+            del self._turns[num_before:]
             self.failed = True
             note(f"nanobraid: error: {' '.join(str(error).split())}")
         return True
+
+    def _command(self, command: str, argument: str) -> None:
+        if command == "/help":
+            note(_HELP)
+        elif command == "/clear":
+            note(self._chunks.clear(argument))
+            if not argument:
+                self._turns.clear()
+        elif self._chunks.knows(command):
+            self._chunks.run(command, argument)
+        else:
+            self.failed = True
+            note(f"Unknown command {command}. /help lists the commands.")
+
+    @property
+    def _opening(self) -> list[dict[str, str]]:
+        system = self._chunks.system_text
+        return [{"role": "system", "content": system}] if system else []
 
     def _answer(self) -> None:
         prompt = self._fitting_prompt()

@@ -44,7 +44,9 @@ void give_back(BlockPool& pool, const Blocks& chain) {
 Blocks find(PrefixCache& cache, const PrefixRoot& root, const Tokens& tokens, int most = 1000) {
   Blocks chain;
   PrefixKeys keys{.root = root};
+  const int matched = cache.match(keys, tokens, most);
   cache.extend(keys, tokens, most, chain);
+  EXPECT_EQ(static_cast<int>(chain.size()), matched);
   return chain;
 }
 
@@ -200,7 +202,9 @@ TEST(PrefixCache, RandomOperationsAgreeWithAMap) {
         owner.tokens.insert(owner.tokens.end(), 16, static_cast<int>(random() % 2));
       PrefixKeys keys{.root = cache.root(owner.salt)};
       forget();
+      const int matched = cache.match(keys, owner.tokens, 100);
       cache.extend(keys, owner.tokens, 100, owner.chain);
+      ASSERT_EQ(matched, static_cast<int>(owner.chain.size()));
       Tokens prefix;
       for (std::size_t i = 0; i < length; ++i) {
         prefix.insert(prefix.end(), 16, owner.tokens[i * 16]);

@@ -95,7 +95,7 @@ TEST(SchedulerArchive, AChunkThatIsThereTakesNoRows) {
     request.only_chunks = true;
     request.max_tokens = 0;
     scheduler.submit(std::make_unique<Sequence>(RequestId{1}, request, std::span<const TokenId>(), 100));
-    EXPECT_EQ(rows_of_steps(scheduler), (std::vector<int>{has_chunks ? 0 : 40, 0})) << "who asked ends a step later";
+    EXPECT_EQ(rows_of_steps(scheduler), (std::vector<int>{has_chunks ? 0 : 40}));
     EXPECT_EQ(scheduler.counters().restored_chunks, has_chunks ? 1 : 0);
     ASSERT_EQ(scheduler.chunks().chunks().size(), 1u);
     EXPECT_TRUE(scheduler.chunks().chunks().begin()->second.is_ready);

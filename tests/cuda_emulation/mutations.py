@@ -466,7 +466,7 @@ def check_texts() -> list[str]:
 
 def build(folder: Path, jobs: int) -> str | None:
     """Builds the tests; returns what the compiler said if it failed."""
-    command = ["cmake", "--build", folder / "build", "--target", TARGET, "-j", str(jobs)]
+    command = ["cmake", "--build", str(folder / "build"), "--target", TARGET, "-j", str(jobs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
 
@@ -474,7 +474,8 @@ def build(folder: Path, jobs: int) -> str | None:
 def failed_test(folder: Path, limit: float) -> str | None:
     """The first test that fails, or None. A crash or a hang of more than `limit` seconds counts as a failure."""
     for filter_ in (f"-{ENGINES}", ENGINES):
-        command = [folder / "build" / TARGET, "--gtest_brief=1", "--gtest_fail_fast", f"--gtest_filter={filter_}"]
+        program = folder / "build" / TARGET
+        command = [str(program), "--gtest_brief=1", "--gtest_fail_fast", f"--gtest_filter={filter_}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
         except subprocess.TimeoutExpired:

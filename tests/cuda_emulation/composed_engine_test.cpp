@@ -161,6 +161,17 @@ TEST_P(Composed, SlicesGiveTheTokensOfTheHost) {
   expect_answers({.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 11});
 }
 
+// Nothing else runs, so that several slices in a row are only measured: each must see its own arrays, not those that
+// the slice before it left on the device.
+TEST_P(Composed, OneAloneIsMeasuredInSlices) {
+  const std::vector<Request> requests = composed_requests();
+  for (const std::size_t i : {3, 11}) {
+    Engine engine(*model_, {.kv_format = quant::KvFormat::f32, .max_num_seqs = 1, .max_batch_tokens = 12});
+    expect_same_tokens({answer_one(engine, requests[i])}, {on_the_host()[i]});
+    EXPECT_EQ(engine.stats().measured_tokens, 37);
+  }
+}
+
 TEST_P(Composed, PreemptedOnesGiveTheTokensOfTheHost) {
   std::vector<Request> requests = some_composed_requests();
   for (Request& request : requests) request.max_tokens = 14;

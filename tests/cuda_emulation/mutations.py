@@ -24,7 +24,18 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("CMakeLists.txt", "cpp", "cuda", "tests")
 TARGET = "cuda_emulation_tests"
-ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"  # tests of whole engines, which take long: tried last
+# Tests of one kind of kernel, which are tried first where a file that begins so is broken, and those of whole engines,
+# which take long and are tried last.
+OWN = {
+    "attention": "CudaAttention.*",
+    "gemm": "Gemm.*:ManyRows.*",
+    "gemv": "Gemv.*",
+    "matrix": "Gemv.*:ManyRows.*",
+    "norm_matrix": "Gemv.*",
+    "sampling": "DeviceSampling.*",
+    "": "Elementwise.*:Reduce.*",
+}
+ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"
 
 
 class Mutation(NamedTuple):
@@ -471,11 +482,17 @@ def build(folder: Path, jobs: int) -> str | None:
     return None if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
 
 
-def failed_test(folder: Path, limit: float) -> str | None:
+def filters_for(file: str) -> tuple[str, ...]:
+    """All tests in three parts, the most likely to find a defect in this file first."""
+    own = next(tests for begin, tests in OWN.items() if file.startswith(begin))
+    return own, f"-{own}:{ENGINES}", ENGINES
+
+
+def failed_test(folder: Path, filters: tuple[str, ...], limit: float) -> str | None:
     """The first test that fails, or None. A crash or a hang of more than `limit` seconds counts as a failure."""
-    for filter_ in (f"-{ENGINES}", ENGINES):
+    for tests in filters:
         program = folder / "build" / TARGET
-        command = [str(program), "--gtest_brief=1", "--gtest_fail_fast", f"--gtest_filter={filter_}"]
+        command = [str(program), "--gtest_brief=1", "--gtest_fail_fast", f"--gtest_filter={tests}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
         except subprocess.TimeoutExpired:
@@ -506,7 +523,7 @@ def prepare(folder: Path, jobs: int) -> float:
     if errors is not None:
         sys.exit(f"the tests do not build:\n{errors}")
     begin = time.monotonic()
-    failed = failed_test(folder, 3600)
+    failed = failed_test(folder, ("*",), 3600)
     if failed is not None:
         sys.exit(f"the tests fail without a defect: {failed}")
     return time.monotonic() - begin
@@ -520,7 +537,7 @@ def try_mutation(row: Mutation, folder: Path, jobs: int, limit: float) -> bool:
     path.write_text(whole.replace(row.old, row.new), encoding="utf-8")
     try:
         errors = build(folder, jobs)
-        failed = None if errors is not None else failed_test(folder, limit)
+        failed = None if errors is not None else failed_test(folder, filters_for(row.file), limit)
     finally:
         path.write_text(whole, encoding="utf-8")
     outcome = f"killed by {failed}" if failed else "SURVIVES"

@@ -76,6 +76,29 @@ __global__ void __launch_bounds__(kThreads) kv_write_kernel(ops::KvWriteArgs a) 
   store_kv(a.kv, a.slots[row], 1, head, dim, a.v[row * a.v_stride + at]);
 }
 
+/// grid: (groups of rows); a warp per row. A lane adds up every 32nd dimension of one head after the other.
+template <class Number>
+__global__ void __launch_bounds__(kThreads) key_deviation_kernel(ops::KeyDeviationArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int row = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / 32);
+  if (row >= a.rows) return;
+  const int slot_a = a.slots_a[row], slot_b = a.slots_b[row];
+  float sum = 0.0f;
+  for (int head = 0; head < a.a.num_kv_heads; ++head) {
+    const Number* x = reinterpret_cast<const Number*>(kv_cell(a.a, slot_a / kBlockTokens, 0, head));
+    const Number* y = reinterpret_cast<const Number*>(kv_cell(a.b, slot_b / kBlockTokens, 0, head));
+    x += slot_a % kBlockTokens * a.a.head_dim;
+    y += slot_b % kBlockTokens * a.a.head_dim;
+    for (int dim = lane_id(); dim < a.a.head_dim; dim += 32) {
+      const float difference = to_float(x[dim]) - to_float(y[dim]);
+      sum = fmaf(difference, difference, sum);
+    }
+  }
+  sum = warp_sum(sum);
+  if (lane_id() == 0) a.out[row] = sum;
+}
+
 /// grid: (columns, rows).
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(ops::SiluMulArgs a) {
   grid_trigger();
@@ -129,6 +152,14 @@ void kv_write(const ops::KvWriteArgs& a, const Part&) {
           .grid_x = blocks_for(a.kv.num_kv_heads * a.kv.head_dim),
           .grid_y = static_cast<unsigned>(a.rows)},
          kv_write_kernel, a);
+}
+
+void key_deviation(const ops::KeyDeviationArgs& a, const Part&) {
+  const auto start = [&](auto number) {
+    launch({.name = "key_deviation_kernel", .grid_x = blocks_for(32 * a.rows)}, key_deviation_kernel<decltype(number)>,
+           a);
+  };
+  a.a.format == quant::KvFormat::f32 ? start(0.0f) : start(Bf16{});
 }
 
 void silu_mul(const ops::SiluMulArgs& a, const Part&) {

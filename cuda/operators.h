@@ -15,6 +15,7 @@ void rms_norm(const ops::RmsNormArgs&, const Part&);
 void prepare(const ops::PrepareArgs&, const Part&);
 void rope(const ops::RopeArgs&, const Part&);
 void kv_write(const ops::KvWriteArgs&, const Part&);
+void key_deviation(const ops::KeyDeviationArgs&, const Part&);
 void silu_mul(const ops::SiluMulArgs&, const Part&);
 void argmax(const ops::ArgmaxArgs&, const Part&);
 

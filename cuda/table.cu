@@ -16,6 +16,7 @@ ops::KernelTable make_table(const DeviceMemory& memory) {
   table.prepare = prepare;
   table.rope = rope;
   table.kv_write = kv_write;
+  table.key_deviation = key_deviation;
   table.attention = attention;
   table.attention_scratch_bytes = attention_scratch_bytes;
   table.silu_mul = silu_mul;

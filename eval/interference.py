@@ -158,7 +158,8 @@ def main() -> int:
     for name, side in report["sides"].items():
         loaded = side["loaded_ms"]
         print(
-            f"{name:<10} idle step {side['idle_step_ms']:.1f} ms (p99 {side['idle_ms']['p99']:.1f}); while prompts of {args.prompt_tokens} tokens arrive "
+            f"{name:<10} idle step {side['idle_step_ms']:.1f} ms (p99 {side['idle_ms']['p99']:.1f}); while prompts of "
+            f"{args.prompt_tokens} tokens arrive "
             f"p50 {loaded['p50']:.1f}, p90 {loaded['p90']:.1f}, p99 {loaded['p99']:.1f} ms = "
             f"{side['p99_over_idle_step']:.2f} x idle, max {loaded['max']:.1f} ms ({side['gaps']} gaps); "
             f"idle step after that {side['idle_step_after_ms']:.1f} ms; p99 of gaps over the idle step of their time "

@@ -22,8 +22,7 @@ int share_of(double ratio, int count) { return static_cast<int>(std::ceil(ratio 
 
 std::unique_ptr<Composition> Composition::create(const Request& request) {
   const Reuse& reuse = request.reuse;
-  const bool recomputes_all = reuse.mode == ReuseMode::blend && reuse.ratio >= 1.0;
-  if (reuse.mode == ReuseMode::exact || recomputes_all || request.only_chunks) return nullptr;
+  if (!wants_composition(request)) return nullptr;
   const int num_prompt = static_cast<int>(request.prompt.size());
   std::unique_ptr<Composition> made(new Composition());
   made->mode_ = reuse.mode;

@@ -44,9 +44,14 @@ void check_chunks(const Request& request, int vocab_size, int max_model_len) {
 
 }  // namespace
 
+bool wants_composition(const Request& request) {
+  const bool recomputes_all = request.reuse.mode == ReuseMode::blend && request.reuse.ratio >= 1.0;
+  return request.reuse.mode != ReuseMode::exact && !recomputes_all && !request.only_chunks;
+}
+
 int rotation_room(const Request& request) {
   int room = 0;
-  if (request.reuse.mode == ReuseMode::exact) return room;
+  if (!wants_composition(request)) return room;
   for (const ChunkSpan& chunk : request.chunks) {
     room = std::max(room, static_cast<int>(chunk.anchor.size()) - chunk.begin);
   }

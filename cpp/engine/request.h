@@ -104,6 +104,9 @@ struct Request {
   bool pin_chunks = false;  ///< with only_chunks: they stay until they are removed
 };
 
+/// Whether chunks are to be used as an approximation: not where all of their tokens are computed again anyway.
+bool wants_composition(const Request& request);
+
 /// Positions at the end of the context that a request cannot have: queries are rotated to their distance from a chunk's
 /// anchor, which may stand before the beginning of the prompt.
 int rotation_room(const Request& request);

@@ -89,6 +89,23 @@ void check_runs(const AttentionPlan& plan) {
   }
 }
 
+// For each run a query is rotated to its distance from the run's first key, which may lie before position 0. Rows
+// before that key see nothing of the run and are not rotated.
+void check_distances(const AttentionPlan& plan, const RopeTable& table) {
+  for (const AttentionSegment& segment : plan.segments) {
+    if (segment.row_count == 0) continue;
+    const auto rows = plan.positions.subspan(static_cast<std::size_t>(segment.row_begin),
+                                             static_cast<std::size_t>(segment.row_count));
+    const std::int64_t last = *std::max_element(rows.begin(), rows.end());
+    for (int32_t r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+      const std::int64_t offset = plan.runs[static_cast<std::size_t>(r)].position_offset;
+      NB_CHECK(last - offset < table.num_positions, invalid_argument, "attention: position ", last, " is ",
+               last - offset, " behind the beginning of a run at ", offset, ", outside the rotation table of ",
+               table.num_positions);
+    }
+  }
+}
+
 // A wrong claim of equal blocks would be a wrong answer, and to compare a few hundred ids costs nothing beside the
 // step.
 void check_shared_keys(const AttentionPlan& plan) {
@@ -347,6 +364,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
   check_runs(plan);
+  check_distances(plan, rope_table);
   check_shared_keys(plan);
   AttentionArgs args{};
   args.q = q.as<const float>();

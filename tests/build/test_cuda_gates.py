@@ -47,6 +47,7 @@ BUDGETS = (
     Budget(r"prepare_kernel", 24),
     Budget(r"rope_kernel", 24),
     Budget(r"kv_write_kernel", 32),
+    Budget(r"key_deviation_kernel<(float|Bf16)>", 40),
     Budget(r"silu_mul_kernel", 24),
     Budget(r"argmax_kernel", 32),
     Budget(rf"{GEMV}<.*, 1>", 64, streams=True),

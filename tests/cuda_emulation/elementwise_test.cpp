@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "base/dtype.h"
+#include "base/ids.h"
 #include "cuda_emulation/device_fixture.h"
 #include "quant/kv_format.h"
 
@@ -130,6 +133,65 @@ TEST(Elementwise, KvWriteStoresCellsAsTheReferenceDoes) {
                   bench.ctx);
     bench.memory.copy_out(got.data(), cells.data(), got.size());
     EXPECT_EQ(got, expected);
+  }
+}
+
+// Rows around the number of warps of a block, heads around a warp; slots repeat, and blocks of the sides differ in
+// size.
+TEST(Elementwise, KeyDeviationMatchesReference) {
+  constexpr int kBlocks = 3;
+  for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+    for (const auto& [heads, dim] : {std::pair{1, 8}, {2, 24}, {3, 64}, {2, 96}, {1, 136}}) {
+      DeviceBench bench;
+      ops::Bench reference("reference");
+      const std::int64_t cell = quant::kv_cell_bytes(format, dim);
+      struct Side {
+        std::int64_t stride;
+        std::vector<std::uint8_t> bytes;
+        Buffer copy;
+      };
+      const auto make = [&](int layers, unsigned seed) {
+        Side side{2 * heads * cell * layers, {}, {}};
+        side.bytes.resize(static_cast<std::size_t>(kBlocks * side.stride));
+        Matrix k = Matrix::random(kBlocks * kBlockTokens, heads * dim, seed),
+               v = Matrix::random(k.num_rows, k.num_cols, 9);
+        std::vector<std::int32_t> slots(static_cast<std::size_t>(k.num_rows));
+        std::iota(slots.begin(), slots.end(), 0);
+        ops::kv_write({side.bytes.data(), side.stride, cell, heads, dim, format}, k.view(), v.view(), slots,
+                      reference.ctx);
+        side.copy = copy_to(bench.memory, side.bytes.data(), side.bytes.size());
+        return side;
+      };
+      Side a = make(1, 1), b = make(2, 2);
+      const auto host = [&](Side& side) {
+        return ops::KvLayer{side.bytes.data(), side.stride, cell, heads, dim, format};
+      };
+      const auto device = [&](Side& side) {
+        return ops::KvLayer{side.copy.as<std::uint8_t>(), side.stride, cell, heads, dim, format};
+      };
+      for (const int rows : {1, 4, 5, 35}) {
+        std::vector<std::int32_t> slots_a, slots_b;
+        for (int t = 0; t < rows; ++t) {
+          slots_a.push_back(t * 29 % (t % 5 == 4 ? 1 : kBlocks * kBlockTokens));
+          slots_b.push_back(t * 37 % (t % 4 == 3 ? 17 : kBlocks * kBlockTokens));
+        }
+        std::vector<float> expected(static_cast<std::size_t>(rows)), got(expected.size(), -1.0F), first;
+        ops::key_deviation(expected, host(a), slots_a, host(b), slots_b, reference.ctx);
+        in_both_orders([&] {
+          bench.workspace.reset();
+          ops::key_deviation(got, device(a), slots_a, device(b), slots_b, bench.ctx);
+          for (std::size_t t = 0; t < got.size(); ++t) {
+            ASSERT_NEAR(got[t], expected[t], 1e-6 * expected[t]) << heads << " heads of " << dim << ", row " << t;
+            float alone = -1.0F;
+            ops::key_deviation({&alone, 1}, device(a), std::span(slots_a).subspan(t, 1), device(b),
+                               std::span(slots_b).subspan(t, 1), bench.ctx);
+            EXPECT_EQ(alone, got[t]) << "the bits of a row depend on its neighbours";
+          }
+          if (first.empty()) first = got;
+          EXPECT_EQ(got, first);
+        });
+      }
+    }
   }
 }
 

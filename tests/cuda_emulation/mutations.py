@@ -24,6 +24,18 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("CMakeLists.txt", "cpp", "cuda", "tests")
 TARGET = "cuda_emulation_tests"
+# Tests of one kind of kernel, which are tried first where a file that begins so is broken, and those of whole engines,
+# which take long and are tried last.
+OWN = {
+    "attention": "CudaAttention.*",
+    "gemm": "Gemm.*:ManyRows.*",
+    "gemv": "Gemv.*",
+    "matrix": "Gemv.*:ManyRows.*",
+    "norm_matrix": "Gemv.*",
+    "sampling": "DeviceSampling.*",
+    "": "Elementwise.*:Reduce.*",
+}
+ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"
 
 
 class Mutation(NamedTuple):
@@ -255,6 +267,16 @@ MUTATIONS = (
         "if (pair >= half) return;",
         "only the first head is rotated",
     ),
+    Mutation("elementwise.cu", "if (row >= a.rows) return;", "if (row + 1 >= a.rows) return;", "deviation: last row"),
+    Mutation("elementwise.cu", "y += slot_b % kBlockTokens", "y += slot_a % kBlockTokens", "deviation: slots mixed up"),
+    Mutation("elementwise.cu", "kv_cell(a.b, slot_b", "kv_cell(a.a, slot_b", "deviation: one layer with itself"),
+    Mutation(
+        "elementwise.cu",
+        "dim < a.a.head_dim; dim += 32",
+        "dim < a.a.head_dim / 32 * 32; dim += 32",
+        "deviation: tail of a head",
+    ),
+    Mutation("elementwise.cu", "  sum = warp_sum(sum);\n", "", "deviation: one lane's part"),
     # ---- formulas.cuh ----
     Mutation("formulas.cuh", "-(y * angle[half])", "(y * angle[half])", "rotation: sign"),
     Mutation("formulas.cuh", "slot / kBlockTokens", "slot / 15", "keys in the wrong block"),
@@ -455,26 +477,34 @@ def check_texts() -> list[str]:
 
 def build(folder: Path, jobs: int) -> str | None:
     """Builds the tests; returns what the compiler said if it failed."""
-    command = ["cmake", "--build", folder / "build", "--target", TARGET, "-j", str(jobs)]
+    command = ["cmake", "--build", str(folder / "build"), "--target", TARGET, "-j", str(jobs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
 
 
-def failed_test(folder: Path) -> str | None:
-    """The first test that fails, or None. A crash or a hang counts as a failure."""
-    command = [folder / "build" / TARGET, "--gtest_brief=1", "--gtest_fail_fast"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    except subprocess.TimeoutExpired:
-        return "timeout"
-    if done.returncode == 0:
-        return None
-    found = re.search(r"^\[  FAILED  \] (\S+)", done.stdout, re.MULTILINE)
-    return found.group(1).rstrip(",") if found else f"exit status {done.returncode}"
+def filters_for(file: str) -> tuple[str, ...]:
+    """All tests in three parts, the most likely to find a defect in this file first."""
+    own = next(tests for begin, tests in OWN.items() if file.startswith(begin))
+    return own, f"-{own}:{ENGINES}", ENGINES
 
 
-def prepare(folder: Path, jobs: int) -> None:
-    """Copies the tree, builds the tests and sees them pass."""
+def failed_test(folder: Path, filters: tuple[str, ...], limit: float) -> str | None:
+    """The first test that fails, or None. A crash or a hang of more than `limit` seconds counts as a failure."""
+    for tests in filters:
+        program = folder / "build" / TARGET
+        command = [str(program), "--gtest_brief=1", "--gtest_fail_fast", f"--gtest_filter={tests}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        if done.returncode != 0:
+            found = re.search(r"^\[  FAILED  \] (\S+)", done.stdout, re.MULTILINE)
+            return found.group(1).rstrip(",") if found else f"exit status {done.returncode}"
+    return None
+
+
+def prepare(folder: Path, jobs: int) -> float:
+    """Copies the tree, builds the tests and sees them pass; returns the seconds that this took them."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -492,12 +522,14 @@ def prepare(folder: Path, jobs: int) -> None:
     errors = build(folder, jobs)
     if errors is not None:
         sys.exit(f"the tests do not build:\n{errors}")
-    failed = failed_test(folder)
+    begin = time.monotonic()
+    failed = failed_test(folder, ("*",), 3600)
     if failed is not None:
         sys.exit(f"the tests fail without a defect: {failed}")
+    return time.monotonic() - begin
 
 
-def try_mutation(row: Mutation, folder: Path, jobs: int) -> bool:
+def try_mutation(row: Mutation, folder: Path, jobs: int, limit: float) -> bool:
     """Whether a test fails with this defect; prints the outcome."""
     path = folder / "cuda" / row.file
     whole = path.read_text(encoding="utf-8")
@@ -505,7 +537,7 @@ def try_mutation(row: Mutation, folder: Path, jobs: int) -> bool:
     path.write_text(whole.replace(row.old, row.new), encoding="utf-8")
     try:
         errors = build(folder, jobs)
-        failed = None if errors is not None else failed_test(folder)
+        failed = None if errors is not None else failed_test(folder, filters_for(row.file), limit)
     finally:
         path.write_text(whole, encoding="utf-8")
     outcome = f"killed by {failed}" if failed else "SURVIVES"
@@ -530,9 +562,9 @@ def main() -> int:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutations-") as name:
         folder = Path(name)
-        prepare(folder, options.jobs)
+        limit = max(600.0, 4 * prepare(folder, options.jobs))
         print(f"{time.monotonic() - begin:4.0f} s  built and passed without a defect", flush=True)
-        killed = sum(try_mutation(row, folder, options.jobs) for row in rows)
+        killed = sum(try_mutation(row, folder, options.jobs, limit) for row in rows)
     print(f"{killed} of {len(rows)} defects found in {time.monotonic() - begin:.0f} s")
     return 0 if killed == len(rows) else 1
 

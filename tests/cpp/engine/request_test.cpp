@@ -63,6 +63,30 @@ TEST(Request, RefusesByNameAndValue) {
   expect_refused(bad, "prompt_logprobs must be in [0, 20], got -1");
 }
 
+// A chunk at the beginning whose anchor stands before it: queries are rotated to their distance from the anchor.
+TEST(Request, AnAnchorBeforeThePromptTakesRoomAtTheEnd) {
+  const auto composed = [](int num_prompt, ReuseMode mode) {
+    Request request = make_request(num_prompt, 4);
+    request.chunks = {{.begin = 1, .count = 5, .anchor = {1, 2, 3, 4}}, {.begin = 7, .count = 2, .anchor = {1, 2}}};
+    request.reuse.mode = mode;
+    return request;
+  };
+  EXPECT_EQ(rotation_room(composed(16, ReuseMode::isolated)), 3);
+  validate(composed(16, ReuseMode::isolated), kVocab, kContext);
+  expect_refused(composed(17, ReuseMode::isolated), "the context of 20 tokens has room for 16 and one generated token");
+  expect_refused(composed(17, ReuseMode::blend), "room for 16");
+  // Where nothing is composed, nothing is rotated so far.
+  validate(composed(19, ReuseMode::exact), kVocab, kContext);
+  Request all = composed(19, ReuseMode::blend);
+  all.reuse.ratio = 1.0;
+  validate(all, kVocab, kContext);
+  expect_refused(composed(20, ReuseMode::exact), "room for 19");
+  Request reaching = composed(9, ReuseMode::isolated);
+  reaching.chunks = {{.begin = 0, .count = 0, .anchor = std::vector<TokenId>(19, 1)}};
+  reaching.chunks[0].count = 1;
+  expect_refused(reaching, "room for 0 and one");
+}
+
 TEST(Request, NamesFinishReasons) {
   EXPECT_STREQ(to_string(FinishReason::stop), "stop");
   EXPECT_STREQ(to_string(FinishReason::length), "length");

@@ -64,9 +64,11 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
     if (problem.is_composed) {
       run.first_key = keys % 21;
       run.hidden_begin = static_cast<int32_t>(plan.hidden.size());
-      for (int block = 0; block < (keys + 15) / 16; ++block) {  // some of all keys, of none, of many
-        const auto bits = static_cast<uint16_t>(random());
-        plan.hidden.push_back(block % 7 < 4 ? (block % 14 < 7 ? 0xffff : 0) : static_cast<uint16_t>(bits | 1));
+      // All keys of the second tile of 64, none or some of other blocks; in the first ones keys can be seen, so that
+      // it shows where a run begins.
+      for (int block = 0; block < (keys + 15) / 16; ++block) {
+        const auto some = static_cast<uint16_t>(random() | 1);
+        plan.hidden.push_back(block % 14 / 4 == 1 ? uint16_t{0xffff} : block % 7 < 4 ? uint16_t{0} : some);
       }
     }
     if (problem.is_composed && is_last) {
@@ -428,6 +430,35 @@ TEST(AttentionShared, AWrongClaimIsRefused) {
   EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 64}}, {{0, 64, 0}, {4, 64, 0}}), Error);  // another fourth block
   EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 16}}, {{0, 61, 0}, {4, 56, 5}}), Error);  // another offset
   EXPECT_THROW(attend({{0, 2, 0, 2}, {2, 0, 1, 1, 16}}, runs), Error);                      // two runs, no rows
+}
+
+// A run that begins before position 0 has its rows further away from its first key than from the beginning.
+TEST(AttentionRuns, RowsBeyondTheRotationTableAreRefused) {
+  Bench bench("");
+  const auto table = make_rotations(16, 40);
+  const RopeTable rope_table{table.data(), 16, 40};
+  kv::KvStorage storage({quant::KvFormat::f32, 1, 1, 16}, 2);
+  for (int i = 0; i < 2; ++i) storage.zero(i);
+  const auto attend = [&](std::vector<int32_t> positions, int offset) {
+    const auto rows = static_cast<int32_t>(positions.size());
+    const std::vector<AttentionSegment> segments = {{0, 0, 0, 1}, {0, rows, 0, 2}};
+    const std::vector<AttentionRun> runs = {{0, 16, 0}, {1, 16, offset}};
+    const std::vector<int32_t> blocks = {0, 1};
+    Matrix q(rows, 16), out(rows, 16);
+    attention(out.view(), q.view(), 1, 0.3f, 0, rope_table, storage.layer(0), {positions, segments, runs, blocks},
+              bench.ctx);
+  };
+  EXPECT_NO_THROW(attend({39, 4}, 0));
+  EXPECT_NO_THROW(attend({34, 3}, -5));
+  EXPECT_NO_THROW(attend({2, 3}, 30));  // in front of the run
+  try {
+    attend({35, 3}, -5);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    EXPECT_STREQ(error.what(),
+                 "attention: position 35 is 40 behind the beginning of a run at -5, outside the rotation table of 40");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Attention, testing::ValuesIn(fast_backends()), backend_test_name);

@@ -3,9 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "base/align.h"
+#include "base/dtype.h"
 #include "base/error.h"
+#include "base/ids.h"
 #include "kv/kv_storage.h"
 #include "ops/ops_fixture.h"
 
@@ -76,6 +80,75 @@ TEST_P(Ops, SiluMulMatchesReference) {
   for (std::size_t i = 0; i < out.values.size(); ++i) {
     EXPECT_NEAR(out.values[i], expected.values[i], 2e-6 * std::max(1.0f, std::fabs(expected.values[i]))) << i;
   }
+}
+
+// Slots of both sides repeat; the layers are of different storages, so a block is as long as its own storage says.
+TEST_P(Ops, KeyDeviationFollowsTheDefinition) {
+  constexpr int kBlocksA = 3, kBlocksB = 5;
+  for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+    for (const auto& [heads, dim] : {std::pair{1, 16}, {2, 24}, {3, 64}, {1, 80}, {2, 128}}) {
+      Bench one(GetParam(), 1), two(GetParam(), 2);
+      kv::KvStorage stored_a({format, 2, heads, dim}, kBlocksA), stored_b({format, 3, heads, dim}, kBlocksB);
+      Matrix a = Matrix::random(kBlocksA * kBlockTokens, heads * dim, 1);
+      Matrix b = Matrix::random(kBlocksB * kBlockTokens, heads * dim, 2);
+      const auto fill = [&](kv::KvStorage& storage, Matrix& keys) {
+        std::vector<int32_t> slots(static_cast<std::size_t>(keys.num_rows));
+        std::iota(slots.begin(), slots.end(), 0);
+        Matrix values = Matrix::random(keys.num_rows, keys.num_cols, 3);
+        for (int layer = 0; layer < storage.shape().num_layers; ++layer) {
+          Matrix others = Matrix::random(keys.num_rows, keys.num_cols, 10 + static_cast<unsigned>(layer));
+          kv_write(storage.layer(layer), (layer == 1 ? keys : others).view(), values.view(), slots, one.ctx);
+        }
+      };
+      fill(stored_a, a);
+      fill(stored_b, b);
+      const auto stored = [&](float value) {
+        return static_cast<double>(format == quant::KvFormat::bf16 ? bf16_to_f32(f32_to_bf16(value)) : value);
+      };
+      for (const int rows : {1, 2, 7, 40}) {
+        std::vector<int32_t> slots_a, slots_b;
+        for (int t = 0; t < rows; ++t) {
+          slots_a.push_back(t * 29 % (t % 5 == 4 ? 1 : kBlocksA * kBlockTokens));
+          slots_b.push_back(t * 37 % (t % 4 == 3 ? 17 : kBlocksB * kBlockTokens));
+        }
+        std::vector<float> out(static_cast<std::size_t>(rows), -1.0f), again(out);
+        key_deviation(out, stored_a.layer(1), slots_a, stored_b.layer(1), slots_b, one.ctx);
+        key_deviation(again, stored_a.layer(1), slots_a, stored_b.layer(1), slots_b, two.ctx);
+        EXPECT_EQ(again, out) << "two threads";
+        for (std::size_t t = 0; t < out.size(); ++t) {
+          double expected = 0.0;
+          for (int i = 0; i < heads * dim; ++i) {
+            const double difference = stored(a.at(slots_a[t], i)) - stored(b.at(slots_b[t], i));
+            expected += difference * difference;
+          }
+          EXPECT_NEAR(out[t], expected, 2e-6 * expected) << heads << " heads of " << dim << ", row " << t;
+        }
+        key_deviation(out, stored_a.layer(1), slots_a, stored_a.layer(1), slots_a, two.ctx);
+        EXPECT_EQ(out, std::vector<float>(static_cast<std::size_t>(rows), 0.0f)) << "a key and itself";
+      }
+    }
+  }
+}
+
+TEST_P(Ops, KeyDeviationRefusesLayersThatDiffer) {
+  Bench bench(GetParam());
+  const kv::KvStorage storage({quant::KvFormat::f32, 1, 2, 16}, 1);
+  const KvLayer layer = storage.layer(0);
+  const std::vector<int32_t> slots = {0, 1};
+  std::vector<float> out(2);
+  const auto refused = [&](const KvLayer& other, std::span<const int32_t> other_slots) {
+    EXPECT_THROW(key_deviation(out, layer, slots, other, other_slots, bench.ctx), Error);
+    EXPECT_THROW(key_deviation(out, other, other_slots, layer, slots, bench.ctx), Error);
+  };
+  KvLayer other = layer;
+  other.format = quant::KvFormat::bf16;
+  refused(other, slots);
+  other = layer, other.head_dim = 8;
+  refused(other, slots);
+  other = layer, other.num_kv_heads = 1;
+  refused(other, slots);
+  refused(layer, std::span(slots).first(1));
+  key_deviation(out, layer, slots, layer, slots, bench.ctx);
 }
 
 TEST_P(Ops, ArgmaxTakesTheLowerIdAndNeverNan) {

@@ -176,8 +176,8 @@ MUTATIONS = (
     # ---- attention_prefill.cuh ----
     Mutation(
         "attention_prefill.cuh",
-        "  if (run.hidden_begin >= 0) hide_keys(a, run, base, scores);\n",
-        "",
+        "if (run.hidden_begin >= 0) hide_keys(a, run, base, scores);",
+        "if (run.hidden_begin >= 1 << 30) hide_keys(a, run, base, scores);",
         "prefill: hidden keys seen",
     ),
     Mutation(

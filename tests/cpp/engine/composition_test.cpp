@@ -46,7 +46,8 @@ TEST(Composition, OfIsolatedChunksOwnsThePlainTokensAndHidesSinks) {
 TEST(Composition, SinksStayVisibleWhereAskedAndAtTheBeginning) {
   Request request = composed(ReuseMode::isolated);
   request.reuse.mask_sink = false;
-  for (const PlacedChunk& chunk : Composition::create(request)->chunks()) EXPECT_TRUE(chunk.hidden.empty());
+  const auto made = Composition::create(request);
+  for (const PlacedChunk& chunk : made->chunks()) EXPECT_TRUE(chunk.hidden.empty());
   request.reuse.mask_sink = true;
   request.chunks = {{.begin = 0, .count = 8, .anchor = {9}}};
   EXPECT_TRUE(Composition::create(request)->chunks()[0].hidden.empty());

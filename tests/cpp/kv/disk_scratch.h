@@ -84,7 +84,9 @@ inline constexpr std::uint64_t kBlockBytes = 1000;  // no multiple of anything
 
 inline std::vector<TokenId> some_tokens(int number, std::size_t count) {
   std::vector<TokenId> tokens(count);
-  for (std::size_t i = 0; i < count; ++i) tokens[i] = (number * 7919 + static_cast<TokenId>(i)) % 1000003;
+  for (std::size_t i = 0; i < count; ++i) {
+    tokens[i] = static_cast<TokenId>((static_cast<std::size_t>(number) * 7919 + i) % 1000003);
+  }
   return tokens;
 }
 

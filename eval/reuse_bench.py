@@ -119,6 +119,8 @@ def part_decode(bench: Bench, rounds: int, tokens: int = 64) -> dict[str, Any]:
             for name, (segments, reuse) in cases.items():
                 metrics = bench.llm.compose(segments, params, reuse=reuse).metrics
                 add(rows, name, 1e3 / metrics.tokens_per_s)
+        for chunk in bench.llm.chunks.list():
+            bench.llm.chunks.remove(chunk.id)
     result = medians(rows)
     ratios = {f"{name} / one context": result[name] / result["one context"] for name in result if name != "one context"}
     return {"ms_per_token": result, "ratios": ratios, "rounds": rows}

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/hash_field.h"
 #include "base/log.h"
 #include "quant/kv_format.h"
 
@@ -25,10 +26,7 @@ constexpr std::size_t kRecordBlocks = kv::kMaxPrefixTokens / kBlockTokens;
 
 class Fields {
  public:
-  void add(std::string_view name, std::string_view value) {
-    add_sized(name);
-    add_sized(value);
-  }
+  void add(std::string_view name, std::string_view value) { add_field(hash_, name, value); }
   /// The bytes of a number.
   template <class Number>
   void add_number(std::string_view name, Number value) {
@@ -38,12 +36,6 @@ class Fields {
   Digest finish() { return hash_.finish(); }
 
  private:
-  void add_sized(std::string_view text) {
-    const std::uint64_t size = text.size();
-    hash_.update(std::as_bytes(std::span(&size, 1)));
-    hash_.update(std::as_bytes(std::span(text)));
-  }
-
   Sha256 hash_;
 };
 

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "base/error.h"
+#include "base/hash_field.h"
 
 namespace nb::kv {
 
@@ -28,8 +29,7 @@ bool has_content(const Chunk& chunk, const Digest& root, std::span<const TokenId
 
 Digest ChunkStore::root(std::string_view salt) {
   Sha256 hash;
-  hash.update(std::as_bytes(std::span(std::string_view("chunks"))));
-  hash.update(std::as_bytes(std::span(salt)));
+  add_field(hash, "chunks", salt);
   return hash.finish();
 }
 

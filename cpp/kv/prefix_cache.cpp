@@ -5,21 +5,11 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/hash_field.h"
 
 namespace nb::kv {
 
 namespace {
-
-/// A tagged field with its length, so that no two lists of fields are the same bytes.
-void add_field(Sha256& hash, std::string_view tag, std::string_view value) {
-  const auto add = [&](std::string_view text) {
-    const std::uint64_t size = text.size();
-    hash.update(std::as_bytes(std::span(&size, 1)));
-    hash.update(std::as_bytes(std::span(text)));
-  };
-  add(tag);
-  add(value);
-}
 
 std::string_view bytes_of(const Digest& digest) {
   return {reinterpret_cast<const char*>(digest.data()), digest.size()};

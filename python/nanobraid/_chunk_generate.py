@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from nanobraid._chunk_base import ChunkedBase, Job
 from nanobraid._chunk_outputs import (
@@ -36,10 +36,11 @@ class Generating(ChunkedBase):
     _retained_lock: threading.Lock
     _next_handle: int
 
-    def _new_chunk(
-        self, content: str, chunk_type: ChunkType | str, metadata: Mapping[str, Any] | None, anchor: str | None
-    ) -> Chunk:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what a `ChunkedLLM` has
+
+        def _new_chunk(
+            self, content: str, chunk_type: ChunkType | str, metadata: Mapping[str, Any] | None, anchor: str | None
+        ) -> Chunk: ...
 
     # ---- from registered chunks ----
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,22 +100,19 @@ class Composing:
     _tokenizer: Tokenizer
     _driver: Driver
 
-    def _prepare(
-        self,
-        prompt: str | Sequence[int],
-        sampling_params: SamplingParams | None,
-        cache_salt: str,
-        timeout_s: float | None,
-        *,
-        streams: bool = True,
-    ) -> Prepared:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what an `LLM` has
 
-    def _stream(self, request: Prepared) -> Generator[StreamPiece, None, None]:
-        raise NotImplementedError
-
-    def _evaluate(self, text_or_ids: str | Sequence[int], **what: Any) -> tuple[list[int], _core.StepOutput]:
-        raise NotImplementedError
+        def _prepare(
+            self,
+            prompt: str | Sequence[int],
+            sampling_params: SamplingParams | None,
+            cache_salt: str,
+            timeout_s: float | None,
+            *,
+            streams: bool = True,
+        ) -> Prepared: ...
+        def _stream(self, request: Prepared) -> Generator[StreamPiece, None, None]: ...
+        def _evaluate(self, text_or_ids: str | Sequence[int], **what: Any) -> tuple[list[int], _core.StepOutput]: ...
 
     @overload
     def compose(

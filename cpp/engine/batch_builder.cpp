@@ -18,17 +18,13 @@ void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
       inputs.logit_rows.push_back(inputs.num_tokens());
       batch.logit_uses.push_back({.entry = entry_index, .position = position, .samples = samples, .scores = scores});
     }
-    inputs.token_ids.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
-    inputs.positions.push_back(position);
-    inputs.key_positions.push_back(position);  // own tokens are rotated to their places
-    inputs.slots.push_back(sequence.table.slot_of(own));
+    add_row(sequence, position, position, sequence.table.slot_of(own), inputs);  // rotated to its place
   }
 }
 
-/// The run of the sequence's own tokens, with the keys that this step writes.
-void add_own_run(const PlannedSequence& entry, model::StepInputs& inputs) {
-  const Sequence& sequence = *entry.sequence;
-  const int num_keys = entry.first + entry.count;
+}  // namespace
+
+void add_own_run(const Sequence& sequence, int num_keys, model::StepInputs& inputs) {
   const auto blocks = sequence.table.blocks().first(static_cast<std::size_t>(kv::BlockTable::blocks_for(num_keys)));
   ops::AttentionRun run{
       .block_begin = static_cast<std::int32_t>(inputs.blocks.size()), .num_keys = num_keys, .position_offset = 0};
@@ -39,8 +35,6 @@ void add_own_run(const PlannedSequence& entry, model::StepInputs& inputs) {
   inputs.runs.push_back(run);
   inputs.blocks.insert(inputs.blocks.end(), blocks.begin(), blocks.end());
 }
-
-}  // namespace
 
 void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bool hides, model::StepInputs& inputs) {
   ops::AttentionRun run{.block_begin = static_cast<std::int32_t>(inputs.blocks.size()),
@@ -54,6 +48,13 @@ void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bo
   inputs.runs.push_back(run);
   const auto used = blocks.first(static_cast<std::size_t>(kv::BlockTable::blocks_for(run.num_keys)));
   inputs.blocks.insert(inputs.blocks.end(), used.begin(), used.end());
+}
+
+void add_row(const Sequence& sequence, int position, int key_position, int slot, model::StepInputs& inputs) {
+  inputs.token_ids.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+  inputs.positions.push_back(position);
+  inputs.key_positions.push_back(key_position);
+  inputs.slots.push_back(slot);
 }
 
 void StepBatch::reserve(int max_tokens, int max_sequences, int max_blocks) {
@@ -79,7 +80,7 @@ void build_batch(const StepPlan& plan, const kv::ChunkStore& chunks, StepBatch& 
         if (chunk.begin < inputs.positions.back()) add_chunk_run(chunk, chunks.get(chunk.id).blocks, true, inputs);
       }
     }
-    add_own_run(entry, inputs);
+    add_own_run(*entry.sequence, entry.first + entry.count, inputs);
     segment.run_count = static_cast<std::int32_t>(inputs.runs.size()) - segment.run_begin;
     inputs.segments.push_back(segment);
   }

@@ -35,6 +35,12 @@ struct StepBatch {
 /// writes. Block tables have been grown by plan().
 void build_batch(const StepPlan& plan, const kv::ChunkStore& chunks, StepBatch& batch);
 
+/// Adds the row of the token at a position, whose key is stored at `slot` rotated to `key_position`.
+void add_row(const Sequence& sequence, int position, int key_position, int slot, model::StepInputs& inputs);
+
+/// Adds the run of the sequence's first `num_keys` own tokens.
+void add_own_run(const Sequence& sequence, int num_keys, model::StepInputs& inputs);
+
 /// Adds a chunk's run at its place, with the blocks of the stored chunk; `hides`: without its hidden keys.
 void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bool hides, model::StepInputs& inputs);
 

@@ -12,13 +12,6 @@ namespace {
 
 constexpr int kMeasuredLayer = 1;  // the first whose keys depend on other tokens
 
-void add_row(const Sequence& sequence, int position, int key_position, int slot, model::StepInputs& inputs) {
-  inputs.token_ids.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
-  inputs.positions.push_back(position);
-  inputs.key_positions.push_back(key_position);
-  inputs.slots.push_back(slot);
-}
-
 }  // namespace
 
 void SelectionRunner::run(const PlannedSequence& entry, const kv::KvStorage& storage, const kv::ChunkStore& chunks,
@@ -59,15 +52,8 @@ void SelectionRunner::run(const PlannedSequence& entry, const kv::KvStorage& sto
   }
   const auto plain = composition.positions();
   const auto behind = std::lower_bound(plain.begin(), plain.end(), inputs_.positions.back());
-  if (const int num_plain = static_cast<int>(behind - plain.begin()); num_plain > 0) {
-    inputs_.runs.push_back({.block_begin = static_cast<std::int32_t>(inputs_.blocks.size()),
-                            .num_keys = num_plain,
-                            .position_offset = 0,
-                            .positions_begin = 0});
-    inputs_.run_positions.assign(plain.begin(), behind);
-    const auto own = sequence.table.blocks().first(static_cast<std::size_t>(kv::BlockTable::blocks_for(num_plain)));
-    inputs_.blocks.insert(inputs_.blocks.end(), own.begin(), own.end());
-  }
+  // While tokens are chosen, the own ones are the plain ones.
+  if (behind != plain.begin()) add_own_run(sequence, static_cast<int>(behind - plain.begin()), inputs_);
   segment.run_count = static_cast<std::int32_t>(inputs_.runs.size());
   inputs_.segments.push_back(segment);
 

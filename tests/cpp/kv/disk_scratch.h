@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -151,6 +152,28 @@ inline bool serves(DiskStore& store, const RecordInfo& info) {
 }
 
 inline DiskStoreOptions megabytes(int count) { return {.quota_bytes = std::int64_t{count} << 20}; }
+
+/// Holds the writer of a store back in the middle of its first record, until it is let go.
+class WriteGate {
+ public:
+  /// Has writing wait for this gate, which must outlive the store.
+  void guard(DiskStoreOptions& options) {
+    options.calls.write = [this](int descriptor, const void* from, std::size_t bytes) {
+      reached_ = true;
+      reached_.notify_all();
+      open_.wait(false);
+      return ::write(descriptor, from, bytes);
+    };
+  }
+  void wait_until_reached() { reached_.wait(false); }
+  void open() {
+    open_ = true;
+    open_.notify_all();
+  }
+
+ private:
+  std::atomic<bool> reached_ = false, open_ = false;
+};
 
 inline const Digest kFingerprint = digest_of("a model");
 

@@ -361,17 +361,12 @@ TEST_F(DiskStoreDamage, ADirectoryThatMayNotBeWrittenServesWhatItHas) {
 
 TEST_F(DiskStoreDamage, ATemporaryFileOfALivingWriterStaysOfADeadOneGoes) {
   const Scratch scratch;
-  std::atomic<bool> go = false, writing = false;
+  WriteGate gate;
   DiskStoreOptions options = megabytes(8);
-  options.calls.write = [&](int descriptor, const void* from, std::size_t bytes) {
-    writing = true;
-    writing.notify_all();
-    go.wait(false);
-    return ::write(descriptor, from, bytes);
-  };
+  gate.guard(options);
   DiskStore store(scratch.store(), kFingerprint, options);
   put(store, chunk(1));
-  writing.wait(false);
+  gate.wait_until_reached();
   EXPECT_TRUE(has_temporary(scratch));
   write_file(scratch.store() + "/.writing-1-2-3", "left behind");
   {
@@ -379,8 +374,7 @@ TEST_F(DiskStoreDamage, ATemporaryFileOfALivingWriterStaysOfADeadOneGoes) {
     EXPECT_EQ(second.stats().temporaries_removed, 1);
   }
   EXPECT_EQ(scratch.names().size(), 1u);
-  go = true;
-  go.notify_all();
+  gate.open();
   store.flush();
   EXPECT_TRUE(serves(store, chunk(1)));
   EXPECT_FALSE(has_temporary(scratch));

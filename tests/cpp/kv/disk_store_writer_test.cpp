@@ -1,7 +1,6 @@
 // What the disk store writes, keeps and gives up, and that nobody waits for it.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <thread>
@@ -213,22 +212,16 @@ TEST(DiskStoreWriter, TwoStoresThatWriteKeepOneQuota) {
 TEST(DiskStoreWriter, EraseAlsoTakesBackWhatIsWaiting) {
   const Scratch scratch;
   DiskStoreOptions options = megabytes(16);
-  std::atomic<bool> go = false, writing = false;
-  options.calls.write = [&](int descriptor, const void* from, std::size_t bytes) {
-    writing = true;
-    writing.notify_all();
-    go.wait(false);
-    return ::write(descriptor, from, bytes);
-  };
+  WriteGate gate;
+  gate.guard(options);
   DiskStore store(scratch.store(), kFingerprint, options);
   for (int i = 0; i < 3; ++i) EXPECT_EQ(put(store, chunk(i)), PutResult::queued);
   EXPECT_EQ(put(store, chunk(1)), PutResult::present);  // waiting
-  writing.wait(false);
+  gate.wait_until_reached();
   EXPECT_TRUE(store.erase(chunk(0).key));  // is being written
   EXPECT_TRUE(store.erase(chunk(1).key));
   EXPECT_FALSE(store.erase(chunk(1).key));
-  go = true;
-  go.notify_all();
+  gate.open();
   store.flush();
   EXPECT_FALSE(serves(store, chunk(0)));
   EXPECT_FALSE(serves(store, chunk(1)));
@@ -241,21 +234,15 @@ TEST(DiskStoreWriter, EraseAlsoTakesBackWhatIsWaiting) {
 TEST(DiskStoreWriter, APinOfWhatIsWaitingHoldsWhenItIsWritten) {
   const Scratch scratch;
   DiskStoreOptions options = megabytes(16);
-  std::atomic<bool> go = false, writing = false;
-  options.calls.write = [&](int descriptor, const void* from, std::size_t bytes) {
-    writing = true;
-    writing.notify_all();
-    go.wait(false);
-    return ::write(descriptor, from, bytes);
-  };
+  WriteGate gate;
+  gate.guard(options);
   DiskStore store(scratch.store(), kFingerprint, options);
   for (int i = 0; i < 4; ++i) put(store, chunk(i));
-  writing.wait(false);
+  gate.wait_until_reached();
   EXPECT_TRUE(store.pin(chunk(0).key, true));  // is being written
   EXPECT_TRUE(store.pin(chunk(1).key, true));
   EXPECT_EQ(put(store, chunk(2), true), PutResult::present);
-  go = true;
-  go.notify_all();
+  gate.open();
   store.flush();
   for (int i = 0; i < 4; ++i) {
     struct stat status {};
@@ -269,18 +256,14 @@ TEST(DiskStoreWriter, PutNeverWaitsForTheDisk) {
   const auto bytes = static_cast<std::int64_t>(record_file_bytes(chunk(1)));
   DiskStoreOptions options = megabytes(16);
   options.queue_bytes = 3 * bytes;
-  std::atomic<bool> go = false;
-  options.calls.write = [&](int descriptor, const void* from, std::size_t count) {
-    go.wait(false);
-    return ::write(descriptor, from, count);
-  };
+  WriteGate gate;
+  gate.guard(options);
   DiskStore store(scratch.store(), kFingerprint, options);
   for (int i = 0; i < 3; ++i) EXPECT_EQ(put(store, chunk(i)), PutResult::queued);
   EXPECT_EQ(put(store, chunk(3)), PutResult::refused);
   EXPECT_EQ(store.stats().failed(WriteFailure::queue), 1);
   EXPECT_FALSE(serves(store, chunk(0)));  // nor does a lookup
-  go = true;
-  go.notify_all();
+  gate.open();
   store.flush();
   EXPECT_EQ(put(store, chunk(4, 10000)), PutResult::queued);  // larger than the queue, which is empty
   store.flush();

@@ -1,9 +1,9 @@
 // Random runs of whole engines: whatever happens around a request, its answer has the bits it has when it runs alone.
 //
-// A run draws a backend, 1 or 2 threads, slices, number of sequences, cache on or off, and a pool that is ample or a fifth
-// of what its answers need; then arrivals, lengths, shared beginnings, continued conversations, namespaces, several
-// answers, sampling options, scores, prompts composed of chunks and cancellations. The oracle answers each request by
-// itself, without a cache, with chunks of its own and with as much memory as it likes.
+// A run draws a backend, 1 or 2 threads, slices, number of sequences, cache on or off, and a pool that is ample or a
+// fifth of what its answers need; then arrivals, lengths, shared beginnings, continued conversations, namespaces,
+// several answers, sampling options, scores, prompts composed of chunks and cancellations. The oracle answers each
+// request by itself, without a cache, with chunks of its own and with as much memory as it likes.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <span>
 
+#include "base/align.h"
 #include "base/error.h"
 #include "base/ids.h"
 
@@ -10,34 +11,84 @@ namespace nb::engine {
 
 namespace {
 
+using ops::AttentionRun;
 using ops::AttentionSegment;
 
-const ops::AttentionRun& run_of(const model::StepInputs& inputs, const AttentionSegment& segment) {
-  return inputs.runs[static_cast<std::size_t>(segment.run_begin)];
+const AttentionRun& run_of(const model::StepInputs& inputs, const AttentionSegment& segment, int index) {
+  return inputs.runs[static_cast<std::size_t>(segment.run_begin + index)];
 }
 
-/// Whether rows of other segments may read the segment's keys with its own: not where it is put together from chunks.
-bool is_plain(const model::StepInputs& inputs, const AttentionSegment& segment) {
-  return segment.run_count == 1 && run_of(inputs, segment).positions_begin < 0;
+/// Whether the segment has such a run, and rows of other segments may read it with its own.
+bool has_shareable(const model::StepInputs& inputs, const AttentionSegment& segment, int index) {
+  return index < segment.run_count && run_of(inputs, segment, index).positions_begin < 0;
 }
 
-/// The blocks of a segment's run that are full of keys. The others are never shared.
-std::span<const std::int32_t> full_blocks(const model::StepInputs& inputs, const AttentionSegment& segment) {
-  const ops::AttentionRun& run = run_of(inputs, segment);
+std::span<const std::int32_t> blocks_of(const model::StepInputs& inputs, const AttentionRun& run) {
   return std::span(inputs.blocks)
-      .subspan(static_cast<std::size_t>(run.block_begin), static_cast<std::size_t>(run.num_keys / kBlockTokens));
+      .subspan(static_cast<std::size_t>(run.block_begin),
+               static_cast<std::size_t>(ceil_div(run.num_keys, kBlockTokens)));
 }
 
-int common_keys(const model::StepInputs& inputs, const AttentionSegment& a, const AttentionSegment& b) {
-  const auto blocks_a = full_blocks(inputs, a), blocks_b = full_blocks(inputs, b);
-  const auto end = std::mismatch(blocks_a.begin(), blocks_a.end(), blocks_b.begin(), blocks_b.end()).first;
-  return static_cast<int>(end - blocks_a.begin()) * kBlockTokens;
+/// What two segments have in common at their beginning, and which of them stands first.
+struct Common {
+  int runs = 0;   ///< that are the same from end to end, and have others behind them
+  int keys = 0;   ///< of the runs behind them, in full blocks
+  int order = 0;  ///< negative: a stands before b
+};
+
+Common compare(const model::StepInputs& inputs, const AttentionSegment& a, const AttentionSegment& b) {
+  for (int r = 0;; ++r) {
+    const bool has_a = has_shareable(inputs, a, r), has_b = has_shareable(inputs, b, r);
+    if (!has_a || !has_b) return {.runs = r, .order = has_a || has_b ? has_a - has_b : a.row_begin - b.row_begin};
+    const AttentionRun &run_a = run_of(inputs, a, r), &run_b = run_of(inputs, b, r);
+    const auto blocks_a = blocks_of(inputs, run_a), blocks_b = blocks_of(inputs, run_b);
+    // A partly filled block is common only as the end of a run that is the same altogether.
+    const int full = std::min(run_a.num_keys, run_b.num_keys) / kBlockTokens;
+    const auto [at, bt] = std::mismatch(blocks_a.begin(), blocks_a.begin() + full, blocks_b.begin());
+    Common common = {.runs = r, .keys = static_cast<int>(at - blocks_a.begin()) * kBlockTokens};
+    if (common.keys < full * kBlockTokens) {
+      common.order = *at - *bt;
+      return common;
+    }
+    if (run_a.num_keys != run_b.num_keys) {
+      common.order = run_a.num_keys - run_b.num_keys;
+      return common;
+    }
+    if (run_a.num_keys % kBlockTokens != 0 && blocks_a.back() != blocks_b.back()) {
+      common.order = blocks_a.back() - blocks_b.back();
+      return common;
+    }
+    if (r + 1 < a.run_count && r + 1 < b.run_count) continue;
+    common.order = a.run_count != b.run_count ? a.run_count - b.run_count : a.row_begin - b.row_begin;
+    return common;
+  }
 }
 
-/// The first key that a row of the segment sees.
-int first_visible(const model::StepInputs& inputs, const AttentionSegment& segment, int window) {
-  if (window == 0) return 0;
-  return std::max(0, inputs.positions[static_cast<std::size_t>(segment.row_begin)] - window + 1);
+/// The first key of a run that the first row of the segment sees, at most its number of keys.
+int first_visible(const model::StepInputs& inputs, const AttentionSegment& segment, const AttentionRun& run,
+                  int window) {
+  if (window == 0) return run.first_key;
+  const int first = inputs.positions[static_cast<std::size_t>(segment.row_begin)] - window + 1 - run.position_offset;
+  return std::clamp(first, run.first_key, run.num_keys);
+}
+
+/// Keys that both have in common and see.
+int visible_keys(const model::StepInputs& inputs, const AttentionSegment& a, const AttentionSegment& b,
+                 const Common& common, int window) {
+  int seen = 0;
+  for (int r = 0; r < common.runs + (common.keys > 0 ? 1 : 0); ++r) {
+    const AttentionRun &run_a = run_of(inputs, a, r), &run_b = run_of(inputs, b, r);
+    const int end = r < common.runs ? run_a.num_keys : common.keys;
+    seen +=
+        std::max(0, end - std::max(first_visible(inputs, a, run_a, window), first_visible(inputs, b, run_b, window)));
+  }
+  return seen;
+}
+
+int keys_of(const model::StepInputs& inputs, const AttentionSegment& segment, int num_runs) {
+  int keys = 0;
+  for (int r = 0; r < num_runs; ++r) keys += run_of(inputs, segment, r).num_keys;
+  return keys;
 }
 
 }  // namespace
@@ -45,26 +96,21 @@ int first_visible(const model::StepInputs& inputs, const AttentionSegment& segme
 std::int64_t plan_cascade(model::StepInputs& inputs, int window) {
   auto& segments = inputs.segments;
   if (segments.size() < 2) return 0;
-  for (const AttentionSegment& segment : segments) NB_ASSERT(segment.shared_keys == 0);
+  for (const AttentionSegment& segment : segments) NB_ASSERT(!segment.shares());
   // Equal lists stay in the order of their rows, so the plan is a function of the step alone.
-  std::sort(segments.begin(), segments.end(), [&](const AttentionSegment& a, const AttentionSegment& b) {
-    const bool plain_a = is_plain(inputs, a), plain_b = is_plain(inputs, b);
-    if (!plain_a || !plain_b) return plain_a != plain_b ? plain_a : a.row_begin < b.row_begin;
-    const auto blocks_a = full_blocks(inputs, a), blocks_b = full_blocks(inputs, b);
-    const auto [at, bt] = std::mismatch(blocks_a.begin(), blocks_a.end(), blocks_b.begin(), blocks_b.end());
-    const bool ended_a = at == blocks_a.end(), ended_b = bt == blocks_b.end();
-    if (ended_a || ended_b) return ended_a != ended_b ? ended_a : a.row_begin < b.row_begin;
-    return *at < *bt;
-  });
+  std::sort(segments.begin(), segments.end(),
+            [&](const AttentionSegment& a, const AttentionSegment& b) { return compare(inputs, a, b).order < 0; });
   std::int64_t saved = 0;
-  for (std::size_t i = 1; i < segments.size() && is_plain(inputs, segments[i]); ++i) {
-    const int common = common_keys(inputs, segments[i - 1], segments[i]);
-    const int below =
-        std::max(first_visible(inputs, segments[i - 1], window), first_visible(inputs, segments[i], window));
-    const int own = std::max(run_of(inputs, segments[i - 1]).num_keys, run_of(inputs, segments[i]).num_keys) - common;
-    const int seen = common - below;
+  for (std::size_t i = 1; i < segments.size(); ++i) {
+    const AttentionSegment& before = segments[i - 1];
+    AttentionSegment& segment = segments[i];
+    const Common common = compare(inputs, before, segment);
+    const int seen = visible_keys(inputs, before, segment, common, window);
+    const int own = std::max(keys_of(inputs, before, before.run_count), keys_of(inputs, segment, segment.run_count)) -
+                    keys_of(inputs, segment, common.runs) - common.keys;
     if (seen < kMinSharedKeys || own > kMaxOwnRatio * seen) continue;
-    segments[i].shared_keys = common;
+    segment.shared_runs = common.runs;
+    segment.shared_keys = common.keys;
     saved += seen;
   }
   if (saved == 0) {

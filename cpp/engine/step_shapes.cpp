@@ -14,10 +14,34 @@ int arrangement(const model::StepInputs& inputs) {
   std::uint32_t hash = 0;
   bool shares = false;
   for (const auto& segment : inputs.segments) {
-    shares = shares || segment.shared_keys > 0;
-    hash = (hash * 31 + static_cast<std::uint32_t>(segment.row_count)) * 2 + (segment.shared_keys > 0 ? 1 : 0);
+    shares = shares || segment.shares();
+    hash = (hash * 31 + static_cast<std::uint32_t>(segment.row_count)) * 2 + (segment.shares() ? 1 : 0);
   }
   return shares ? static_cast<int>(hash % 0x3fffffff) + 1 : 0;
+}
+
+/// Splits of a run, 0 where the segment has no such run.
+int splits_of(const model::StepInputs& inputs, const ops::AttentionSegment& segment, int run) {
+  if (run >= segment.run_count) return 0;
+  return ceil_div(inputs.runs[static_cast<std::size_t>(segment.run_begin + run)].num_keys, kSplitTokens);
+}
+
+/// Splits of all rows at most: rows that share keys with others may go through the longest run among them.
+int splits_of_rows(const model::StepInputs& inputs) {
+  int splits = 0;
+  for (std::size_t begin = 0, end = 0; begin < inputs.segments.size(); begin = end) {
+    int rows = 0, runs = 0;
+    do {
+      rows += inputs.segments[end].row_count;
+      runs = std::max(runs, inputs.segments[end].run_count);
+    } while (++end < inputs.segments.size() && inputs.segments[end].shares());
+    for (int run = 0; run < runs; ++run) {
+      int most = 0;
+      for (std::size_t i = begin; i < end; ++i) most = std::max(most, splits_of(inputs, inputs.segments[i], run));
+      splits += rows * most;
+    }
+  }
+  return splits;
 }
 
 /// Few rows are prepared once per thread, many rows once: so fewer rows can take more memory.
@@ -39,15 +63,12 @@ StepShapes::Shape StepShapes::shape_of(const StepBatch& batch, int logits_rows) 
   const model::StepInputs& inputs = batch.inputs;
   const int rows = inputs.num_tokens();
   int longest = 0;
-  int splits = 0;      // of all sequences
-  int row_splits = 0;  // of all rows
+  int splits = 0;  // of all sequences
   for (const auto& segment : inputs.segments) {
     for (int run = segment.run_begin; run < segment.run_begin + segment.run_count; ++run) {
-      const int keys = inputs.runs[static_cast<std::size_t>(run)].num_keys;
-      longest = std::max(longest, keys);
-      splits += ceil_div(keys, kSplitTokens);
-      row_splits += segment.row_count * ceil_div(keys, kSplitTokens);
+      longest = std::max(longest, inputs.runs[static_cast<std::size_t>(run)].num_keys);
     }
+    for (int run = 0; run < segment.run_count; ++run) splits += splits_of(inputs, segment, run);
   }
   const int arranged = arrangement(inputs);  // both signs: covered by the same arrangement only
   const int head_rows = static_cast<int>(inputs.logit_rows.size());
@@ -57,7 +78,7 @@ StepShapes::Shape StepShapes::shape_of(const StepBatch& batch, int logits_rows) 
           static_cast<int>(inputs.segments.size()),
           longest,
           splits,
-          row_splits,
+          splits_of_rows(inputs),
           std::min(head_rows, HeadRunner::kGroupRows),
           private_rows(last_group),
           logits_rows,

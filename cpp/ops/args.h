@@ -78,17 +78,20 @@ struct AttentionRun {
 /// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees the key at
 /// position s of a run if s <= p, with a window W > 0 also s > p - W, and the key is not hidden.
 ///
-/// `shared_keys` (a multiple of 16, 0 for none) says that so many leading keys lie in the same blocks as those of the
-/// segment before it; both then have one run, at the same offset, that begins
-/// with key 0 and has neither hidden keys nor positions. A backend may read such keys once for the rows of
-/// both; no row's result depends on it. In trie order (blocks compared from the first on) segments i < j have
-/// min(shared_keys of i + 1 .. j) keys in common.
+/// `shared_runs` says that so many leading runs lie in the same blocks as those of the segment before it and have as
+/// many keys; `shared_keys` (a multiple of 16) that so many leading keys of the run after them do. Neither is said of
+/// runs with positions of their own. Offsets, first keys and hidden keys may differ: they concern the rows. A backend
+/// may read such keys once for the rows of both; no row's result depends on it. In trie order (blocks compared from the
+/// first on) segments i < j have in common the least of what segments i + 1 .. j share.
 struct AttentionSegment {
   int32_t row_begin;
   int32_t row_count;
   int32_t run_begin;
   int32_t run_count;
   int32_t shared_keys = 0;
+  int32_t shared_runs = 0;
+
+  bool shares() const { return shared_runs > 0 || shared_keys > 0; }
 };
 
 struct EmbedArgs {

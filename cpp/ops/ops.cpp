@@ -67,8 +67,6 @@ void check_positions(std::span<const int32_t> positions, const RopeTable& table)
   }
 }
 
-bool is_plain(const AttentionRun& run) { return run.first_key == 0 && run.hidden_begin < 0 && run.positions_begin < 0; }
-
 // Keys of their own positions are found by halving, so these must ascend.
 void check_runs(const AttentionPlan& plan) {
   for (const AttentionRun& run : plan.runs) {
@@ -106,28 +104,38 @@ void check_distances(const AttentionPlan& plan, const RopeTable& table) {
   }
 }
 
+// Whether two runs have their first `num_keys` keys in the same blocks.
+bool same_blocks(const AttentionPlan& plan, const AttentionRun& a, const AttentionRun& b, int32_t num_keys) {
+  const int32_t* blocks = plan.blocks.data() + a.block_begin;
+  return a.positions_begin < 0 && b.positions_begin < 0 && num_keys <= std::min(a.num_keys, b.num_keys) &&
+         std::equal(blocks, blocks + ceil_div(num_keys, kBlockTokens), plan.blocks.data() + b.block_begin);
+}
+
 // A wrong claim of equal blocks would be a wrong answer, and to compare a few hundred ids costs nothing beside the
 // step.
 void check_shared_keys(const AttentionPlan& plan) {
   for (std::size_t i = 0; i < plan.segments.size(); ++i) {
     const AttentionSegment& segment = plan.segments[i];
-    if (segment.shared_keys == 0) continue;
+    if (segment.shared_runs == 0 && segment.shared_keys == 0) continue;
     NB_CHECK(i > 0, invalid_argument, "attention: segment 0 shares keys with none before it");
     const AttentionSegment& before = plan.segments[i - 1];
-    NB_CHECK(segment.run_count == 1 && before.run_count == 1 && segment.row_count > 0 && before.row_count > 0,
-             invalid_argument, "attention: segments ", i - 1, " and ", i,
-             " share keys without rows or with several runs");
-    const AttentionRun& run = plan.runs[static_cast<std::size_t>(segment.run_begin)];
-    const AttentionRun& run_before = plan.runs[static_cast<std::size_t>(before.run_begin)];
-    NB_CHECK(segment.shared_keys > 0 && segment.shared_keys % kBlockTokens == 0 &&
-                 segment.shared_keys <= std::min(run.num_keys, run_before.num_keys),
-             invalid_argument, "attention: segment ", i, " cannot share ", segment.shared_keys, " keys");
-    const int32_t* blocks = plan.blocks.data() + run.block_begin;
-    NB_CHECK(run.position_offset == run_before.position_offset && is_plain(run) && is_plain(run_before) &&
-                 std::equal(blocks, blocks + segment.shared_keys / kBlockTokens,
-                            plan.blocks.data() + run_before.block_begin),
-             invalid_argument, "attention: segments ", i - 1, " and ", i, " do not share their first ",
+    const int32_t runs = std::min(segment.run_count, before.run_count);
+    NB_CHECK(segment.row_count > 0 && before.row_count > 0, invalid_argument, "attention: segments ", i - 1, " and ", i,
+             " share keys without rows");
+    NB_CHECK(segment.shared_runs >= 0 && segment.shared_keys >= 0 && segment.shared_keys % kBlockTokens == 0 &&
+                 segment.shared_runs + (segment.shared_keys > 0 ? 1 : 0) <= runs,
+             invalid_argument, "attention: segment ", i, " cannot share ", segment.shared_runs, " runs and ",
              segment.shared_keys, " keys");
+    const AttentionRun* own = plan.runs.data() + segment.run_begin;
+    const AttentionRun* other = plan.runs.data() + before.run_begin;
+    for (int32_t r = 0; r < segment.shared_runs; ++r) {
+      NB_CHECK(own[r].num_keys == other[r].num_keys && same_blocks(plan, own[r], other[r], own[r].num_keys),
+               invalid_argument, "attention: segments ", i - 1, " and ", i, " do not share run ", r);
+    }
+    if (segment.shared_keys == 0) continue;
+    NB_CHECK(same_blocks(plan, own[segment.shared_runs], other[segment.shared_runs], segment.shared_keys),
+             invalid_argument, "attention: segments ", i - 1, " and ", i, " do not share the first ",
+             segment.shared_keys, " keys of run ", segment.shared_runs);
   }
 }
 

@@ -100,11 +100,12 @@ void bench_operator(const nb::ops::Backend& backend, int num_threads, int rounds
   std::fflush(stdout);
 }
 
-// Two engines over one model, alternating step by step through the same decodes behind one system prompt.
-void bench_engine(const nb::model::Model& model, int sequences, int shared, int steps) {
+// Two engines over one model, alternating step by step through the same decodes behind one system prompt or, with
+// `chunks`, behind as many chunks, each a little further back in one sequence than in the one before.
+void bench_engine(const nb::model::Model& model, int sequences, int shared, int chunks, int steps) {
   const auto make = [&](bool cascade) {
     nb::engine::EngineOptions options;
-    options.max_model_len = shared + 512;
+    options.max_model_len = shared + 512 + chunks * (sequences + 1);
     options.max_num_seqs = sequences;
     options.cascade = cascade;
     auto engine = std::make_unique<nb::engine::Engine>(model, options);
@@ -114,7 +115,14 @@ void bench_engine(const nb::model::Model& model, int sequences, int shared, int 
     for (auto& id : system) id = token(random);
     for (int s = 0; s < sequences; ++s) {
       nb::engine::Request request;
-      request.prompt = system;
+      if (chunks == 0) request.prompt = system;
+      for (int c = 0; c < chunks; ++c) {
+        for (int i = 0; i < s + 1; ++i) request.prompt.push_back(token(random));
+        const int count = shared / chunks;
+        request.chunks.push_back({.begin = static_cast<int>(request.prompt.size()), .count = count});
+        request.prompt.insert(request.prompt.end(), system.begin() + c * count, system.begin() + (c + 1) * count);
+      }
+      if (chunks > 0) request.reuse.mode = nb::engine::ReuseMode::isolated;
       for (int i = 0; i < 20; ++i) request.prompt.push_back(token(random));
       request.sampling.temperature = 0.0;
       request.max_tokens = steps + 200;
@@ -138,7 +146,7 @@ void bench_engine(const nb::model::Model& model, int sequences, int shared, int 
     on->step();
     result.on.push_back(seconds_since(begin));
   }
-  std::printf("%9d %8d %14.1f %14.1f %8.2f %14lld\n", sequences, shared, sequences / median(result.off),
+  std::printf("%9d %8d %6d %14.1f %14.1f %8.2f %14lld\n", sequences, shared, chunks, sequences / median(result.off),
               sequences / median(result.on), result.ratio(),
               static_cast<long long>((on->stats().cascade_saved_tokens - saved) / steps));
   std::fflush(stdout);
@@ -163,9 +171,12 @@ int main(int argc, char** argv) {
     const auto file = nb::io::open_model(path);
     const auto model = nb::model::load_model(*file, {.backend = name, .num_threads = threads});
     std::printf("\ndecode of %s\n", path.substr(path.rfind('/') + 1).c_str());
-    std::printf("sequences   shared     off, tok/s      on, tok/s    ratio    saved a step\n");
+    std::printf("sequences   shared chunks     off, tok/s      on, tok/s    ratio    saved a step\n");
     for (const int shared : {200, 2000}) {
-      for (const int sequences : {1, 2, 4, 8, 16}) bench_engine(*model, sequences, shared, 3 * rounds);
+      for (const int sequences : {1, 2, 4, 8, 16}) bench_engine(*model, sequences, shared, 0, 3 * rounds);
+    }
+    for (const int chunks : {1, 16}) {
+      for (const int sequences : {2, 4, 8, 16}) bench_engine(*model, sequences, 2048, chunks, 3 * rounds);
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cascade_bench: error: %s\n", error.what());

@@ -193,5 +193,130 @@ TEST(CascadePlan, OnlyWhatIsFullLongEnoughAndSeenCounts) {
   EXPECT_EQ(plan_cascade(empty, 0), 0);
 }
 
+// ---- chunks ----
+
+/// A chunk of the pool as a run sees it.
+struct Chunk {
+  Blocks blocks;
+  int keys;
+};
+
+/// A composed sequence: chunks, each at a place and with an anchor of its own, then a run with positions of its own
+/// unless it ends with a chunk.
+void add_composed(StepInputs& inputs, const std::vector<Chunk>& chunks, std::mt19937& random, bool has_own) {
+  const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  inputs.segments.push_back({.row_begin = inputs.num_tokens(),
+                             .row_count = 1,
+                             .run_begin = static_cast<std::int32_t>(inputs.runs.size()),
+                             .run_count = static_cast<std::int32_t>(chunks.size()) + (has_own ? 1 : 0)});
+  int at = 0;
+  for (const Chunk& chunk : chunks) {
+    at += draw(0, 5);
+    inputs.runs.push_back({.block_begin = static_cast<std::int32_t>(inputs.blocks.size()),
+                           .num_keys = chunk.keys,
+                           .position_offset = at,
+                           .first_key = draw(0, std::min(3, chunk.keys))});
+    inputs.blocks.insert(inputs.blocks.end(), chunk.blocks.begin(), chunk.blocks.end());
+    at += chunk.keys;
+  }
+  if (has_own) {
+    inputs.runs.push_back({.block_begin = static_cast<std::int32_t>(inputs.blocks.size()),
+                           .num_keys = 16,
+                           .position_offset = 0,
+                           .positions_begin = static_cast<std::int32_t>(inputs.run_positions.size())});
+    inputs.blocks.push_back(1'000'000);  // the same one: still nobody's but the sequence's
+    for (int i = 0; i < 16; ++i) inputs.run_positions.push_back(at + i);
+  }
+  inputs.token_ids.push_back(0);
+  inputs.positions.push_back(at + 20);
+}
+
+/// Blocks in order; behind a run that is not the last one how many keys it has, which no block is called.
+std::vector<std::int32_t> letters(const StepInputs& inputs, const ops::AttentionSegment& segment) {
+  std::vector<std::int32_t> word;
+  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+    const auto& run = inputs.runs[static_cast<std::size_t>(r)];
+    if (run.positions_begin >= 0) break;
+    const bool is_last = r + 1 == segment.run_begin + segment.run_count;
+    const int blocks = is_last ? run.num_keys / 16 : (run.num_keys + 15) / 16;
+    for (int b = 0; b < blocks; ++b) word.push_back(inputs.blocks[static_cast<std::size_t>(run.block_begin + b)]);
+    if (!is_last) word.push_back(-run.num_keys);
+  }
+  return word;
+}
+
+/// Runs and keys that two sequences have in common, letter by letter.
+std::pair<int, int> naive_common(const StepInputs& inputs, const ops::AttentionSegment& a,
+                                 const ops::AttentionSegment& b) {
+  const auto x = letters(inputs, a), y = letters(inputs, b);
+  int runs = 0, keys = 0;
+  for (std::size_t i = 0; i < x.size() && i < y.size() && x[i] == y[i]; ++i) {
+    keys = x[i] < 0 ? 0 : keys + 16;
+    runs += x[i] < 0 ? 1 : 0;
+  }
+  // A block that is the last of one run and partly filled is not common by itself.
+  const auto last_keys = [&](const ops::AttentionSegment& s) {
+    return inputs.runs[static_cast<std::size_t>(s.run_begin + runs)].num_keys / 16 * 16;
+  };
+  if (keys > 0) keys = std::min({keys, last_keys(a), last_keys(b)});
+  return {runs, keys};
+}
+
+// Chunks are joined as far as sequences have the same ones in the same order, wherever they stand; a run of their own
+// ends it, and the order is that of a trie again.
+TEST(CascadePlan, RandomChunksAreJoinedAsFarAsTheyGo) {
+  std::mt19937 random(5);
+  const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  int joined = 0, whole_runs = 0;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<Chunk> pool;
+    std::int32_t next_block = 0;
+    for (int i = draw(1, 4); i > 0; --i) {
+      Chunk chunk{{}, draw(1, 200)};
+      if (!pool.empty() && draw(0, 3) == 0) {  // begins like the one before it
+        const auto& other = pool.back();
+        chunk.blocks.assign(other.blocks.begin(), other.blocks.begin() + std::min(other.keys, chunk.keys) / 16);
+      }
+      while (static_cast<int>(chunk.blocks.size()) * 16 < chunk.keys) chunk.blocks.push_back(next_block++);
+      pool.push_back(std::move(chunk));
+    }
+    StepInputs inputs;
+    for (int s = draw(1, 10); s > 0; --s) {
+      std::vector<Chunk> chunks;
+      for (int i = draw(1, 4); i > 0; --i)
+        chunks.push_back(pool[static_cast<std::size_t>(draw(0, static_cast<int>(pool.size()) - 1))]);
+      add_composed(inputs, chunks, random, draw(0, 3) > 0);
+    }
+    const std::int64_t saved = plan_cascade(inputs, 0);
+    const auto& segments = inputs.segments;
+    std::int64_t account = 0;
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      std::pair<int, int> least{std::numeric_limits<int>::max(), 0};
+      for (std::size_t j = i + 1; saved > 0 && j < segments.size(); ++j) {
+        least = std::min(least, naive_common(inputs, segments[j - 1], segments[j]));
+        EXPECT_EQ(naive_common(inputs, segments[i], segments[j]), least) << "round " << round;
+      }
+      if (!segments[i].shares()) continue;
+      ASSERT_GT(i, 0U);
+      const auto [runs, keys] = naive_common(inputs, segments[i - 1], segments[i]);
+      EXPECT_EQ(segments[i].shared_runs, runs);
+      EXPECT_EQ(segments[i].shared_keys, keys);
+      for (int r = 0; r <= runs; ++r) {
+        const auto run_of = [&](std::size_t s) {
+          return inputs.runs[static_cast<std::size_t>(segments[s].run_begin + r)];
+        };
+        if (r == runs && keys == 0) break;
+        const int end = r < runs ? run_of(i).num_keys : keys;
+        account += std::max(0, end - std::max(run_of(i).first_key, run_of(i - 1).first_key));
+      }
+      whole_runs += runs;
+    }
+    EXPECT_EQ(saved, account);
+    joined += saved > 0 ? 1 : 0;
+  }
+  EXPECT_GT(joined, 50);
+  EXPECT_GT(whole_runs, 100);
+}
+
 }  // namespace
 }  // namespace nb::engine

@@ -158,6 +158,44 @@ TEST_P(EveryBackend, ReadingSharedBlocksOnceChangesNoBit) {
   EXPECT_EQ(saved_without_cache, 0);
 }
 
+// Nor does reading the chunks that several sequences have, behind beginnings of different lengths.
+TEST_P(EveryBackend, ReadingSharedChunksOnceChangesNoBit) {
+  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+  const bool slow = GetParam() == "reference";
+  const std::vector<TokenId> document = random_request(5, slow ? 70 : 200, 1).prompt;
+  std::vector<Request> requests;
+  for (unsigned i = 0; i < 4; ++i) {
+    Request request = random_request(20 + i, static_cast<int>(3 + 5 * i), 12);
+    for (int copy = 0; copy < 2; ++copy) {
+      request.chunks.push_back(
+          {.begin = static_cast<int>(request.prompt.size()), .count = static_cast<int>(document.size()) - copy});
+      request.prompt.insert(request.prompt.end(), document.begin(), document.end() - copy);
+    }
+    request.prompt.push_back(static_cast<TokenId>(i));
+    request.reuse.mode = i == 3 ? ReuseMode::blend : ReuseMode::isolated;
+    request.sampling.logprobs = 2;
+    requests.push_back(request);
+  }
+  const auto run = [&](bool cascade, std::int64_t& saved) {
+    Engine engine(*model, {.max_num_seqs = 4, .cascade = cascade});
+    std::vector<Answer> answers = answer_all(engine, requests);
+    saved = engine.stats().cascade_saved_tokens;
+    return answers;
+  };
+  std::int64_t saved_on = 0, saved_off = 0;
+  const auto on = run(true, saved_on), off = run(false, saved_off);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(on[i].tokens, off[i].tokens) << i;
+    ASSERT_EQ(on[i].logprobs.size(), off[i].logprobs.size()) << i;
+    for (std::size_t j = 0; j < on[i].logprobs.size(); ++j) {
+      EXPECT_EQ(on[i].logprobs[j].logprob, off[i].logprobs[j].logprob) << i << ", " << j;
+    }
+  }
+  // Three of four read both chunks again in most of the 11 steps that decode.
+  EXPECT_GE(saved_on, static_cast<std::int64_t>(6 * 3 * 2 * (document.size() - 1)));
+  EXPECT_EQ(saved_off, 0);
+}
+
 TEST(Engine, AnswersToOnePromptReadItOnce) {
   const auto model = make_tiny_model({.num_threads = 2});
   Request request = random_request(3, 150, 9);

@@ -58,5 +58,28 @@ TEST(StepShapes, SharingIsCoveredByTheSameSharingOnly) {
   EXPECT_TRUE(shapes.seen_at_least(make({0, 0, 0}), 0));
 }
 
+// Rows of one tile go through the longest run that any of their sequences has there.
+TEST(StepShapes, RunsOfUnequalLengthAddUp) {
+  const auto make = [](std::vector<int> first, std::vector<int> second) {
+    StepBatch batch;
+    for (const auto& lengths : {first, second}) {
+      const auto row = static_cast<std::int32_t>(batch.inputs.segments.size());
+      batch.inputs.segments.push_back({.row_begin = row,
+                                       .row_count = 1,
+                                       .run_begin = static_cast<std::int32_t>(batch.inputs.runs.size()),
+                                       .run_count = static_cast<std::int32_t>(lengths.size()),
+                                       .shared_runs = row});
+      for (const int keys : lengths)
+        batch.inputs.runs.push_back({.block_begin = 0, .num_keys = keys, .position_offset = 0});
+      batch.inputs.token_ids.push_back(0);
+    }
+    return batch;
+  };
+  StepShapes shapes;
+  EXPECT_FALSE(shapes.seen_at_least(make({256, 9 * 256}, {256, 3 * 256}), 0));        // 2 rows of 1 + 9 splits
+  EXPECT_TRUE(shapes.seen_at_least(make({256, 3 * 256}, {256, 8 * 256}), 0));         // 1 + 8
+  EXPECT_FALSE(shapes.seen_at_least(make({256, 8 * 256, 256}, {256, 256, 512}), 0));  // 1 + 8 + 2
+}
+
 }  // namespace
 }  // namespace nb::engine

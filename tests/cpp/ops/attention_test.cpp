@@ -373,18 +373,90 @@ struct SharedProblem {
     kv_write(storage.layer(0), k.view(), v.view(), slots, bench.ctx);
     std::vector<AttentionSegment> segments = plan.segments;
     if (!grouped) {
-      for (AttentionSegment& segment : segments) segment.shared_keys = 0;
+      for (AttentionSegment& segment : segments) segment.shared_keys = segment.shared_runs = 0;
     }
     Matrix q = Matrix::random(static_cast<std::int64_t>(plan.positions.size()), num_heads * head_dim, 3, 1.5f);
     Matrix out(q.num_rows, q.num_cols, -3.0f);
     attention(out.view(), q.view(), num_heads, 0.25f, window, rope_table, storage.layer(0),
-              {plan.positions, segments, plan.runs, plan.blocks}, bench.ctx);
+              {plan.positions, segments, plan.runs, plan.blocks, plan.key_positions, plan.hidden}, bench.ctx);
     return out;
   }
 
   int num_heads, num_kv_heads, head_dim, window, num_blocks = 0;
   quant::KvFormat format;
   Plan plan;
+};
+
+// The same with chunks: sequences that begin with chunks of the one before it, elsewhere, with other keys hidden, and
+// perhaps with a longer one that begins like the next; then chunks and, most often, keys of their own with gaps.
+struct SharedChunks : SharedProblem {
+  explicit SharedChunks(unsigned seed) : SharedProblem(seed) {
+    std::mt19937 random(seed + 1000);
+    const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+    plan = {};
+    num_blocks = 0;
+    struct Chunk {
+      std::vector<int32_t> blocks;
+      int keys;
+    };
+    std::vector<Chunk> previous;
+    for (int s = draw(2, 9); s > 0; --s) {
+      const bool has_own = draw(0, 4) > 0;
+      const int count = draw(1, 5), most = std::min(count - (has_own ? 0 : 1), static_cast<int>(previous.size()));
+      const int shared = draw(0, 4) == 0 ? 0 : draw(0, most);
+      std::vector<Chunk> chunks(previous.begin(), previous.begin() + shared);
+      int shared_keys = 0;
+      while (static_cast<int>(chunks.size()) < count) {
+        const std::size_t next = chunks.size();
+        Chunk chunk{{}, draw(1, draw(0, 2) == 0 ? 300 : 90)};
+        if (static_cast<int>(next) == shared && next < previous.size() && draw(0, 1) == 0) {
+          const int full = std::min(chunk.keys, previous[next].keys) / kBlockTokens;
+          const auto begin = previous[next].blocks.begin();
+          chunk.blocks.assign(begin, begin + full);
+          shared_keys = full * kBlockTokens;
+        }
+        while (static_cast<int>(chunk.blocks.size()) * kBlockTokens < chunk.keys) chunk.blocks.push_back(num_blocks++);
+        chunks.push_back(std::move(chunk));
+      }
+      const int rows = draw(0, 3) > 0 ? 1 : draw(1, 20);
+      plan.segments.push_back({.row_begin = static_cast<int32_t>(plan.positions.size()),
+                               .row_count = rows,
+                               .run_begin = static_cast<int32_t>(plan.runs.size()),
+                               .run_count = count + (has_own ? 1 : 0),
+                               .shared_keys = shared_keys,
+                               .shared_runs = shared});
+      int at = 0;
+      std::vector<int32_t> own;
+      for (const Chunk& chunk : chunks) {
+        for (int gap = draw(0, 9); gap > 0; --gap) own.push_back(at++);
+        const int anchor = draw(0, std::min(4, chunk.keys - 1));
+        AttentionRun run{.block_begin = static_cast<int32_t>(plan.blocks.size()),
+                         .num_keys = chunk.keys,
+                         .position_offset = at - anchor,
+                         .first_key = anchor};
+        plan.blocks.insert(plan.blocks.end(), chunk.blocks.begin(), chunk.blocks.end());
+        if (draw(0, 1) == 0) {
+          run.hidden_begin = static_cast<int32_t>(plan.hidden.size());
+          for (std::size_t i = 0; i < chunk.blocks.size(); ++i) {
+            plan.hidden.push_back(static_cast<uint16_t>(draw(0, 2) == 0 ? draw(0, 0xffff) : 0));
+          }
+        }
+        plan.runs.push_back(run);
+        at += chunk.keys - anchor;
+      }
+      for (int i = 0; i < rows; ++i) own.push_back(at++);
+      for (int i = at - rows; i < at; ++i) plan.positions.push_back(i);
+      if (has_own) {
+        plan.runs.push_back({.block_begin = static_cast<int32_t>(plan.blocks.size()),
+                             .num_keys = static_cast<int32_t>(own.size()),
+                             .position_offset = 0,
+                             .positions_begin = static_cast<int32_t>(plan.key_positions.size())});
+        for (std::size_t i = 0; i < own.size(); i += kBlockTokens) plan.blocks.push_back(num_blocks++);
+        plan.key_positions.insert(plan.key_positions.end(), own.begin(), own.end());
+      }
+      previous = std::move(chunks);
+    }
+  }
 };
 
 // Promise 1 for shared prefixes: reading a block once for the rows of several sequences changes no bit of any.
@@ -399,6 +471,24 @@ TEST_P(Attention, SharedPrefixesChangeNoBit) {
           << "seed " << seed << ", " << bench->pool.num_threads() << " threads";
     }
   }
+}
+
+// And for chunks that several sequences have, each at a place of its own.
+TEST_P(Attention, SharedChunksChangeNoBit) {
+  Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
+  int sharing = 0;
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    const SharedChunks problem(seed);
+    const auto table = make_rotations(problem.head_dim, 1600);
+    const Matrix alone = problem.attend(two, table, false);
+    for (Bench* bench : {&one, &two, &three}) {
+      EXPECT_TRUE(same_bits(problem.attend(*bench, table, true), alone))
+          << "seed " << seed << ", " << bench->pool.num_threads() << " threads";
+    }
+    const auto& segments = problem.plan.segments;
+    sharing += std::any_of(segments.begin(), segments.end(), [](const auto& s) { return s.shares(); }) ? 1 : 0;
+  }
+  EXPECT_GT(sharing, 40);
 }
 
 TEST(AttentionShared, ReferenceHonoursTheSameInputs) {
@@ -417,8 +507,10 @@ TEST(AttentionShared, AWrongClaimIsRefused) {
   kv::KvStorage storage({quant::KvFormat::f32, 1, 1, 16}, 8);
   const auto attend = [&](std::vector<AttentionSegment> segments, std::vector<AttentionRun> runs) {
     const std::vector<int32_t> blocks = {0, 1, 2, 3, 0, 1, 2, 4}, positions = {60, 60};
+    std::vector<int32_t> own(61);
+    std::iota(own.begin(), own.end(), 0);
     Matrix q(2, 16), out(2, 16);
-    attention(out.view(), q.view(), 1, 0.3f, 0, rope_table, storage.layer(0), {positions, segments, runs, blocks},
+    attention(out.view(), q.view(), 1, 0.3f, 0, rope_table, storage.layer(0), {positions, segments, runs, blocks, own},
               bench.ctx);
   };
   const std::vector<AttentionRun> runs = {{0, 61, 0}, {4, 61, 0}};
@@ -428,8 +520,18 @@ TEST(AttentionShared, AWrongClaimIsRefused) {
   EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 40}}, runs), Error);  // not whole blocks
   EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, -16}}, runs), Error);
   EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 64}}, {{0, 64, 0}, {4, 64, 0}}), Error);  // another fourth block
-  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 16}}, {{0, 61, 0}, {4, 56, 5}}), Error);  // another offset
-  EXPECT_THROW(attend({{0, 2, 0, 2}, {2, 0, 1, 1, 16}}, runs), Error);                      // two runs, no rows
+  EXPECT_NO_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 16}}, {{0, 61, 0}, {4, 56, 5}}));      // another place
+  EXPECT_THROW(attend({{0, 2, 0, 2}, {2, 0, 1, 1, 16}}, runs), Error);                      // no rows
+  const AttentionRun own{.block_begin = 4, .num_keys = 61, .position_offset = 0, .positions_begin = 0};
+  EXPECT_NO_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1}}, {{0, 61, 0}, own}));
+  EXPECT_THROW(attend({{0, 1, 0, 1}, {1, 1, 1, 1, 16}}, {{0, 61, 0}, own}), Error);  // positions of its own
+  const std::vector<AttentionRun> pieces = {{0, 40, 0}, {3, 16, 40}, {4, 40, 3}, {7, 16, 43}};
+  EXPECT_NO_THROW(attend({{0, 1, 0, 2}, {1, 1, 2, 2, 0, 1}}, pieces));
+  EXPECT_THROW(attend({{0, 1, 0, 2}, {1, 1, 2, 2, 0, 2}}, pieces), Error);   // the second one is another
+  EXPECT_THROW(attend({{0, 1, 0, 2}, {1, 1, 2, 2, 16, 1}}, pieces), Error);  // likewise
+  EXPECT_THROW(attend({{0, 1, 0, 2}, {1, 1, 2, 2, 0, 3}}, pieces), Error);   // more than there are
+  EXPECT_THROW(attend({{0, 1, 0, 2}, {1, 1, 2, 2, 0, -1}}, pieces), Error);
+  EXPECT_THROW(attend({{0, 1, 0, 2}, {1, 1, 2, 2, 0, 1}}, {{0, 40, 0}, {3, 16, 40}, {4, 39, 3}, {7, 16, 42}}), Error);
 }
 
 // A run that begins before position 0 has its rows further away from its first key than from the beginning.

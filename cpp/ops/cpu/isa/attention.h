@@ -7,10 +7,11 @@
 // order. A sliding window moves no cut: a split of which a column sees nothing is the empty state, a tile of which it
 // sees nothing changes no state, so both may be skipped where no column of the tile of columns sees them.
 // When there are few columns and many keys, splits are shared out between threads and folded after a barrier: the
-// same arithmetic, in the same order. Segments that share leading blocks form a bundle; a tile of columns takes rows
-// from all of a bundle, and loads a tile of keys once for neighbours whose blocks are the same there. That changes
-// which columns are computed side by side and nothing else. Source of the online softmax: Milakov & Gimelshein 2018,
-// Dao et al. 2022; of reading shared prefixes once: Juravsky et al. 2024 (Hydragen).
+// same arithmetic, in the same order. Segments that share leading runs or blocks form a bundle; a tile of columns takes
+// rows from all of a bundle, and loads a tile of keys once for neighbours whose blocks are the same there, wherever
+// these keys stand for each of them. That changes which columns are computed side by side and nothing else. Source of
+// the online softmax: Milakov & Gimelshein 2018, Dao et al. 2022; of reading shared prefixes once: Juravsky et al. 2024
+// (Hydragen).
 #pragma once
 
 constexpr int kSplitKeys = kSplitTokens;
@@ -48,7 +49,7 @@ struct TileSpan {
 };
 
 // A tile of columns: `num_rows` rows times query heads [head, head + num_heads) of a KV head. The rows belong to one
-// segment or, in a bundle, to neighbouring ones, which then have one run each at one position offset.
+// segment or, in a bundle, to neighbouring ones.
 struct ColumnTile {
   TileSpan spans[kMaxColumns];
   int rows[kMaxColumns];
@@ -86,7 +87,7 @@ struct Bundle {
 
 inline Bundle bundle_at(const AttentionArgs& a, int begin) {
   Bundle bundle = {begin, begin + 1, a.segments[begin].row_count};
-  while (bundle.end < a.num_segments && a.segments[bundle.end].shared_keys > 0) {
+  while (bundle.end < a.num_segments && a.segments[bundle.end].shares()) {
     bundle.num_rows += a.segments[bundle.end++].row_count;
   }
   return bundle;
@@ -176,6 +177,14 @@ inline const AttentionRun& run_of(const AttentionArgs& a, const TileSpan& span, 
   return a.runs[span.segment->run_begin + index];
 }
 
+inline bool has_run(const TileSpan& span, int index) { return index < span.segment->run_count; }
+
+// Leading keys of run `index` that a segment has in common with the one before it.
+inline int shared_keys_of(const AttentionSegment& segment, int index) {
+  if (index < segment.shared_runs) return 0x7fffffff;
+  return index == segment.shared_runs ? segment.shared_keys : 0;
+}
+
 // What all columns of a tile see of a run, the columns of each span, and each column.
 struct Visibility {
   KeyRange all;
@@ -188,10 +197,9 @@ inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, int
   seen.all = kNoKeys;
   for (int i = 0; i < tile.num_spans; ++i) {
     const TileSpan& span = tile.spans[i];
-    const AttentionRun& run = run_of(a, span, run_index);
     seen.span[i] = kNoKeys;
     for (int c = span.first_column; c < span.first_column + span.num_columns; ++c) {
-      seen.column[c] = visible_keys(a, run, tile.row_of(c));
+      seen.column[c] = has_run(span, run_index) ? visible_keys(a, run_of(a, span, run_index), tile.row_of(c)) : kNoKeys;
       widen(seen.span[i], seen.column[c]);
     }
     widen(seen.all, seen.span[i]);
@@ -202,22 +210,48 @@ inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, int
 inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, ColumnScratch& s) {
   constexpr float kLog2e = 1.44269504f;
   const int dim = a.kv.head_dim;
-  const int offset = run_of(a, tile.spans[0], run_index).position_offset;
-  for (int c = 0; c < tile.columns(); ++c) {
-    const int position = a.positions[tile.row_of(c)] - offset;
-    if (position < 0) continue;  // sees nothing of this run
-    rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
-           s.q + c * dim);
+  for (int i = 0; i < tile.num_spans; ++i) {
+    const TileSpan& span = tile.spans[i];
+    if (!has_run(span, run_index)) continue;
+    const int offset = run_of(a, span, run_index).position_offset;
+    for (int c = span.first_column; c < span.first_column + span.num_columns; ++c) {
+      const int position = a.positions[tile.row_of(c)] - offset;
+      if (position < 0) continue;  // sees nothing of this run
+      rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
+             s.q + c * dim);
+    }
   }
 }
 
-// Adds the tile of keys [begin, begin + 64) of a run to the split states of columns [first, last), which together see
-// `range` of them.
-template <quant::KvFormat kFormat>
-inline void attend_tile(const AttentionArgs& a, int kv_head, const AttentionRun& run, int begin, int end, int first,
-                        int last, const KeyRange& range, const Visibility& seen, ColumnScratch& s) {
+// What the columns [first, last) of a span see of the tile of keys at `begin`: their scores become weights.
+inline void soften_columns(const AttentionArgs& a, const AttentionRun& run, int begin, int num_blocks, int first,
+                           int last, const Visibility& seen, ColumnScratch& s) {
   const int dim = a.kv.head_dim;
-  const int32_t* blocks = a.blocks + run.block_begin;
+  HiddenKeys hidden;
+  if (run.hidden_begin >= 0) expand_hidden(a.hidden + run.hidden_begin + begin / 16, num_blocks, hidden);
+  for (int c = first; c < last; ++c) {
+    KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
+    if (own.begin < 0) own.begin = 0;
+    if (own.end > kTileKeys) own.end = kTileKeys;
+    if (run.hidden_begin >= 0 && own.begin < own.end) hide_keys(hidden, s.scores + c * kTileKeys, own);
+    if (own.begin < own.end) {
+      soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
+    } else {
+      for (int k = 0; k < kTileKeys; ++k) s.scores[c * kTileKeys + k] = 0.0f;
+    }
+  }
+}
+
+// Adds the tile of keys [begin, begin + 64) of a run to the split states of spans [first_span, last_span), which have
+// the same blocks there and together see `range` of the keys.
+template <quant::KvFormat kFormat>
+inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int end,
+                        int first_span, int last_span, const KeyRange& range, const Visibility& seen,
+                        ColumnScratch& s) {
+  const int dim = a.kv.head_dim, kv_head = tile.kv_head;
+  const int first = tile.spans[first_span].first_column;
+  const int last = tile.spans[last_span - 1].first_column + tile.spans[last_span - 1].num_columns;
+  const int32_t* blocks = a.blocks + run_of(a, tile.spans[first_span], run_index).block_begin;
   const int first_block = range.begin > begin ? (range.begin - begin) / 16 : 0;
   const int keys = range.end - begin < kTileKeys ? range.end - begin : kTileKeys;
   const int num_blocks = (keys + 15) / 16;
@@ -232,18 +266,10 @@ inline void attend_tile(const AttentionArgs& a, int kv_head, const AttentionRun&
                                                        s.scores + c * kTileKeys + 16 * b);
     });
   });
-  HiddenKeys hidden;
-  if (run.hidden_begin >= 0) expand_hidden(a.hidden + run.hidden_begin + begin / 16, num_blocks, hidden);
-  for (int c = first; c < last; ++c) {
-    KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
-    if (own.begin < 0) own.begin = 0;
-    if (own.end > kTileKeys) own.end = kTileKeys;
-    if (run.hidden_begin >= 0 && own.begin < own.end) hide_keys(hidden, s.scores + c * kTileKeys, own);
-    if (own.begin < own.end) {
-      soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
-    } else {
-      for (int k = 0; k < kTileKeys; ++k) s.scores[c * kTileKeys + k] = 0.0f;
-    }
+  for (int i = first_span; i < last_span; ++i) {
+    const TileSpan& span = tile.spans[i];
+    soften_columns(a, run_of(a, span, run_index), begin, num_blocks, span.first_column,
+                   span.first_column + span.num_columns, seen, s);
   }
   const int more = (range.end < end ? range.end : end) - begin - kTileKeys;
   if (more > 0) {
@@ -269,21 +295,20 @@ inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run
   int shared = 0x7fffffff;
   for (int i = first; i < last; ++i) {
     widen(range, seen.span[i]);
-    if (i > first && tile.spans[i].segment->shared_keys < shared) shared = tile.spans[i].segment->shared_keys;
+    if (i == first) continue;
+    const int own = shared_keys_of(*tile.spans[i].segment, run_index);
+    if (own < shared) shared = own;
   }
   if (range.end < end) end = range.end;
-  const AttentionRun& run = run_of(a, tile.spans[first], run_index);
-  const int column = tile.spans[first].first_column;
-  const int last_column = tile.spans[last - 1].first_column + tile.spans[last - 1].num_columns;
   for (; begin < end && begin + kTileKeys <= shared; begin += kTileKeys) {
     if (begin + kTileKeys <= range.begin) continue;
-    attend_tile<kFormat>(a, tile.kv_head, run, begin, end, column, last_column, range, seen, s);
+    attend_tile<kFormat>(a, tile, run_index, begin, end, first, last, range, seen, s);
   }
   if (begin >= end) return;
   int next;
   for (int i = first; i < last; i = next) {
     next = i + 1;
-    while (next < last && tile.spans[next].segment->shared_keys >= begin + kTileKeys) ++next;
+    while (next < last && shared_keys_of(*tile.spans[next].segment, run_index) >= begin + kTileKeys) ++next;
     attend_spans<kFormat>(a, tile, run_index, i, next, begin, end, seen, s);
   }
 }
@@ -296,10 +321,9 @@ inline void attend_keys(const AttentionArgs& a, const ColumnTile& tile, int run_
     attend_spans<kFormat>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
     return;
   }
-  const AttentionRun& run = run_of(a, tile.spans[0], run_index);
   for (; begin < end && begin < seen.all.end; begin += kTileKeys) {
     if (begin + kTileKeys <= seen.all.begin) continue;
-    attend_tile<kFormat>(a, tile.kv_head, run, begin, end, 0, tile.columns(), seen.all, seen, s);
+    attend_tile<kFormat>(a, tile, run_index, begin, end, 0, 1, seen.all, seen, s);
   }
 }
 
@@ -353,12 +377,22 @@ inline void write_column(const AttentionArgs& a, int row, int head, const SplitS
 template <class Visit>
 inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit&& visit) {
   int number = 0;  // of the run's first split
-  for (int r = 0; r < tile.spans[0].segment->run_count; ++r) {
+  int runs = 0;
+  for (int i = 0; i < tile.num_spans; ++i) {
+    if (tile.spans[i].segment->run_count > runs) runs = tile.spans[i].segment->run_count;
+  }
+  for (int r = 0; r < runs; ++r) {
     const Visibility seen = visibility(a, tile, r);
     for (int split = seen.all.begin / kSplitKeys; split * kSplitKeys < seen.all.end; ++split) {
       visit(r, split * kSplitKeys, number + split, seen);
     }
-    number += (run_of(a, tile.spans[0], r).num_keys + kSplitKeys - 1) / kSplitKeys;
+    int keys = 0;
+    for (int i = 0; i < tile.num_spans; ++i) {
+      if (has_run(tile.spans[i], r) && run_of(a, tile.spans[i], r).num_keys > keys) {
+        keys = run_of(a, tile.spans[i], r).num_keys;
+      }
+    }
+    number += (keys + kSplitKeys - 1) / kSplitKeys;
   }
 }
 

@@ -198,9 +198,12 @@ inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, int
   for (int i = 0; i < tile.num_spans; ++i) {
     const TileSpan& span = tile.spans[i];
     seen.span[i] = kNoKeys;
-    for (int c = span.first_column; c < span.first_column + span.num_columns; ++c) {
-      seen.column[c] = has_run(span, run_index) ? visible_keys(a, run_of(a, span, run_index), tile.row_of(c)) : kNoKeys;
-      widen(seen.span[i], seen.column[c]);
+    const int end = span.first_column + span.num_columns;
+    for (int c = span.first_column; c < end; c += tile.num_heads) {
+      const KeyRange keys =
+          has_run(span, run_index) ? visible_keys(a, run_of(a, span, run_index), tile.row_of(c)) : kNoKeys;
+      for (int h = 0; h < tile.num_heads; ++h) seen.column[c + h] = keys;
+      widen(seen.span[i], keys);
     }
     widen(seen.all, seen.span[i]);
   }
@@ -418,34 +421,33 @@ inline int64_t partial_floats(const ColumnTile& tile, int head_dim) {
   return static_cast<int64_t>(tile.columns()) * (head_dim + 2);
 }
 
-struct Work {
-  int tiles;
-  int splits;              // over all tiles
-  int64_t partial_floats;  // over all splits
-};
-
-inline Work count_work(const AttentionArgs& a, const TilePlan& plan) {
-  Work work = {0, 0, 0};
-  for_each_tile(a, plan, [&](const ColumnTile& tile) {
-    ++work.tiles;
-    for_each_split(a, tile, [&](int, int, int, const Visibility&) {
-      ++work.splits;
-      work.partial_floats += partial_floats(tile, a.kv.head_dim);
-    });
-  });
-  return work;
+inline int count_tiles(const AttentionArgs& a, const TilePlan& plan) {
+  int tiles = 0;
+  for (Bundle bundle = {0, 0, 0}; bundle.end < a.num_segments;) {
+    bundle = bundle_at(a, bundle.end);
+    tiles += (bundle.num_rows + plan.rows_per_tile - 1) / plan.rows_per_tile;
+  }
+  return tiles * a.kv.num_kv_heads * plan.head_tiles;
 }
 
-// Few tiles and more than one split each: a decode over a long context.
-inline bool shares_splits(const Work& work, int num_threads) {
-  return num_threads > 1 && work.tiles < 8 * num_threads && work.splits > work.tiles;
+// The floats of all partial states, or 0 if no splits are shared out. They are where there are few tiles and more than
+// one split each: in a decode over a long context. Only then are splits counted, which takes a while for many rows.
+inline int64_t shared_floats(const AttentionArgs& a, const TilePlan& plan, int num_threads) {
+  const int tiles = count_tiles(a, plan);
+  if (num_threads == 1 || tiles >= 8 * num_threads) return 0;
+  int splits = 0;
+  int64_t floats = 0;
+  for_each_tile(a, plan, [&](const ColumnTile& tile) {
+    for_each_split(a, tile, [&](int, int, int, const Visibility&) {
+      ++splits;
+      floats += partial_floats(tile, a.kv.head_dim);
+    });
+  });
+  return splits > tiles ? floats : 0;
 }
 
 inline int64_t attention_scratch_bytes(const AttentionArgs& a, int num_threads) {
-  const Work work = count_work(a, plan_tiles(a));
-  int64_t floats = num_threads * column_scratch_floats(a.kv.head_dim);
-  if (shares_splits(work, num_threads)) floats += work.partial_floats;
-  return floats * 4;
+  return 4 * (num_threads * column_scratch_floats(a.kv.head_dim) + shared_floats(a, plan_tiles(a), num_threads));
 }
 
 // Threads take turns by the number of the split, so that what the tiles of a bundle read in common stays with one.
@@ -496,7 +498,7 @@ inline void attend_shared(const AttentionArgs& a, const TilePlan& plan, ColumnSc
 inline void attention(const AttentionArgs& a, const Part& part) {
   const TilePlan plan = plan_tiles(a);
   ColumnScratch scratch = column_scratch(a, part.index);
-  if (shares_splits(count_work(a, plan), part.count)) {
+  if (shared_floats(a, plan, part.count) > 0) {
     attend_shared(a, plan, scratch, part);
     return;
   }

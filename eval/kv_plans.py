@@ -71,10 +71,15 @@ class Case:
         return [*self.query, *self.answer[:-1]]
 
 
-def doc_cases(encode: Encode, prefix: int = 32, chunk: int = 192, chunks: int = 4, rest: int = 64) -> list[Case]:
-    """One text after another: a prefix, chunks that continue it, and the tokens that follow."""
+def doc_cases(
+    encode: Encode, *, windows: int = 1, prefix: int = 32, chunk: int = 192, chunks: int = 4, rest: int = 64
+) -> list[Case]:
+    """One text after another: a prefix, chunks that continue it, and the tokens that follow.
+
+    windows: of each text, each `rest` tokens behind the one before it: other cuts, and other tokens that are scored.
+    """
     cases = []
-    for name, begin in TEXTS:
+    for name, begin in [(name, first + i * rest) for name, first in TEXTS for i in range(windows)]:
         ids = encode((ROOT / name).read_text(encoding="utf-8"))[begin:][: prefix + chunk * chunks + rest]
         if len(ids) < prefix + chunk * chunks + rest:
             raise ValueError(f"{name}: {len(ids)} tokens from token {begin}, too few")

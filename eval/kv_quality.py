@@ -89,8 +89,8 @@ def print_table(plan: str, report: dict[str, Any]) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def cases_of(plan: str, tokenizer: nb.Tokenizer, count: int | None) -> list[Case]:
-    cases = rag_cases(tokenizer) if plan == "rag" else doc_cases(tokenizer.encode)
+def cases_of(plan: str, tokenizer: nb.Tokenizer, count: int | None, windows: int) -> list[Case]:
+    cases = rag_cases(tokenizer) if plan == "rag" else doc_cases(tokenizer.encode, windows=windows)
     return cases[:count]
 
 
@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=[mode.name for mode in MODES], help="beside the controls")
     parser.add_argument("--yardsticks", nargs="*", default=["bf16"], help="KV formats of further full prefills")
     parser.add_argument("--texts", type=int, help="the first so many texts of a plan")
+    parser.add_argument("--windows", type=int, default=1, help="prompts cut from each text of DOC, 4 at most")
     parser.add_argument("--greedy", type=int, default=32, help="tokens generated to find the first divergence")
     parser.add_argument("--exact-kl", type=float, default=1e-5, help="how far off an exact position may be, in nats")
     parser.add_argument("--bands", action="store_true", help="fail where a band of the default model is left")
@@ -120,7 +121,7 @@ def main() -> int:
     report: dict[str, Any] = {"model": args.model, **facts, "exact_kl": args.exact_kl, "plans": {}}
     failed: list[str] = []
     for plan in args.plans:
-        cases = cases_of(plan, llm.tokenizer, args.texts)
+        cases = cases_of(plan, llm.tokenizer, args.texts, args.windows)
         measured = measure(Engine(llm), cases, wanted, args.greedy, yardsticks)
         found = report["plans"][plan] = report_of(measured, cases, with_answers=plan == "rag")
         print_table(plan, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class OracleBackend:
 
 def tiny_cases() -> list[kv_plans.Case]:
     """The text plan, small, over bytes."""
-    return kv_plans.doc_cases(lambda text: [ord(c) % 300 for c in text[:2000]], 4, 9, 3, 8)
+    return kv_plans.doc_cases(lambda text: [ord(c) % 300 for c in text[:2000]], prefix=4, chunk=9, chunks=3, rest=8)
 
 
 @pytest.fixture(scope="module")
@@ -213,5 +214,9 @@ def test_texts_are_cut_where_they_say(model_path: Path) -> None:
         assert [*case.prompt(), *case.answer] == ids[begin : begin + 864]
         assert (len(case.prefix), [len(chunk) for chunk in case.chunks], len(case.answer)) == (32, [192] * 4, 63)
         assert case.reversed().prompt()[32:224] == case.prompt()[608:800]
+    moved = kv_plans.doc_cases(tokenizer.encode, windows=3)
+    assert moved[::3] == cases
+    for before, case in pairwise(moved[:3]):  # scored tokens follow each other
+        assert case.prompt()[:-64] == before.prompt()[64:] and before.answer == tuple(case.prompt()[-64:-1])
     with pytest.raises(ValueError, match="too few"):
         kv_plans.doc_cases(tokenizer.encode, chunk=1000)

@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=[mode.name for mode in MODES], help="beside the controls")
     parser.add_argument("--yardsticks", nargs="*", default=["bf16"], help="KV formats of further full prefills")
     parser.add_argument("--texts", type=int, help="the first so many texts of a plan")
-    parser.add_argument("--windows", type=int, default=1, help="prompts cut from each text of DOC, 4 at most")
+    parser.add_argument("--windows", type=int, default=1, help="prompts cut from each text of DOC, 3 at most")
     parser.add_argument("--greedy", type=int, default=32, help="tokens generated to find the first divergence")
     parser.add_argument("--exact-kl", type=float, default=1e-5, help="how far off an exact position may be, in nats")
     parser.add_argument("--bands", action="store_true", help="fail where a band of the default model is left")

@@ -26,8 +26,8 @@ Fusion parse_fusion(const std::string& name);
 
 /// Most that the product of a query and a key, as it enters softmax, may differ. The absolute difference matters:
 /// softmax takes a difference d of two scores to a factor e^d between their weights, whatever the scores are, so 1/16
-/// changes no attention weight by more than 6.5 %. Values rounded to bf16 before norm weights of 1 give at most 0.02
-/// for heads of 64 and 0.03 for heads of 128; it grows with the product of both weights.
+/// changes no attention weight by more than 6.5 %. Queries and keys rounded to bf16 before norm weights of 1 give at
+/// most 2^-8 sqrt(D), 0.03 for heads of 64 and 0.045 for heads of 128; it grows with the product of both weights.
 inline constexpr double kScoreBound = 1.0 / 16;
 
 /// Most that any value may differ, relative to the root mean square of all: of the values of attention, of what is

@@ -75,7 +75,10 @@ Digest kv_fingerprint(const model::Model& model, quant::KvFormat format, const D
   fields.add_number("numerics", kKvNumericsVersion);
   fields.add("kernels", model.kernels().name);
   fields.add("hardware", model.backend().hardware);
-  fields.add_number("deterministic", static_cast<int>(&model.kernels() == model.backend().deterministic));
+  fields.add_number("deterministic", static_cast<int>(model.deterministic()));
+  for (const ops::FusedOp op : ops::kFusedOps) {
+    fields.add_number(ops::to_string(op), static_cast<int>(model.fusion().fused[op]));
+  }
   fields.add_number("activations", static_cast<int>(model.act_type()));
   fields.add("kv format", quant::to_string(format));
   fields.add("kv layout", "[block][layer][K|V][head][token][dim]");

@@ -306,12 +306,17 @@ void Engine::record_time(const StepPlan& plan, double seconds) {
   times_.record(decode_rows, plan.num_tokens - decode_rows, keys, seconds);
 }
 
+/// For the operators of one step.
+ops::ExecContext Engine::context() {
+  return {.kernels = &model_.kernels(), .pool = &model_.pool(), .workspace = &workspace_, .counts = &stats_.ops};
+}
+
 /// Measures the tokens of chunks that the plan wants measured.
 void Engine::select(const StepPlan& plan) {
   for (const PlannedSequence& entry : plan.entries) {
     if (!entry.selects) continue;
     const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "select");
-    ops::ExecContext ctx{.kernels = &model_.kernels(), .pool = &model_.pool(), .workspace = &workspace_};
+    ops::ExecContext ctx = context();
     selection_.run(entry, storage_, scheduler_.chunks(), ctx);
     stats_.measured_tokens += entry.count;
   }
@@ -321,7 +326,7 @@ void Engine::select(const StepPlan& plan) {
 void Engine::forward(const StepPlan& plan) {
   workspace_.reset();
   [[maybe_unused]] const std::size_t growths = workspace_.num_growths();
-  ops::ExecContext ctx{.kernels = &model_.kernels(), .pool = &model_.pool(), .workspace = &workspace_};
+  ops::ExecContext ctx = context();
   Tensor hidden;
   {
     const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "forward");

@@ -143,6 +143,7 @@ class Engine {
   static constexpr std::chrono::seconds kSaveAtEnd{10};
 
   std::vector<StepOutput> run_step(Clock::time_point begun);
+  ops::ExecContext context();
   void select(const StepPlan& plan);
   void forward(const StepPlan& plan);
   void record_time(const StepPlan& plan, double seconds);

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "kv/disk_store.h"
+#include "ops/fusion.h"
 
 namespace nb::engine {
 
@@ -77,6 +78,7 @@ struct EngineStats {
   double forward_seconds = 0.0;        ///< decoder and head
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
   std::int64_t drawn_on_device = 0;    ///< tokens that a device drew where their logits were
+  ops::FusionCounts ops{};             ///< calls of operators, by the form they took
   std::int64_t generated_tokens = 0;   ///< output tokens reported
   std::int64_t prompt_tokens = 0;      ///< prompt tokens computed
   std::int64_t read_bytes = 0;         ///< weights, keys and values that the steps had to read; see StepTraffic

@@ -267,8 +267,10 @@ std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOpti
   ModelWeights weights = load_weights(config, family.names, source, options.dtype, backend, *pool);
   log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",
       backend.kernels->name, ", ", pool->num_threads(), " threads");
-  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
-                                 options.deterministic);
+  auto model = std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
+                                       options.deterministic, options.fusion);
+  log(LogLevel::info, "operators: ", describe(model->fusion()));
+  return model;
 }
 
 std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options) {

@@ -9,6 +9,7 @@
 #include "base/threads.h"
 #include "model/config.h"
 #include "model/decoder.h"
+#include "model/fusion.h"
 #include "model/weights.h"
 #include "ops/backends.h"
 
@@ -19,20 +20,25 @@ struct ModelOptions {
   std::string dtype = "auto";  ///< activations entering matrix products: auto, int8, bf16, f32
   int num_threads = 0;         ///< 0 = every processor this process may use
   bool deterministic = false;  ///< the same bits for any number of rows, where a device does not keep that by itself
+  FusionOptions fusion{};      ///< which operators may run as one kernel
 };
 
 class Model {
  public:
   /// Takes ownership of parts made by a loader (model/loader.h) or by a test.
   Model(ModelConfig config, ModelWeights weights, const ops::Backend& backend, std::unique_ptr<ThreadPool> pool,
-        bool deterministic = false);
+        bool deterministic = false, const FusionOptions& fusion = {});
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
   const Decoder& decoder() const { return decoder_; }
   const ops::Backend& backend() const { return backend_; }
-  /// Those of the backend that the model was loaded for.
+  /// Those of the backend that the model was loaded for, with the fused operators of fusion() only.
   const ops::KernelTable& kernels() const { return kernels_; }
+  /// Whether they are those that give the same bits for any number of rows.
+  bool deterministic() const { return &table_ == backend_.deterministic; }
+  /// Which operators run as one kernel, and why.
+  const FusionPlan& fusion() const { return fusion_; }
   /// Where weights and KV lie; null for the host.
   const DeviceMemory* memory() const { return kernels_.memory; }
   ThreadPool& pool() const { return *pool_; }
@@ -45,8 +51,10 @@ class Model {
   ModelConfig config_;
   ModelWeights weights_;
   const ops::Backend& backend_;
-  const ops::KernelTable& kernels_;
+  const ops::KernelTable& table_;  // the backend's own
   std::unique_ptr<ThreadPool> pool_;
+  FusionPlan fusion_;
+  ops::KernelTable kernels_;
   Decoder decoder_;
 };
 

@@ -41,6 +41,10 @@ struct KernelTable {
 
   int32_t max_fused_rows = 0;  ///< rows that the fused operators take; 0 = any number
 
+  /// The fused operators give the bits of their parts for every model, as tests of this table hold: there is nothing
+  /// that would have to be measured when a model is loaded (model/fusion.h).
+  bool fused_exact = false;
+
   // Draws tokens where the logits lie; null: the logits go to sampling/ on the host.
   void (*sample)(const SampleArgs&, const Part&) = nullptr;
 

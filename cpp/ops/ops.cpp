@@ -21,12 +21,6 @@ void launch(void (*kernel)(const Args&, const Part&), const Args& args, const ch
   }
 }
 
-// Whether a fused kernel is there for so many rows.
-template <class Args>
-bool is_fused(void (*kernel)(const Args&, const Part&), std::int64_t rows, const ExecContext& ctx) {
-  return kernel != nullptr && (ctx.kernels->max_fused_rows == 0 || rows <= ctx.kernels->max_fused_rows);
-}
-
 int rows_of(const Tensor& tensor) { return static_cast<int>(tensor.dim(0)); }
 
 Activation allocate_activation(ActType type, int rows, std::int64_t cols, Workspace& workspace) {
@@ -317,7 +311,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   const Workspace::Scope scope(*ctx.workspace);
   Tensor keys = allocate_f32(num_rows, k.rows, *ctx.workspace);
   Tensor values = allocate_f32(num_rows, v.rows, *ctx.workspace);
-  if (is_fused(ctx.kernels->norm_qkv, num_rows, ctx)) {
+  if (takes_fused(FusedOp::norm_qkv, num_rows, ctx)) {
     NormQkvArgs args{};
     args.x = x.as<const float>();
     args.x_stride = x.row_stride;
@@ -405,7 +399,7 @@ void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tens
   check_tensor(residual, "linear_residual: residual", DType::f32, {x.dim(0), segment.rows});
   check_bias(bias, segment);
   const Workspace::Scope scope(*ctx.workspace);
-  if (!is_fused(ctx.kernels->linear_residual, x.dim(0), ctx)) {
+  if (!takes_fused(FusedOp::linear_residual, x.dim(0), ctx)) {
     linear(residual, prepare(x, weight.act_type, ctx), segment, bias, true, ctx);
     return;
   }
@@ -433,7 +427,7 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
   check_tensor(norm.weight, "norm_gate_up: norm weight", DType::f32, {gate.cols});
   const Activation out = allocate_activation(down_type, rows_of(x), gate.rows, *ctx.workspace);
   const Workspace::Scope scope(*ctx.workspace);
-  if (is_fused(ctx.kernels->norm_gate_up, x.dim(0), ctx)) {
+  if (takes_fused(FusedOp::norm_gate_up, x.dim(0), ctx)) {
     NormGateUpArgs args{};
     args.x = x.as<const float>();
     args.x_stride = x.row_stride;
@@ -470,7 +464,7 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
   if (logits) check_tensor(logits, "head: logits", DType::f32, {num_rows, segment.rows});
   for (int32_t row : row_ids) NB_CHECK(row >= 0 && row < x.dim(0), invalid_argument, "head: no row ", row);
   const Workspace::Scope scope(*ctx.workspace);
-  if (is_fused(ctx.kernels->head, num_rows, ctx)) {
+  if (takes_fused(FusedOp::head, num_rows, ctx)) {
     const int parts = ctx.kernels->memory == nullptr ? ctx.pool->num_threads() : kHeadBlocks;
     const auto slots = static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(parts);
     HeadArgs args{};

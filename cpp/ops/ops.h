@@ -7,6 +7,7 @@
 #include <span>
 
 #include "base/threads.h"
+#include "ops/fusion.h"
 #include "ops/kernel_table.h"
 #include "ops/linear_weight.h"
 #include "tensor/tensor.h"
@@ -19,6 +20,7 @@ struct ExecContext {
   const KernelTable* kernels;
   ThreadPool* pool;
   Workspace* workspace;
+  FusionCounts* counts = nullptr;  ///< counts the operators that have a fused form, if there is one
 };
 
 /// Rows of a step and what they attend to; views into the step's inputs.

@@ -12,9 +12,11 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/metrics.h"
 #include "engine/request.h"
 #include "io/metadata_writer.h"
 #include "io/model_source.h"
+#include "model/fusion.h"
 #include "text/stop_matcher.h"
 #include "text/text_stream.h"
 #include "text/tokenizer.h"
@@ -67,6 +69,10 @@ class StoppingStream {
 
 /// Makes constraints that ask plan.matcher(), a new object for each answer; nothing for None.
 std::function<std::unique_ptr<engine::TokenConstraint>()> constraint_maker(const pybind11::object& plan);
+
+/// What they report about themselves, as Python sees it.
+pybind11::dict to_dict(const model::FusionPlan& plan);
+pybind11::dict to_dict(const engine::EngineStats& stats);
 
 /// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the
 /// key.

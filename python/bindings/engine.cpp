@@ -36,13 +36,18 @@ const char* act_name(ops::ActType type) {
 struct LoadedModel {
   // `digest_directory`: where the identity of the files is remembered; nothing: nobody asks for it.
   LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads,
-              bool deterministic, const std::optional<std::string>& digest_directory) {
+              bool deterministic, const std::optional<std::string>& digest_directory, const std::string& fusion,
+              bool measure_fusion) {
     const auto begin = std::chrono::steady_clock::now();
+    const model::FusionOptions fusion_options{.fusion = model::parse_fusion(fusion), .measure = measure_fusion};
     const auto file = io::open_model(path);
     if (digest_directory) content = io::model_digest(*file, *digest_directory);
     if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
-    model = model::load_model(
-        *file, {.backend = backend, .dtype = dtype, .num_threads = num_threads, .deterministic = deterministic});
+    model = model::load_model(*file, {.backend = backend,
+                                      .dtype = dtype,
+                                      .num_threads = num_threads,
+                                      .deterministic = deterministic,
+                                      .fusion = fusion_options});
     const bool same = !digest_directory || io::model_digest(*io::open_model(path), *digest_directory) == *content;
     NB_CHECK(same, io, path, ": the file was replaced while it was loaded");
     load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -259,65 +264,7 @@ py::dict stats_of(const ModelEngine& self) {
     const py::gil_scoped_release release;
     stats = self.engine.stats();
   }
-  py::dict out;
-  out["running"] = stats.running;
-  out["waiting"] = stats.waiting;
-  out["blocks_total"] = stats.blocks_total;
-  out["blocks_free"] = stats.blocks_free;
-  out["blocks_owned"] = stats.blocks_owned;
-  out["blocks_cached"] = stats.blocks_cached;
-  out["prefix_hit_tokens"] = stats.prefix_hit_tokens;
-  out["forked_tokens"] = stats.forked_tokens;
-  out["disk_hit_tokens"] = stats.disk_hit_tokens;
-  out["disk_hit_chunks"] = stats.disk_hit_chunks;
-  out["disk_hits"] = stats.disk.hits;
-  std::int64_t misses = 0, failures = 0;
-  for (int i = 0; i < static_cast<int>(kv::MissReason::count); ++i) {
-    const auto reason = static_cast<kv::MissReason>(i);
-    out[py::str(concat("disk_misses_", to_string(reason)))] = stats.disk.missed(reason);
-    misses += stats.disk.missed(reason);
-  }
-  out["disk_misses"] = misses;
-  out["disk_read_bytes"] = stats.disk.bytes_read;
-  out["disk_load_seconds"] = stats.disk_load_seconds;
-  out["disk_writes"] = stats.disk.writes;
-  out["disk_written_bytes"] = stats.disk.bytes_written;
-  for (int i = 0; i < static_cast<int>(kv::WriteFailure::count); ++i) {
-    const auto reason = static_cast<kv::WriteFailure>(i);
-    out[py::str(concat("disk_write_failures_", to_string(reason)))] = stats.disk.failed(reason);
-    failures += stats.disk.failed(reason);
-  }
-  out["disk_write_failures"] = failures;
-  out["disk_saves_dropped"] = stats.disk_saves_dropped;
-  out["disk_evictions"] = stats.disk.evictions;
-  out["disk_damaged_removed"] = stats.disk.damaged_removed;
-  out["disk_records"] = stats.disk.records;
-  out["disk_foreign_records"] = stats.disk.foreign_records;
-  out["disk_bytes"] = stats.disk.bytes;
-  out["disk_waiting_bytes"] = stats.disk.waiting_bytes;
-  out["chunks"] = stats.chunks;
-  out["chunk_blocks"] = stats.chunk_blocks;
-  out["chunk_hits"] = stats.chunk_hits;
-  out["chunk_misses"] = stats.chunk_misses;
-  out["chunk_evictions"] = stats.chunk_evictions;
-  out["measured_tokens"] = stats.measured_tokens;
-  out["cascade_saved_tokens"] = stats.cascade_saved_tokens;
-  out["preemptions"] = stats.preemptions;
-  out["kv_bytes"] = stats.kv_bytes;
-  out["workspace_bytes"] = stats.workspace_bytes;
-  out["steps"] = stats.steps;
-  out["plan_seconds"] = stats.plan_seconds;
-  out["forward_seconds"] = stats.forward_seconds;
-  out["sample_seconds"] = stats.sample_seconds;
-  out["drawn_on_device"] = stats.drawn_on_device;
-  out["generated_tokens"] = stats.generated_tokens;
-  out["prompt_tokens"] = stats.prompt_tokens;
-  out["read_bytes"] = stats.read_bytes;
-  out["tokens_per_s"] = stats.tokens_per_s;
-  out["read_gb_per_s"] = stats.read_gb_per_s;
-  out["recent_tokens_per_s"] = stats.recent_tokens_per_s;
-  out["recent_read_gb_per_s"] = stats.recent_read_gb_per_s;
-  return out;
+  return to_dict(stats);
 }
 
 // The array keeps the engine's buffer alive instead of copying it.
@@ -388,16 +335,17 @@ py::dict metrics_of(const engine::StepOutput& output) {
 void bind_engine(py::module_& module) {
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(module, "Model")
       .def(py::init<const std::string&, const std::string&, const std::string&, int, bool,
-                    const std::optional<std::string>&>(),
+                    const std::optional<std::string>&, const std::string&, bool>(),
            py::arg("path"), py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
-           py::arg("deterministic") = false, py::arg("digest_directory") = py::none(),
-           py::call_guard<py::gil_scoped_release>())
+           py::arg("deterministic") = false, py::arg("digest_directory") = py::none(), py::arg("fusion") = "auto",
+           py::arg("measure_fusion") = false, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &config_of)
       .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().name; })
       .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })
       .def_property_readonly("num_threads", [](const LoadedModel& self) { return self.model->pool().num_threads(); })
       .def_property_readonly("weight_bytes", [](const LoadedModel& self) { return self.model->weights().bytes; })
       .def_property_readonly("expanded", [](const LoadedModel& self) { return self.model->weights().expanded; })
+      .def_property_readonly("fusion", [](const LoadedModel& self) { return to_dict(self.model->fusion()); })
       .def_property_readonly("load_seconds", [](const LoadedModel& self) { return self.load_seconds; });
 
   py::class_<engine::StepOutput>(module, "StepOutput")

@@ -202,9 +202,11 @@ class Model:
         num_threads: int = 0,
         deterministic: bool = False,
         digest_directory: str | None = None,
+        fusion: str = "auto",
+        measure_fusion: bool = False,
     ) -> None:
         """digest_directory: the identity of the files is established, for a KV store, and remembered there unless
-        that is empty."""
+        that is empty. measure_fusion: errors of fused operators are measured even if no decision depends on them."""
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,
@@ -223,6 +225,10 @@ class Model:
     def expanded(self) -> bool:
         """Whether quantized matrices became bf16, for want of kernels of the device."""
 
+    @property
+    def fusion(self) -> dict[str, Any]:
+        """ "asked" (auto, on, off); "operators": name to "fused" or "composed"; "errors": a list of dicts of operator,
+        quantity, error, bound and layer (None: the head), empty if not measured; "seconds" that measuring took."""
     @property
     def load_seconds(self) -> float: ...
 

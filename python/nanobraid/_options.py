@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from nanobraid import _core
 from nanobraid.errors import InvalidArgumentError, UnsupportedError
 from nanobraid.sampling_params import require_int
 
 MAX_INT = 2**31 - 1
+FUSION = ("auto", "on", "off")
 KV_STORE_BYTES = 8 << 30
 CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
 
@@ -72,3 +74,17 @@ def backend_of(device: str) -> str:
     if name in CPU_BACKENDS:
         raise UnsupportedError(f"device {device!r} is not available on this machine, which has {', '.join(available)}")
     raise InvalidArgumentError(f"device must be auto, cpu, cuda or one of {', '.join(available)}, got {device!r}")
+
+
+def fusion_lines(fusion: dict[str, Any]) -> list[str]:
+    """One line for each operator of `Model.fusion`: what was decided and, if measured, the errors."""
+    lines = []
+    for name, decision in fusion["operators"].items():
+        errors = [_fusion_error(row) for row in fusion["errors"] if row["operator"] == name]
+        lines.append(f"{name} {decision}" + (f" ({', '.join(errors)})" if errors else ""))
+    return lines
+
+
+def _fusion_error(row: dict[str, Any]) -> str:
+    where = "" if row["layer"] is None else f" in layer {row['layer']}"
+    return f"{row['quantity']} off by {row['error']:.2g}{where}, bound {row['bound']:.2g}"

@@ -16,7 +16,7 @@ from nanobraid import _core, _logging
 from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
-from nanobraid._options import MAX_INT, backend_of, kv_store, optional_size, require_one_of, trace_file
+from nanobraid._options import FUSION, MAX_INT, backend_of, kv_store, optional_size, require_one_of, trace_file
 from nanobraid._requests import Prompts, call_options, encode_prompts, params_for, request_options
 from nanobraid.chat_template import ChatTemplate, Message
 from nanobraid.chunk_cache import ChunkCache
@@ -62,6 +62,10 @@ class LLM(Composing):
             that begin with the same tokens. Changes no token. None is True.
         deterministic: Equal requests give equal tokens however they are batched. On the CPU this always holds. On a GPU
             it holds for up to 8 tokens in a step; with True for any number, with one, slower path for all.
+        fusion: Which operators run as one fused kernel instead of as several small ones. ``auto``: each whose result is
+            as accurate for this model, which a GPU is measured for when the model is loaded (the kernels of the
+            processor give equal bits in both forms); ``on``: all that the device has; ``off``: none. See
+            ``config["fusion"]``, and ``fused_ops`` and ``composed_ops`` in `stats`.
         seed: Default for requests whose `SamplingParams` have none. Equal prompts with an equal seed give equal text.
         trace_path: A file for a trace of every step and request, for ui.perfetto.dev or chrome://tracing; it is
             replaced, written while the LLM runs and complete when that is closed. Has times and numbers of tokens, no
@@ -97,6 +101,7 @@ class LLM(Composing):
         kv_cache_bytes: int | None = None,
         enable_prefix_caching: bool | None = None,
         deterministic: bool | None = None,
+        fusion: str = "auto",
         seed: int | None = None,
         trace_path: str | os.PathLike[str] | None = None,
         kv_store_path: str | os.PathLike[str] | None = None,
@@ -107,6 +112,7 @@ class LLM(Composing):
         backend = backend_of(device)
         require_one_of("dtype", dtype, _DTYPES)
         require_one_of("kv_dtype", kv_dtype, _KV_DTYPES)
+        require_one_of("fusion", fusion, FUSION)
         limits = {
             "max_model_len": optional_size("max_model_len", max_model_len),
             "max_num_seqs": require_int("max_num_seqs", max_num_seqs, 1, MAX_INT, "an integer >= 1"),
@@ -130,7 +136,9 @@ class LLM(Composing):
         self._tokenizer = Tokenizer(path)
         with core_errors():
             digests = models.digest_dir() if store else None
-            self._model = _core.Model(str(path), backend, dtype, threads, deterministic is True, digests)
+            self._model = _core.Model(
+                str(path), backend, dtype, threads, deterministic is True, digest_directory=digests, fusion=fusion
+            )
             engine = _core.Engine(
                 self._model,
                 kv_dtype=kv_dtype,
@@ -195,6 +203,8 @@ class LLM(Composing):
         ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
         ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``,
         ``kv_dtype``, ``num_threads``, ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
+        ``fusion`` says which ``operators`` are ``fused`` or ``composed``, and the ``errors`` that were measured: each
+        of one operator, with its bound and the layer it was found in.
         """
         return {
             **self._model.config,
@@ -206,6 +216,7 @@ class LLM(Composing):
             "max_model_len": self._max_model_len,
             "weight_bytes": self._model.weight_bytes,
             "load_seconds": self._model.load_seconds,
+            "fusion": self._model.fusion,
         }
 
     def stats(self) -> dict[str, Any]:
@@ -214,6 +225,8 @@ class LLM(Composing):
         Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
         and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps. The prefix
         ``disk_`` is about `kv_store_path`: tokens and chunks that came from there, misses by reason, writes.
+        ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
+        them behind a further ``_``.
         """
         return self._driver.stats()
 

@@ -21,10 +21,7 @@ constexpr const char* kActs[] = {"f32", "bf16"};
 
 // A bench whose fused operators are composed of small ones.
 struct ComposedBench : DeviceBench {
-  ComposedBench() : table(*backend.kernels) {
-    table.norm_qkv = nullptr, table.linear_residual = nullptr, table.norm_gate_up = nullptr, table.head = nullptr;
-    ctx.kernels = &table;
-  }
+  ComposedBench() : table(ops::with_fused(*backend.kernels, {})) { ctx.kernels = &table; }
   ops::KernelTable table;
 };
 

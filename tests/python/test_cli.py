@@ -132,12 +132,33 @@ def test_inspect(model_path: Path) -> None:
     assert all(size > 0 for _, _, shape, size in info["tensors"] for _ in shape)
 
 
+def test_inspect_measures_fused_operators(model_path: Path) -> None:
+    done = run("inspect", model_path, "--check-fusion", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "norm_qkv fused (scores off by 0 in layer 0, bound 0.062, values off by 0 in layer 0" in done.stdout
+    assert "head fused (logits off by 0, bound 0.0078)" in done.stdout
+    fusion = json.loads(run("inspect", model_path, "--json", "--check-fusion", "scalar").stdout)["fusion"]
+    assert fusion["backend"] == "scalar"
+    assert [row["quantity"] for row in fusion["errors"]] == ["scores", "values", "residual", "down", "logits"]
+    assert all(row["error"] == 0.0 for row in fusion["errors"])
+    assert "fusion" not in json.loads(run("inspect", model_path, "--json").stdout)
+
+
 def test_doctor(model_path: Path) -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stderr
     for word in (nb.__version__, "backends", "reference", "cuda", "cpu features", "cache", str(model_path), "threads"):
         assert word in done.stdout
-    assert "scalar" in json.loads(run("doctor", "--json").stdout)["backends"]
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert "scalar" in facts["backends"]
+    assert re.match(r"smollm2-135m on \w+", facts["fusion"][0])
+    assert [line.split(" (")[0] for line in facts["fusion"][1:]] == [
+        "norm_qkv fused",
+        "linear_residual fused",
+        "norm_gate_up fused",
+        "head fused",
+    ]
+    assert all("off by 0" in line for line in facts["fusion"][1:])
 
 
 def test_pull(model_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ folder, device, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 params = nb.SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
 with nb.LLM(folder, device=device, max_model_len=64, max_num_seqs=2, **options) as llm:
     outputs = llm.generate(json.loads(sys.argv[4]), params)
-    print(json.dumps({"backend": llm.config["backend"], "tokens": [o.token_ids for o in outputs],
+    stats = llm.stats()
+    print(json.dumps({"backend": llm.config["backend"], "fusion": llm.config["fusion"], "fused": stats["fused_ops"],
+                      "composed": stats["composed_ops"], "tokens": [o.token_ids for o in outputs],
                       "logprobs": [[p[t].logprob for t, p in zip(o.token_ids, o.logprobs)] for o in outputs]}))
 """
 
@@ -54,11 +57,14 @@ def answer(library: Path, folder: Path, device: str, **options: Any) -> dict[str
     return {**json.loads(done.stdout), "stderr": done.stderr}
 
 
-def test_doctor_calls_it_usable(library: Path) -> None:
+def test_doctor_calls_it_usable(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path))  # without the default model, which is long to emulate
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     done = run(library, "-m", "nanobraid", "doctor")
     assert done.returncode == 0, done.stderr
     assert "usable: emulated GPU" in done.stdout
     assert "cuda:0" in done.stdout
+    assert re.search(r"^fusion +\S", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
@@ -150,3 +156,26 @@ def test_without_the_library_it_says_why(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "device 'cuda' is not available" in done.stderr
     assert "none.so" in done.stderr
+
+
+def test_fusion_is_measured_when_a_model_is_loaded_and_forced_either_way(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("qwen3")
+    tensors = tensors_of(config)
+    for name in tensors:
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            tensors[name] *= 96
+    folder = write_folder(tmp_path / "qwen3", config, tensors)
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    few = {"max_batch_tokens": 8}  # rows that fused kernels take
+    auto = answer(library, folder, "cuda", **few)
+    assert [row["error"] for row in auto["fusion"]["errors"]] == [0.0] * 5
+    on = answer(library, folder, "cuda", fusion="on", **few)
+    off = answer(library, folder, "cuda", fusion="off", **few)
+    assert on["fusion"]["errors"] == off["fusion"]["errors"] == []
+    assert auto["fused"] == on["fused"] == off["composed"] > 0
+    assert auto["composed"] == on["composed"] == off["fused"] == 0
+    assert (auto["tokens"], auto["logprobs"]) == (on["tokens"], on["logprobs"])
+    assert (off["tokens"], off["logprobs"]) == (on["tokens"], on["logprobs"])

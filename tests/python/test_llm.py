@@ -369,6 +369,8 @@ def test_errors_of_stream_and_chat_come_at_the_call(llm: nb.LLM) -> None:
         ({"kv_cache_bytes": "1G"}, nb.InvalidArgumentError, "kv_cache_bytes"),
         ({"enable_prefix_caching": 2}, nb.InvalidArgumentError, "enable_prefix_caching"),
         ({"deterministic": "yes"}, nb.InvalidArgumentError, "deterministic"),
+        ({"fusion": "always"}, nb.InvalidArgumentError, "fusion must be one of auto, on, off, got 'always'"),
+        ({"fusion": True}, nb.InvalidArgumentError, "fusion must be one of"),
         ({"seed": -5}, nb.InvalidArgumentError, "seed"),
     ],
 )
@@ -394,6 +396,28 @@ def test_options_that_are_honoured(model_path: Path) -> None:
         assert one.generate("The capital of France is", GREEDY)[0].text.startswith(" Paris")
     with nb.LLM(model_path, device="cpu:scalar", max_model_len=32) as scalar:
         assert scalar.config["backend"] == "scalar"
+
+
+def test_fusion_says_which_operators_ran(model_path: Path) -> None:
+    operators = ("norm_qkv", "linear_residual", "norm_gate_up", "head")
+    tokens = []
+    for fusion, decision, used, unused in [
+        ("auto", "fused", "fused_ops", "composed_ops"),
+        ("on", "fused", "fused_ops", "composed_ops"),
+        ("off", "composed", "composed_ops", "fused_ops"),
+    ]:
+        with nb.LLM(model_path, device="cpu", max_model_len=64, fusion=fusion) as one:
+            assert one.config["fusion"]["asked"] == fusion
+            assert one.config["fusion"]["operators"] == dict.fromkeys(operators, decision)
+            assert one.config["fusion"]["errors"] == []  # equal bits in both forms: nothing to measure
+            tokens.append(one.generate("The capital of France is", GREEDY)[0].token_ids)
+            stats = one.stats()
+        layers = one.config["num_layers"]
+        assert stats[unused] == 0
+        for name in operators:
+            assert stats[f"{used}_{name}"] == stats["steps"] * (1 if name == "head" else layers)
+        assert stats[used] == sum(stats[f"{used}_{name}"] for name in operators)
+    assert tokens[0] == tokens[1] == tokens[2]
 
 
 def test_max_waiting_refuses_and_leaves_nothing_behind(model_path: Path) -> None:

@@ -21,6 +21,7 @@ _MODEL_FIELDS = (
     "max_batch_tokens",
     "max_waiting",
     "kv_cache_bytes",
+    "fusion",
     "trace_path",
     "kv_store_path",
     "kv_store_bytes",
@@ -64,6 +65,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: no limit)")
     group.add_argument(
         "--kv-cache-bytes", type=int, metavar="N", help="for keys and values (default: at most a quarter of memory)"
+    )
+    group.add_argument(
+        "--fusion",
+        default="auto",
+        help="run operators as one fused kernel: auto (where it is accurate for the model), on or off (default: auto)",
     )
     group.add_argument("--trace-path", metavar="FILE", help="write a trace of the steps for ui.perfetto.dev")
     group.add_argument(

@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from nanobraid import __version__, _core, models
+from nanobraid._options import fusion_lines
 from nanobraid.commands._terminal import printable, table
-from nanobraid.errors import core_errors
+from nanobraid.errors import NanobraidError, core_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +51,23 @@ def _facts() -> dict[str, Any]:
         "hugging_face_cache": str(models.hugging_face_dir()),
         "models_found": [f"{model.name}: {model.path}" for model in found],
         "models_to_pull": [name for name in models.KNOWN_MODELS if name not in names],
+        "fusion": _fusion(found),
         "offline": models.is_offline(),
         "hub": models.hub_state(),
     }
+
+
+def _fusion(found: list[models.FoundModel]) -> list[str]:
+    """How accurate fused operators are for the default model on the default device, and which are taken."""
+    model = next((model for model in found if model.name == models.DEFAULT_MODEL), None)
+    if model is None:
+        return [f"not measured: {models.DEFAULT_MODEL} is not on this machine"]
+    try:
+        with core_errors():
+            loaded = _core.Model(str(model.path), measure_fusion=True)
+            return [f"{model.name} on {loaded.backend}", *fusion_lines(loaded.fusion)]
+    except NanobraidError as error:
+        return [f"not measured: {error}"]
 
 
 def _text(value: object) -> str:

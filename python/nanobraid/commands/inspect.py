@@ -1,8 +1,8 @@
 """Show what a model file contains.
 
-Prints metadata and tensors without reading the weights. FILE is a .braid file, a GGUF file
-or any part of a split one, or the name of a model that is on this machine (see 'nanobraid
-models').
+Prints metadata and tensors; reads the weights only to check them. FILE is a .braid file, a
+GGUF file or any part of a split one, or the name of a model that is on this machine (see
+'nanobraid models').
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nanobraid import _core, models
+from nanobraid._options import backend_of, fusion_lines
 from nanobraid.commands._terminal import note, printable, table
 from nanobraid.errors import UnsupportedError, core_errors
 
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check-tensors",
         action="store_true",
         help="also read every weight: compare checksums (.braid), look for NaN and infinity",
+    )
+    parser.add_argument(
+        "--check-fusion",
+        nargs="?",
+        const="auto",
+        metavar="DEVICE",
+        help="also load the model on a device (default: auto) and measure the errors of its fused operators",
     )
 
 
@@ -42,14 +50,20 @@ def run(options: argparse.Namespace) -> int:
     with core_errors():
         info = _core.inspect_file(path)
     checked = _check_tensors(path) if options.check_tensors else None
+    fusion = _check_fusion(path, options.check_fusion) if options.check_fusion else None
     totals = _totals(info["tensors"])
     if options.json:
         out = {"file": path, **info, "totals": totals}
-        print(json.dumps(out if checked is None else {**out, "check": checked}, indent=2))
+        out |= {} if checked is None else {"check": checked}
+        out |= {} if fusion is None else {"fusion": fusion}
+        print(json.dumps(out, indent=2))
     else:
         _print_info(path, info, totals)
         if checked is not None:
             _print_check(checked)
+        if fusion is not None:
+            print(f"\nfused operators on {fusion['backend']} (measured in {1000 * fusion['seconds']:.1f} ms)")
+            print("\n".join(f"  {line}" for line in fusion_lines(fusion)))
     return 1 if checked is not None and checked["nonfinite"] else 0
 
 
@@ -75,6 +89,13 @@ def _check_tensors(path: str) -> dict[str, Any]:
         with _bar("weights") as progress:
             nonfinite, skipped = file.check_weights(progress)
     return {"checksums": "ok" if has_checksums else "none in the file", "nonfinite": nonfinite, "skipped": skipped}
+
+
+def _check_fusion(path: str, device: str) -> dict[str, Any]:
+    backend = backend_of(device)
+    with core_errors():
+        model = _core.Model(path, backend, measure_fusion=True)
+        return {"backend": model.backend, **model.fusion}
 
 
 @contextmanager

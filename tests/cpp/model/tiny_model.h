@@ -32,6 +32,8 @@ struct TinyModelOptions {
   unsigned seed = 1;
   const ops::Backend* device = nullptr;  ///< instead of `backend`
   bool deterministic = false;
+  float qk_gain = 0.0f;  ///< norms of queries and keys with weights of about this; 0: none
+  FusionOptions fusion{};
   int nan_token = -1;  ///< this embedding row is NaN (f32 format only): logits after it are NaN
 };
 
@@ -49,6 +51,7 @@ inline ModelConfig tiny_config(const TinyModelOptions& options) {
   config.max_position_embeddings = options.max_position_embeddings;
   config.rms_norm_eps = 1e-5f;
   config.tie_word_embeddings = true;
+  config.qk_norm = options.qk_gain > 0.0f;
   validate(config);
   return config;
 }
@@ -73,6 +76,8 @@ class TinyWeights {
       layer.attention_norm = vector(weights, config.hidden_size);
       layer.qkv = pack({matrix(config.q_size(), config.hidden_size), matrix(config.kv_size(), config.hidden_size),
                         matrix(config.kv_size(), config.hidden_size)});
+      if (config.qk_norm) layer.q_norm = vector(weights, config.head_dim, options_.qk_gain);
+      if (config.qk_norm) layer.k_norm = vector(weights, config.head_dim, options_.qk_gain);
       layer.attention_out = pack({matrix(config.hidden_size, config.q_size())});
       layer.ffn_norm = vector(weights, config.hidden_size);
       layer.gate_up = pack(
@@ -107,9 +112,9 @@ class TinyWeights {
             .file_row = {}};
   }
 
-  Tensor vector(ModelWeights& weights, int size) {
+  Tensor vector(ModelWeights& weights, int size, float mean = 1.0f) {
     const Buffer buffer = arena_->allocate(static_cast<std::size_t>(size) * sizeof(float));
-    std::normal_distribution<float> normal(1.0f, 0.1f);
+    std::normal_distribution<float> normal(mean, 0.1f * mean);
     for (int i = 0; i < size; ++i) buffer.as<float>()[i] = normal(random_);
     weights.small.push_back(buffer);
     return Tensor(buffer.data(), DType::f32, {size});
@@ -135,8 +140,8 @@ inline std::unique_ptr<Model> make_tiny_model(const TinyModelOptions& options = 
   auto pool = std::make_unique<ThreadPool>(options.num_threads);
   ModelConfig config = tiny_config(options);
   ModelWeights weights = TinyWeights(options, backend, *pool).build(config);
-  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
-                                 options.deterministic);
+  return std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool), options.deterministic,
+                                 options.fusion);
 }
 
 }  // namespace nb::model

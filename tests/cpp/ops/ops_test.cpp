@@ -164,13 +164,6 @@ TEST_P(Ops, ArgmaxTakesTheLowerIdAndNeverNan) {
   EXPECT_EQ(best, (std::vector<int32_t>{37, 90, 0, 99}));
 }
 
-// Runs a fused operator with and without its fused kernel; the small operators are the oracle.
-KernelTable without_fused(const KernelTable& table) {
-  KernelTable small = table;
-  small.norm_qkv = nullptr, small.linear_residual = nullptr, small.norm_gate_up = nullptr, small.head = nullptr;
-  return small;
-}
-
 struct LayerResult {
   Matrix q, residual, logits;
   std::vector<std::uint8_t> kv;
@@ -232,7 +225,7 @@ TEST_P(Ops, FusedOperatorsEqualTheirParts) {
     for (int rows : {1, 5, 16, 17, 120}) {
       for (bool extras : {false, true}) {
         Bench fused(GetParam(), 2), small(GetParam(), 2);
-        const KernelTable table = without_fused(*small.backend.kernels);
+        const KernelTable table = with_fused(*small.backend.kernels, {});
         small.ctx.kernels = &table;
         const LayerResult a = run_layer(fused, rows, format, extras), b = run_layer(small, rows, format, extras);
         const std::string what = std::string(quant::to_string(format)) + " rows " + std::to_string(rows);

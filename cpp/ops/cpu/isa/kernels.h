@@ -46,6 +46,7 @@ constexpr KernelTable kTable = {
     .linear_residual = linear_residual,
     .norm_gate_up = norm_gate_up,
     .head = head,
+    .fused_exact = true,
     .key_deviation = key_deviation,
 };
 

@@ -1,0 +1,107 @@
+// What a model and an engine report about themselves, as dictionaries.
+#include "base/error.h"
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace nb::bindings {
+namespace {
+
+// The sum under its name, and each operator behind it.
+void add_counts(py::dict& out, const std::string& name, const ops::PerFusedOp<std::int64_t>& counts) {
+  std::int64_t sum = 0;
+  for (const ops::FusedOp op : ops::kFusedOps) {
+    out[py::str(concat(name, "_", ops::to_string(op)))] = counts[op];
+    sum += counts[op];
+  }
+  out[py::str(name)] = sum;
+}
+
+}  // namespace
+
+py::dict to_dict(const model::FusionPlan& plan) {
+  py::dict operators;
+  for (const ops::FusedOp op : ops::kFusedOps) operators[ops::to_string(op)] = plan.fused[op] ? "fused" : "composed";
+  py::list errors;
+  for (const model::FusionError& error : plan.errors) {
+    py::dict row;
+    row["operator"] = ops::to_string(error.op);
+    row["quantity"] = error.quantity;
+    row["error"] = error.error;
+    row["bound"] = error.bound;
+    row["layer"] = error.layer < 0 ? py::object(py::none()) : py::int_(error.layer);
+    errors.append(std::move(row));
+  }
+  py::dict out;
+  out["asked"] = model::to_string(plan.asked);
+  out["operators"] = std::move(operators);
+  out["errors"] = std::move(errors);
+  out["seconds"] = plan.seconds;
+  return out;
+}
+
+py::dict to_dict(const engine::EngineStats& stats) {
+  py::dict out;
+  out["running"] = stats.running;
+  out["waiting"] = stats.waiting;
+  out["blocks_total"] = stats.blocks_total;
+  out["blocks_free"] = stats.blocks_free;
+  out["blocks_owned"] = stats.blocks_owned;
+  out["blocks_cached"] = stats.blocks_cached;
+  out["prefix_hit_tokens"] = stats.prefix_hit_tokens;
+  out["forked_tokens"] = stats.forked_tokens;
+  out["disk_hit_tokens"] = stats.disk_hit_tokens;
+  out["disk_hit_chunks"] = stats.disk_hit_chunks;
+  out["disk_hits"] = stats.disk.hits;
+  std::int64_t misses = 0, failures = 0;
+  for (int i = 0; i < static_cast<int>(kv::MissReason::count); ++i) {
+    const auto reason = static_cast<kv::MissReason>(i);
+    out[py::str(concat("disk_misses_", to_string(reason)))] = stats.disk.missed(reason);
+    misses += stats.disk.missed(reason);
+  }
+  out["disk_misses"] = misses;
+  out["disk_read_bytes"] = stats.disk.bytes_read;
+  out["disk_load_seconds"] = stats.disk_load_seconds;
+  out["disk_writes"] = stats.disk.writes;
+  out["disk_written_bytes"] = stats.disk.bytes_written;
+  for (int i = 0; i < static_cast<int>(kv::WriteFailure::count); ++i) {
+    const auto reason = static_cast<kv::WriteFailure>(i);
+    out[py::str(concat("disk_write_failures_", to_string(reason)))] = stats.disk.failed(reason);
+    failures += stats.disk.failed(reason);
+  }
+  out["disk_write_failures"] = failures;
+  out["disk_saves_dropped"] = stats.disk_saves_dropped;
+  out["disk_evictions"] = stats.disk.evictions;
+  out["disk_damaged_removed"] = stats.disk.damaged_removed;
+  out["disk_records"] = stats.disk.records;
+  out["disk_foreign_records"] = stats.disk.foreign_records;
+  out["disk_bytes"] = stats.disk.bytes;
+  out["disk_waiting_bytes"] = stats.disk.waiting_bytes;
+  out["chunks"] = stats.chunks;
+  out["chunk_blocks"] = stats.chunk_blocks;
+  out["chunk_hits"] = stats.chunk_hits;
+  out["chunk_misses"] = stats.chunk_misses;
+  out["chunk_evictions"] = stats.chunk_evictions;
+  out["measured_tokens"] = stats.measured_tokens;
+  out["cascade_saved_tokens"] = stats.cascade_saved_tokens;
+  out["preemptions"] = stats.preemptions;
+  out["kv_bytes"] = stats.kv_bytes;
+  out["workspace_bytes"] = stats.workspace_bytes;
+  out["steps"] = stats.steps;
+  out["plan_seconds"] = stats.plan_seconds;
+  out["forward_seconds"] = stats.forward_seconds;
+  out["sample_seconds"] = stats.sample_seconds;
+  out["drawn_on_device"] = stats.drawn_on_device;
+  add_counts(out, "fused_ops", stats.ops.fused);
+  add_counts(out, "composed_ops", stats.ops.composed);
+  out["generated_tokens"] = stats.generated_tokens;
+  out["prompt_tokens"] = stats.prompt_tokens;
+  out["read_bytes"] = stats.read_bytes;
+  out["tokens_per_s"] = stats.tokens_per_s;
+  out["read_gb_per_s"] = stats.read_gb_per_s;
+  out["recent_tokens_per_s"] = stats.recent_tokens_per_s;
+  out["recent_read_gb_per_s"] = stats.recent_read_gb_per_s;
+  return out;
+}
+
+}  // namespace nb::bindings

@@ -233,6 +233,7 @@ main() {
   part ctest run_ctest build/test
   if [[ " ${failed[*]} " != *" build-asan "* ]]; then part ctest-asan run_ctest build/asan; fi
   part tsan tsan
+  part arm tests/arm.sh
   part demo demo
   part pytest run_pytest
   if [[ -x tests/fuzz/run.sh ]]; then part fuzz fuzz; fi

@@ -4,7 +4,7 @@
 #   tests/run.sh           about 20 minutes on two cores from nothing, less when built before
 #   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes
 #
-# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, tsan: with ThreadSanitizer, logs), in build-fuzz/ and in the virtual
+# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual
 # environment .venv-test. Nothing else changes, but the model cache (the default model is downloaded once).
 #
 #   PYTHON                 interpreter of the virtual environment (python3)
@@ -233,6 +233,7 @@ main() {
   part ctest run_ctest build/test
   if [[ " ${failed[*]} " != *" build-asan "* ]]; then part ctest-asan run_ctest build/asan; fi
   part tsan tsan
+  part arm tests/arm.sh
   part demo demo
   part pytest run_pytest
   if [[ -x tests/fuzz/run.sh ]]; then part fuzz fuzz; fi

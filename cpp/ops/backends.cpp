@@ -12,10 +12,17 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace nb::ops {
 namespace {
+
+struct Feature {
+  const char* name;
+  bool (*present)();
+};
 
 #if defined(__x86_64__)
 // Register bits the system saves and restores: without this the instructions fault although CPUID names them.
@@ -32,11 +39,6 @@ bool state_enabled(unsigned long long mask) { return (enabled_state() & mask) ==
 constexpr unsigned long long kAvxState = 0x6;      // XMM, YMM
 constexpr unsigned long long kAvx512State = 0xe6;  // and opmask, ZMM
 
-struct Feature {
-  const char* name;
-  bool (*present)();
-};
-
 const Feature kFeatures[] = {
     {"sse4.2", [] { return __builtin_cpu_supports("sse4.2") != 0; }},
     {"f16c", [] { return __builtin_cpu_supports("f16c") != 0 && state_enabled(kAvxState); }},
@@ -49,6 +51,15 @@ const Feature kFeatures[] = {
     {"avx512vnni", [] { return __builtin_cpu_supports("avx512vnni") != 0 && state_enabled(kAvx512State); }},
 };
 
+#elif defined(__aarch64__)
+const Feature kFeatures[] = {
+    {"neon", [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0; }},
+    {"dotprod", [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},
+    {"i8mm", [] { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }},
+};
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
 bool has(const char* name) {
   for (const Feature& feature : kFeatures) {
     if (std::string(name) == feature.name) return feature.present();
@@ -76,6 +87,10 @@ const std::vector<Backend>& host_backends() {
     tables.push_back(host_backend(
         avx512_kernels(), has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni"),
         "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni"));
+#elif defined(__aarch64__)
+    tables.push_back(host_backend(neon_kernels(), has("neon"), "neon"));
+    tables.push_back(host_backend(neon_dotprod_kernels(), has("neon") && has("dotprod"), "neon, dotprod"));
+    tables.push_back(host_backend(neon_i8mm_kernels(), has("neon") && has("i8mm"), "neon, i8mm"));
 #endif
     return tables;
   }();
@@ -153,7 +168,7 @@ const Backend& find_backend(const std::string& name) {
 
 std::vector<std::string> cpu_features() {
   std::vector<std::string> names;
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
   for (const Feature& feature : kFeatures) {
     if (feature.present()) names.emplace_back(feature.name);
   }

@@ -13,7 +13,9 @@ from nanobraid.sampling_params import require_int
 MAX_INT = 2**31 - 1
 FUSION = ("auto", "on", "off")
 KV_STORE_BYTES = 8 << 30
-CPU_BACKENDS = ("reference", "scalar", "avx2", "avxvnni", "avx512", "avx512bf16", "neon")
+X86_BACKENDS = ("avx2", "avxvnni", "avx512", "avx512bf16")
+ARM_BACKENDS = ("neon", "neon_dotprod", "neon_i8mm")
+CPU_BACKENDS = ("reference", "scalar", *X86_BACKENDS, *ARM_BACKENDS)
 
 
 def require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:

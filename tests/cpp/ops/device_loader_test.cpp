@@ -95,7 +95,7 @@ TEST_F(DeviceChoice, TakesAUsableDeviceFirst) {
 }
 
 TEST_F(DeviceChoice, TakesTheCpuWhereItIsAskedFor) {
-  EXPECT_TOLD(library("complete"), nullptr, "cpu", "found [a-z0-9]+ on cpu ''");
+  EXPECT_TOLD(library("complete"), nullptr, "cpu", "found [a-z0-9_]+ on cpu ''");
   EXPECT_TOLD(library("complete"), "scalar", "", "found scalar on cpu");
   EXPECT_TOLD(library("complete"), "scalar", "cpu", "found scalar on cpu");
   EXPECT_TOLD(library("complete"), nullptr, "reference", "found reference on cpu");
@@ -104,11 +104,11 @@ TEST_F(DeviceChoice, TakesTheCpuWhereItIsAskedFor) {
 }
 
 TEST_F(DeviceChoice, GoesOnWithoutADeviceButNeverFallsBackFromOne) {
-  EXPECT_TOLD(library("unusable"), nullptr, "", "found [a-z0-9]+ on cpu");
+  EXPECT_TOLD(library("unusable"), nullptr, "", "found [a-z0-9_]+ on cpu");
   EXPECT_TOLD(library("unusable"), nullptr, "cuda:0", "unsupported: backend cuda:0 cannot run here: no NVIDIA driver");
   EXPECT_TOLD(library("unusable"), "cuda:0", "", "unsupported: backend cuda:0 cannot run here: no NVIDIA driver");
   EXPECT_TOLD(library("incomplete"), nullptr, "cuda:0", "lacks the operators linear, attention");
-  EXPECT_TOLD(library("absent"), nullptr, "", "NANOBRAID_CUDA_LIBRARY: cannot open .*\n.*found [a-z0-9]+ on cpu");
+  EXPECT_TOLD(library("absent"), nullptr, "", "NANOBRAID_CUDA_LIBRARY: cannot open .*\n.*found [a-z0-9_]+ on cpu");
   EXPECT_TOLD(library("complete"), nullptr, "riscv", "unknown backend 'riscv': this build has reference, .*cuda:0");
 }
 

@@ -281,6 +281,9 @@ TEST(Backends, AreListedAndForced) {
     if (backend.kernels != nullptr) {
       EXPECT_EQ(backend.kernels->name, backend.name);
     }
+    if (!backend.usable()) {
+      EXPECT_THROW(find_backend(backend.name), Error) << backend.name;
+    }
   }
   EXPECT_EQ(compiled_backends().back().name, "cuda:0");
 }

@@ -9,6 +9,8 @@
 #include <string.h>
 #if defined(NB_ISA_AVX512) || defined(NB_ISA_AVX2)
 #include <immintrin.h>
+#elif defined(NB_ISA_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "base/ids.h"

@@ -8,8 +8,12 @@ using quant::Format;
 using quant::tile_shape;
 using quant::TileShape;
 
-/// Rows of x computed together: as many accumulators as the registers hold.
+/// Rows of x computed together: as many accumulators as the registers hold, or what makes up for joining columns.
+#if defined(NB_PAIR_DOTS)
+constexpr int kMaxRows = 8;
+#else
 constexpr int kMaxRows = kLanes == 16 ? 12 : 4;
+#endif
 
 constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8; }
 
@@ -81,8 +85,42 @@ struct CodeWalk {
 
 // dots[t] += the products of one group of 32 columns, or of its first or second half only.
 enum class Half { both, first, second };
+
+#if defined(NB_PAIR_DOTS)
+// The same for an even number of rows, two by two: the same integers, in another order.
+template <Format kFormat, int kRows, Half kHalf>
+inline void dot_group_pairs(const uint8_t* lanes, const int8_t* codes, int cols, I* dots) {
+  PairSums sums[kRows / 2];
+  for (int t = 0; t < kRows; t += 2) sums[t / 2] = join_rows(dots[t], dots[t + 1]);
+  const auto add = [&](I four, I next, int column) {
+    const PairCodes w = join_columns(four, next);
+    for (int t = 0; t < kRows; t += 2) {
+      const int8_t* x = codes + t * cols + column;
+      dot_pairs(sums[t / 2], w, x, x + cols);
+    }
+  };
+  if constexpr (tile_shape(kFormat).code_bits == 8) {
+    for (int j = 0; j < 8; j += 2) add(i_load(lanes + 64 * j), i_load(lanes + 64 * (j + 1)), 4 * j);
+  } else {
+    CodeWalk<kFormat> walk;
+    walk.lanes = lanes;
+    for (int j = 0; j < 4; j += 2) {
+      walk.step(j);
+      const I low = walk.low, high = walk.high;
+      walk.step(j + 1);
+      if constexpr (kHalf != Half::second) add(low, walk.low, 4 * j);
+      if constexpr (kHalf != Half::first) add(high, walk.high, 16 + 4 * j);
+    }
+  }
+  for (int t = 0; t < kRows; t += 2) split_rows(sums[t / 2], dots[t], dots[t + 1]);
+}
+#endif
+
 template <Format kFormat, int kRows, Half kHalf>
 inline void dot_group(const uint8_t* lanes, const int8_t* codes, int cols, I* dots) {
+#if defined(NB_PAIR_DOTS)
+  if constexpr (kRows % 2 == 0) return dot_group_pairs<kFormat, kRows, kHalf>(lanes, codes, cols, dots);
+#endif
   if constexpr (tile_shape(kFormat).code_bits == 8) {
     for (int j = 0; j < 8; ++j) {
       const I w = i_load(lanes + 64 * j);

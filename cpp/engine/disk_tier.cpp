@@ -101,7 +101,8 @@ Digest kv_fingerprint(const model::Model& model, quant::KvFormat format, const D
 DiskTier::DiskTier(const std::string& directory, std::int64_t quota_bytes, const Digest& fingerprint, Parts parts)
     : store_(directory, fingerprint, {.quota_bytes = quota_bytes}),
       parts_(std::move(parts)),
-      listed_(SteadyClock::now()) {
+      listed_(SteadyClock::now()),
+      queue_(store_, parts_.num_readers, parts_.wake) {
   const kv::DiskStoreStats stats = store_.stats();
   log(LogLevel::info, "KV store ", directory, ": ", stats.records, " records of this model, ", stats.foreign_records,
       " others, ", stats.bytes, " bytes");
@@ -109,36 +110,39 @@ DiskTier::DiskTier(const std::string& directory, std::int64_t quota_bytes, const
 
 // ---- loading ----
 
-int DiskTier::load_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                          int first) noexcept {
-  const auto begun = SteadyClock::now();
-  const int loaded = guarded("loading a prefix", 0, [&] {
+LoadId DiskTier::begin_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> tokens,
+                              std::span<const BlockId> blocks, int first) noexcept {
+  return guarded("loading a prefix", LoadId{0}, [&] {
     const auto from = static_cast<std::size_t>(first);
-    const std::vector<Piece> pieces = find_pieces(keys, tokens, blocks.size(), from);
-    if (pieces.empty()) {
-      ++num_absent_;
-      return 0;
-    }
-    return static_cast<int>(load_all(pieces, tokens, blocks, from) - from);
+    return begin(find_pieces(keys, tokens, blocks.size(), from), tokens, blocks, from);
   });
-  load_seconds_ = load_seconds_ + std::chrono::duration<double>(SteadyClock::now() - begun).count();
-  return loaded;
 }
 
-bool DiskTier::load_chunk(const Digest& key, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                          int first) noexcept {
-  const auto begun = SteadyClock::now();
-  const bool loaded = guarded("loading a chunk", false, [&] {
-    if (store_.find(key) == nullptr) {
-      ++num_absent_;
-      return false;
-    }
-    const Piece piece{.key = key, .first_block = 0, .num_blocks = blocks.size()};
-    const auto from = static_cast<std::size_t>(first);
-    return load_all(std::span(&piece, 1), tokens, blocks, from) == blocks.size();
+LoadId DiskTier::begin_chunk(const Digest& key, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+                             int first) noexcept {
+  return guarded("loading a chunk", LoadId{0}, [&] {
+    std::vector<Piece> pieces;
+    if (store_.find(key) != nullptr) pieces.push_back({.key = key, .first_block = 0, .num_blocks = blocks.size()});
+    return begin(std::move(pieces), tokens, blocks, static_cast<std::size_t>(first));
   });
-  load_seconds_ = load_seconds_ + std::chrono::duration<double>(SteadyClock::now() - begun).count();
-  return loaded;
+}
+
+std::optional<int> DiskTier::take(LoadId load) noexcept {
+  copy_to_device();
+  const std::optional<std::size_t> num_read = queue_.take(load);
+  if (!num_read) return std::nullopt;
+  const auto node = begun_.extract(load);
+  const Begun& begun = node.mapped();
+  load_seconds_ = load_seconds_ + std::chrono::duration<double>(SteadyClock::now() - begun.since).count();
+  const std::size_t num_good = std::min(*num_read, begun.num_good);
+  if (num_good == 0) return 0;
+  const Piece& last = begun.pieces[num_good - 1];
+  return static_cast<int>(last.first_block + last.num_blocks - begun.first);
+}
+
+void DiskTier::stop(LoadId load) noexcept {
+  queue_.stop(load);
+  begun_.erase(load);
 }
 
 /// Whether it is time to look for what other processes wrote.
@@ -173,54 +177,60 @@ std::vector<DiskTier::Piece> DiskTier::find_pieces(const kv::PrefixKeys& keys, s
   return pieces;
 }
 
-/// Fills the blocks of all pieces but those before `first`, which have their content; returns the block behind the last
-/// that was filled without a gap.
-std::size_t DiskTier::load_all(std::span<const Piece> pieces, std::span<const TokenId> tokens,
-                               std::span<const BlockId> blocks, std::size_t first) {
-  parts_.settle();
-  for (const Piece& piece : pieces.subspan(1)) store_.prefetch(piece.key);
-  std::vector<std::uint8_t> loaded(pieces.size(), 0);
-  if (parts_.storage.host_memory(blocks[0]).empty()) {
-    for (std::size_t i = 0; i < pieces.size(); ++i) {
-      if (!load_to_device(pieces[i], tokens, blocks, first)) break;
-      loaded[i] = 1;
-    }
-  } else {
-    const std::size_t block_bytes = parts_.storage.host_memory(blocks[0]).size();
-    const std::size_t begin = pieces.front().first_block;
-    const std::size_t num_known = first - std::min(first, begin);
-    const kv::StoreMemory known = kv::allocate_store_memory(std::max<std::size_t>(num_known, 1) * block_bytes);
-    if (known == nullptr) return first;
-    std::vector<std::span<std::byte>> memory(blocks.size());
-    for (std::size_t i = begin; i < blocks.size(); ++i) {
-      memory[i] = i < first ? std::span(known.get() + (i - begin) * block_bytes, block_bytes)
-                            : parts_.storage.host_memory(blocks[i]);
-    }
-    // Reading is copying and summing up: one processor is slower at it than the memory.
-    parts_.pool.run([&](const Part& part) {
-      for (auto i = static_cast<std::size_t>(part.index); i < pieces.size();
-           i += static_cast<std::size_t>(part.count)) {
-        loaded[i] = guarded("loading a record", std::uint8_t{0}, [&] {
-          const auto into = std::span(memory).subspan(pieces[i].first_block, pieces[i].num_blocks);
-          return static_cast<std::uint8_t>(store_.load(pieces[i].key, tokens_of(pieces[i], tokens), into));
-        });
-      }
-    });
+/// Begins to fill the blocks of all pieces but those before `first`, which have their content.
+LoadId DiskTier::begin(std::vector<Piece> pieces, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+                       std::size_t first) {
+  if (pieces.empty()) {
+    ++num_absent_;
+    return 0;
   }
-  std::size_t end = first;
-  for (std::size_t i = 0; i < pieces.size() && loaded[i] != 0; ++i) end = pieces[i].first_block + pieces[i].num_blocks;
-  return end;
+  parts_.settle();
+  for (const Piece& piece : std::span(pieces).subspan(1)) store_.prefetch(piece.key);
+  const auto block_bytes = static_cast<std::size_t>(parts_.storage.shape().block_bytes());
+  const bool is_host = !parts_.storage.host_memory(blocks[0]).empty();
+  const std::size_t begin = pieces.front().first_block;
+  const std::size_t num_known = first - std::min(first, begin);
+  kv::StoreMemory known;
+  if (is_host && num_known > 0) {
+    known = kv::allocate_store_memory(num_known * block_bytes);
+    if (known == nullptr) return 0;
+  }
+  std::vector<LoadPart> parts;
+  for (const Piece& piece : pieces) {
+    const std::span<const TokenId> own = tokens_of(piece, tokens);
+    LoadPart& part = parts.emplace_back(LoadPart{.key = piece.key, .tokens = {own.begin(), own.end()}, .memory = {}});
+    if (!is_host) part.own_bytes = piece.num_blocks * block_bytes;
+    for (std::size_t i = piece.first_block; is_host && i < piece.first_block + piece.num_blocks; ++i) {
+      part.memory.push_back(i < first ? std::span(known.get() + (i - begin) * block_bytes, block_bytes)
+                                      : parts_.storage.host_memory(blocks[i]));
+    }
+  }
+  // Nothing may fail once it has begun.
+  begun_.insert_or_assign(0, Begun{.pieces = std::move(pieces),
+                                   .blocks = {blocks.begin(), blocks.end()},
+                                   .first = first,
+                                   .num_good = parts.size(),
+                                   .since = SteadyClock::now()});
+  auto node = begun_.extract(0);
+  node.key() = queue_.add(std::move(parts), std::move(known));
+  return begun_.insert(std::move(node)).position->first;
 }
 
-bool DiskTier::load_to_device(const Piece& piece, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                              std::size_t first) {
-  const std::optional<kv::DiskRecord> record = store_.open(piece.key, tokens_of(piece, tokens));
+/// Copies what was read for a device.
+void DiskTier::copy_to_device() noexcept {
   const auto block_bytes = static_cast<std::uint64_t>(parts_.storage.shape().block_bytes());
-  if (!record || record->info().block_bytes != block_bytes) return false;
-  for (std::size_t i = std::max(piece.first_block, first); i < piece.first_block + piece.num_blocks; ++i) {
-    parts_.storage.write(blocks[i], record->block(i - piece.first_block));
+  for (const ReadPart& part : queue_.collect()) {
+    Begun& begun = begun_.at(part.load);
+    const Piece& piece = begun.pieces[part.index];
+    const bool is_copied = guarded("copying to the device", false, [&] {
+      if (part.record.info().block_bytes != block_bytes) return false;
+      for (std::size_t i = std::max(piece.first_block, begun.first); i < piece.first_block + piece.num_blocks; ++i) {
+        parts_.storage.write(begun.blocks[i], part.record.block(i - piece.first_block));
+      }
+      return true;
+    });
+    if (!is_copied) begun.num_good = std::min(begun.num_good, part.index);
   }
-  return true;
 }
 
 std::span<const TokenId> DiskTier::tokens_of(const Piece& piece, std::span<const TokenId> tokens) {

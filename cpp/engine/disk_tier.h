@@ -1,19 +1,22 @@
 // The KV of an engine on disk: prefix blocks and chunks go from its memory into a store and come back after a restart.
 //
 // A record is served only to an engine whose fingerprint is that of the one that wrote it; see kv_fingerprint(). What
-// fails is a miss and a counter, never an error, and the tokens are computed. Not for the files (kv/disk_store.h) nor
-// for when to keep what (scheduler.h). Used by the thread that runs steps, but for stats().
+// fails is a miss and a counter, never an error, and the tokens are computed. Records are read on other threads
+// (load_queue.h), into blocks where those are host memory; to a device they are copied when they are there. Not for the
+// files (kv/disk_store.h) nor for when to keep what (scheduler.h). Used by the thread that runs steps, but for stats().
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "base/threads.h"
 #include "engine/block_archive.h"
+#include "engine/load_queue.h"
 #include "engine/save_queue.h"
 #include "kv/disk_store.h"
 #include "kv/kv_storage.h"
@@ -31,7 +34,7 @@ Digest kv_fingerprint(const model::Model& model, quant::KvFormat format, const D
 /// Counters since the engine was made.
 struct DiskTierStats {
   kv::DiskStoreStats store{};  ///< misses: with those that no file was opened for
-  double load_seconds = 0.0;   ///< in which steps waited for records to be read
+  double load_seconds = 0.0;   ///< from the beginning of a load to its end, of all that were not stopped
 };
 
 class DiskTier : public BlockArchive {
@@ -39,17 +42,26 @@ class DiskTier : public BlockArchive {
   /// What the tier is made of. `settle` does what is still to be done with the memory of `storage`.
   struct Parts {
     kv::KvStorage& storage;
-    ThreadPool& pool;  ///< of the thread that runs steps
+    int num_readers;  ///< threads that read
     std::function<void()> settle;
+    std::function<void()> wake{};  ///< see LoadQueue
   };
 
   /// Opens or makes the directory. Throws io naming it, or invalid_argument.
   DiskTier(const std::string& directory, std::int64_t quota_bytes, const Digest& fingerprint, Parts parts);
 
-  int load_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                  int first) noexcept override;
-  bool load_chunk(const Digest& key, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                  int first) noexcept override;
+  LoadId begin_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+                      int first) noexcept override;
+  LoadId begin_chunk(const Digest& key, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+                     int first) noexcept override;
+  std::optional<int> take(LoadId load) noexcept override;
+  void stop(LoadId load) noexcept override;
+
+  /// Changes whenever take() may have something new.
+  std::uint64_t progress() const { return queue_.progress(); }
+
+  /// Waits until that is no longer `seen`, or until a time.
+  void wait(std::uint64_t seen, std::chrono::steady_clock::time_point until) { queue_.wait(seen, until); }
 
   /// Whether the store has all of the record, as far as is known without looking.
   bool has(const SaveRecord& record) const noexcept;
@@ -77,14 +89,22 @@ class DiskTier : public BlockArchive {
     std::size_t num_blocks;
   };
 
+  /// What is to be done when a load has ended.
+  struct Begun {
+    std::vector<Piece> pieces;
+    std::vector<BlockId> blocks;
+    std::size_t first;
+    std::size_t num_good;  ///< leading pieces that nothing was wrong with when they were copied
+    std::chrono::steady_clock::time_point since;
+  };
+
   static constexpr std::int64_t kBusyBytes = 64 << 20;
 
   std::vector<Piece> find_pieces(const kv::PrefixKeys& keys, std::span<const TokenId> tokens, std::size_t num_blocks,
                                  std::size_t first);
-  std::size_t load_all(std::span<const Piece> pieces, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                       std::size_t first);
-  bool load_to_device(const Piece& piece, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                      std::size_t first);
+  LoadId begin(std::vector<Piece> pieces, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+               std::size_t first);
+  void copy_to_device() noexcept;
   static std::span<const TokenId> tokens_of(const Piece& piece, std::span<const TokenId> tokens);
   bool may_list();
 
@@ -93,6 +113,8 @@ class DiskTier : public BlockArchive {
   std::chrono::steady_clock::time_point listed_;
   std::atomic<std::int64_t> num_absent_{0};
   std::atomic<double> load_seconds_{0.0};
+  std::map<LoadId, Begun> begun_;
+  LoadQueue queue_;  // last: its threads use the store and the memory of blocks
 };
 
 }  // namespace nb::engine

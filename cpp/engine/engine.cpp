@@ -64,14 +64,19 @@ std::optional<std::string> fingerprint_of(const model::Model& model, const Engin
   return to_hex(kv_fingerprint(model, *options.kv_format, options.kv_store_fingerprint));
 }
 
+/// Reading is copying and summing up, at which one thread is slower than the memory.
+constexpr int kMostReaders = 4;
+
 std::unique_ptr<DiskTier> make_tier(const model::Model& model, const EngineOptions& options, kv::KvStorage& storage,
-                                    std::function<void()> settle) {
+                                    std::function<void()> settle, std::function<void()> wake) {
   if (options.kv_store_path.empty()) return nullptr;
   NB_CHECK(options.kv_store_bytes >= 1, invalid_argument, "kv_store_bytes must be >= 1, got ", options.kv_store_bytes);
-  return std::make_unique<DiskTier>(
-      options.kv_store_path, options.kv_store_bytes,
-      kv_fingerprint(model, *options.kv_format, options.kv_store_fingerprint),
-      DiskTier::Parts{.storage = storage, .pool = model.pool(), .settle = std::move(settle)});
+  return std::make_unique<DiskTier>(options.kv_store_path, options.kv_store_bytes,
+                                    kv_fingerprint(model, *options.kv_format, options.kv_store_fingerprint),
+                                    DiskTier::Parts{.storage = storage,
+                                                    .num_readers = std::min(model.pool().num_threads(), kMostReaders),
+                                                    .settle = std::move(settle),
+                                                    .wake = std::move(wake)});
 }
 
 /// A time so far away that the clock cannot tell it is none.
@@ -135,7 +140,7 @@ StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
 
 }  // namespace
 
-Engine::Engine(const model::Model& model, const EngineOptions& options)
+Engine::Engine(const model::Model& model, const EngineOptions& options, std::function<void()> wake)
     : model_(model),
       options_(resolve(options, model)),
       storage_(make_storage(model, options_)),
@@ -148,7 +153,8 @@ Engine::Engine(const model::Model& model, const EngineOptions& options)
       head_(model),
       selection_(model),
       traffic_(model, storage_.shape()),
-      tier_(make_tier(model, options_, storage_, [this] { update_storage(); })) {
+      tier_(make_tier(
+          model, options_, storage_, [this] { update_storage(); }, std::move(wake))) {
   if (tier_ != nullptr) scheduler_.set_archive(*tier_);
   if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
@@ -187,6 +193,7 @@ void Engine::submit(RequestId id, std::vector<std::unique_ptr<Sequence>> answers
   const int num_answers = static_cast<int>(answers.size());
   const int num_prompt = answers.front()->num_prompt;
   const Clock::time_point submitted = answers.front()->times.submitted;
+  was_idle_ = false;
   scheduler_.submit(std::move(answers));
   for (int choice = 0; trace_ != nullptr && choice < num_answers; ++choice) {
     trace_->submitted({.request = id, .choice = choice}, num_prompt, submitted);
@@ -200,9 +207,21 @@ RequestId Engine::submit(Request request) {
   return id;
 }
 
-void Engine::cancel(RequestId id) { scheduler_.cancel(id); }
+void Engine::cancel(RequestId id) {
+  was_idle_ = false;
+  scheduler_.cancel(id);
+}
+
+bool Engine::waits_for_load() const {
+  return was_idle_ && tier_->progress() == seen_progress_ && Clock::now() < wait_deadline_;
+}
 
 std::vector<StepOutput> Engine::step() {
+  if (waits_for_load()) tier_->wait(seen_progress_, wait_deadline_);
+  return step_at_once();
+}
+
+std::vector<StepOutput> Engine::step_at_once() {
   const Clock::time_point begun = Clock::now();
   try {
     return run_step(begun);
@@ -221,6 +240,8 @@ std::vector<StepOutput> Engine::step() {
 std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   EngineStats before = stats_;
   before.preemptions = scheduler_.counters().preemptions;
+  was_idle_ = false;
+  if (tier_ != nullptr) seen_progress_ = tier_->progress();
   scheduler_.end_overdue(begun);
   const StepPlan* plan = nullptr;
   {
@@ -242,6 +263,8 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
     scheduler_.commit(*plan, sampled_);
     update_storage();
   }
+  was_idle_ = plan->entries.empty() && scheduler_.finished().empty() && scheduler_.is_loading();
+  if (was_idle_) wait_deadline_ = scheduler_.next_deadline();
   std::vector<StepOutput> outputs = collect(*plan, begun);
   measure(*plan, before, begun);
   save_next();
@@ -283,6 +306,7 @@ Engine::~Engine() {
 }
 
 bool Engine::remove_chunk(kv::ChunkId id) {
+  was_idle_ = false;
   const auto found = scheduler_.chunks().chunks().find(id);
   if (tier_ != nullptr && found != scheduler_.chunks().chunks().end()) {
     tier_->erase_chunk(kv::ChunkStore::key(found->second));

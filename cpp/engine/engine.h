@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -78,8 +79,9 @@ class Engine {
  public:
   /// `model` must outlive the engine, and one engine runs it at a time. Throws invalid_argument naming the option,
   /// out_of_memory with the numbers, or io naming a trace_path that cannot be written or a kv_store_path that cannot be
-  /// used.
-  Engine(const model::Model& model, const EngineOptions& options);
+  /// used. `wake`, if any, is called by other threads, until the destructor ends, when waits_for_load() may have
+  /// changed.
+  Engine(const model::Model& model, const EngineOptions& options, std::function<void()> wake = {});
   /// As finish_saving() with a few seconds.
   ~Engine();
   Engine(const Engine&) = delete;
@@ -99,8 +101,18 @@ class Engine {
   void cancel(RequestId id);
 
   /// Plans, computes and commits one step; returns an output for every answer that took part or ended. After an
-  /// exception the requests that were running are reported with `abort` by the next step; waiting ones go on.
+  /// exception the requests that were running are reported with `abort` by the next step; waiting ones go on. Where
+  /// nothing can be done before KV comes from the store, waits for that first.
   std::vector<StepOutput> step();
+
+  /// The same without waiting.
+  std::vector<StepOutput> step_at_once();
+
+  /// Whether the next step would find nothing to do: the last one did not, what it lacks is being read from the store,
+  /// and nothing has happened since. May be asked for while the engine does not step.
+  bool waits_for_load() const;
+  /// When a step is due even so.
+  Clock::time_point wait_deadline() const { return wait_deadline_; }
 
   bool has_work() const { return scheduler_.has_work() || !scheduler_.finished().empty(); }
   EngineStats stats() const;
@@ -170,6 +182,9 @@ class Engine {
   std::unique_ptr<DiskTier> tier_;    // none: nothing is kept
   std::unique_ptr<StepTrace> trace_;  // none: nothing is traced
   std::size_t past_growths_ = 0;      // of workspaces given up after an error
+  std::uint64_t seen_progress_ = 0;   // of the store's loads, before the last step
+  bool was_idle_ = false;             // the last step found nothing to do but to wait for a load
+  Clock::time_point wait_deadline_ = Clock::time_point::max();
   RequestId next_id_ = 1;
   EngineStats stats_;
 };

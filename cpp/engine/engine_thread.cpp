@@ -26,7 +26,10 @@ constexpr std::chrono::seconds kSaveAtEnd{10};
 }  // namespace
 
 EngineThread::EngineThread(const model::Model& model, const EngineOptions& options)
-    : engine_(model, options), stats_(engine_.stats()), thread_([this] { work(); }), thread_id_(thread_.get_id()) {}
+    : engine_(model, options, [this] { wake(); }),
+      stats_(engine_.stats()),
+      thread_([this] { work(); }),
+      thread_id_(thread_.get_id()) {}
 
 RequestId EngineThread::submit(Request request, std::shared_ptr<Outbox> outbox) {
   Arrival arrival{.id = 0, .answers = engine_.prepare(std::move(request))};
@@ -135,6 +138,12 @@ void EngineThread::close() {
   if (thread_.joinable()) thread_.join();
 }
 
+/// For the threads that load: who waits looks again.
+void EngineThread::wake() {
+  { const std::lock_guard lock(mutex_); }
+  arrived_.notify_one();
+}
+
 // ---- the thread ----
 
 void EngineThread::work() {
@@ -162,7 +171,7 @@ bool EngineThread::take_inbox() {
   std::unique_lock lock(mutex_);
   const auto is_ready = [&] {
     const bool arrived = (!inbox_.empty() && num_holds_ == 0) || !cancelled_.empty() || !calls_.empty();
-    return closed_ || (!broken_ && (arrived || engine_.has_work()));
+    return closed_ || (!broken_ && (arrived || (engine_.has_work() && !engine_.waits_for_load())));
   };
   while (!is_ready()) {
     lock.unlock();
@@ -172,6 +181,9 @@ bool EngineThread::take_inbox() {
     if (goes_on) continue;
     if (saves) {
       arrived_.wait_for(lock, kSavePause, is_ready);
+    } else if (engine_.waits_for_load()) {
+      const Outbox::Seconds left = engine_.wait_deadline() - Clock::now();
+      wait_at_most(arrived_, lock, left, is_ready);
     } else {
       arrived_.wait(lock, is_ready);
     }
@@ -191,7 +203,7 @@ bool EngineThread::take_inbox() {
 std::vector<StepOutput> EngineThread::step() {
   if (!engine_.has_work()) return {};  // only cancellations of what has ended
   try {
-    std::vector<StepOutput> outputs = engine_.step();
+    std::vector<StepOutput> outputs = engine_.step_at_once();
     num_failures_ = 0;
     return outputs;
   } catch (const std::exception& error) {

@@ -72,15 +72,16 @@ class EngineThread {
     std::vector<std::unique_ptr<Sequence>> answers;
   };
 
+  void wake();
   void work();
   bool take_inbox();
   std::vector<StepOutput> step();
   void deliver(std::vector<StepOutput> outputs);
   void give_up(const Error& error);
 
-  Engine engine_;  // of the thread, but for prepare() and options()
   mutable std::mutex mutex_;
   std::condition_variable arrived_;
+  Engine engine_;  // of the thread, but for prepare() and options(); behind what its threads use to wake ours
   std::condition_variable ended_;
   std::vector<Arrival> inbox_;
   std::vector<RequestId> cancelled_;

@@ -34,7 +34,7 @@ int pay(PromptBudget& budget, const Sequence& sequence, int most, bool must_adva
 }
 
 bool decodes(const Sequence& sequence) {
-  return sequence.leader == nullptr && sequence.pending_len() == 1 && !sequence.is_selecting();
+  return !sequence.waits() && sequence.pending_len() == 1 && !sequence.is_selecting();
 }
 
 }  // namespace
@@ -120,12 +120,20 @@ void Scheduler::end_overdue(Clock::time_point now) {
   mark(waiting_);
 }
 
+Clock::time_point Scheduler::next_deadline() const {
+  Clock::time_point earliest = Clock::time_point::max();
+  for (const auto& sequence : running_) earliest = std::min(earliest, sequence->times.deadline);
+  for (const auto& sequence : waiting_) earliest = std::min(earliest, sequence->times.deadline);
+  return earliest;
+}
+
 // ---- planning ----
 
 const StepPlan& Scheduler::plan(PromptBudget prompts) {
   plan_.entries.clear();
   plan_.num_tokens = 0;
   preempted_ = false;
+  take_loads();
   follow();
   int budget = limits_.max_batch_tokens;
   // Preemption takes from the end, so that an index stays valid.
@@ -143,12 +151,12 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
     must_advance = must_advance && rows == 0;
   };
   for (const auto& sequence : running_) {
-    const bool computes = !sequence->ends_early() && sequence->leader == nullptr && sequence->next_rows() > 0;
+    const bool computes = !sequence->ends_early() && !sequence->waits() && sequence->next_rows() > 0;
     if (computes && !decodes(*sequence) && budget > 0 && prompts.work > 0) add_slice(*sequence);
   }
   while (budget > 0 && prompts.work > 0 && !preempted_ && admit_next()) {
     const Sequence& newest = *running_.back();
-    if (newest.leader == nullptr && newest.next_rows() > 0) add_slice(*running_.back());
+    if (!newest.waits() && newest.next_rows() > 0) add_slice(*running_.back());
   }
   add_selection();
   return plan_;
@@ -290,6 +298,7 @@ bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
 void Scheduler::preempt(Sequence& sequence) {
   NB_ASSERT(running_.back().get() == &sequence);
   leave(sequence);
+  stop_load(sequence);
   sequence.forget_blocks(pool_, freed_blocks_);
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
@@ -403,6 +412,7 @@ void Scheduler::retire(Sequences& queue) {
     if (sequence->ends_early() && !sequence->finished()) sequence->finish_reason = sequence->early_end;
     if (!sequence->finished()) continue;
     leave(*sequence);
+    stop_load(*sequence);
     if (sequence->is_internal()) end_encoding(*sequence);
     keep_prefix(*sequence);
     release_chunks(*sequence);
@@ -421,6 +431,7 @@ void Scheduler::check_invariants() {
     NB_ASSERT(sequence->pending_len() >= 1 && sequence->len() <= sequence->max_len);
     NB_ASSERT(!sequence->finished());
     NB_ASSERT(sequence->follows || sequence->leader == nullptr);
+    NB_ASSERT(sequence->load == 0 || (!sequence->follows && sequence->pending_len() > 0));
     NB_ASSERT(sequence->num_published <= std::min(sequence->computed_len(), sequence->exact_len()) / kBlockTokens);
     for (int i = 0; i < sequence->num_published; ++i) {
       NB_ASSERT(cache_ && cache_->is_published(blocks[static_cast<std::size_t>(i)]));
@@ -430,6 +441,7 @@ void Scheduler::check_invariants() {
   }
   for (const auto& sequence : waiting_) {
     NB_ASSERT(sequence->table.capacity() == 0 && sequence->computed_len() == 0 && !sequence->finished());
+    NB_ASSERT(sequence->load == 0);
   }
   check_owners(std::move(owners));
   if (cache_) cache_->check_invariants();

@@ -17,7 +17,9 @@
 // first, then fork it.
 //
 // Archive, if there is one: what the prefix cache does not have of an admitted sequence, or of a chunk, is filled from
-// it, and what sequences and chunks leave behind is queued to be kept in it, as long as nobody needs the blocks.
+// it while others are computed; the sequence runs and has its blocks, but gets no rows before that has ended. Who ends
+// or is preempted meanwhile stops it first, so that no block is written to after it was given back. And what sequences
+// and chunks leave behind is queued to be kept in it, as long as nobody needs the blocks.
 #pragma once
 
 #include <cstdint>
@@ -126,6 +128,11 @@ class Scheduler {
   std::vector<BlockId>& freed_blocks() { return freed_blocks_; }
   std::vector<BlockId>& fresh_blocks() { return fresh_blocks_; }
 
+  /// Whether a sequence waits for the archive.
+  bool is_loading() const;
+  /// The earliest of those of all sequences.
+  Clock::time_point next_deadline() const;
+
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
@@ -172,8 +179,11 @@ class Scheduler {
   void release_chunks(Sequence& sequence);
   void check_owners(std::vector<BlockId> owners);
   void restore(Sequence& sequence);
-  bool restore_chunk(Sequence& sequence);
-  void restore_prefix(Sequence& sequence);
+  void begin_chunk(Sequence& sequence);
+  void begin_prefix(Sequence& sequence);
+  void take_loads();
+  void take_load(Sequence& sequence);
+  void stop_load(Sequence& sequence);
   void take_restored(Sequence& sequence, int num_tokens);
   void keep_prefix(Sequence& sequence);
   void follow();

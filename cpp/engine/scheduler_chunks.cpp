@@ -196,7 +196,7 @@ void Scheduler::release_chunks(Sequence& sequence) {
 /// is a small part of a step whatever else is in it.
 void Scheduler::add_selection() {
   for (const auto& sequence : running_) {
-    if (!sequence->is_selecting() || sequence->ends_early() || sequence->leader != nullptr || sequence->follows ||
+    if (!sequence->is_selecting() || sequence->ends_early() || sequence->waits() || sequence->follows ||
         sequence->next_rows() > 0) {
       continue;
     }

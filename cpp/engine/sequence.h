@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "base/rng.h"
+#include "engine/block_archive.h"
 #include "engine/composition.h"
 #include "engine/metrics.h"
 #include "engine/request.h"
@@ -71,6 +72,8 @@ class Sequence {
   int next_rows() const { return is_selecting() ? exact_len() - computed_len_ : pending_len(); }
   bool is_selecting() const { return composition && composition->selecting(); }
   int num_generated() const { return len() - num_prompt; }
+  /// Whether it runs, but none of it can be computed yet.
+  bool waits() const { return leader != nullptr || load != 0; }
   bool finished() const { return finish_reason != FinishReason::none; }
   bool ends_early() const { return early_end != FinishReason::none; }
   bool stops_at(TokenId token) const { return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end(); }
@@ -131,6 +134,8 @@ class Sequence {
   Sequence* leader = nullptr;  ///< a running sequence that computes tokens this one needs too, which it waits for
   bool forks_leader = false;   ///< it is an answer to the same prompt, to be forked when that is stored
   int shared_len = 0;          ///< tokens it shares with the leader
+  LoadId load = 0;             ///< under way, into its reserved blocks; nothing of it is computed meanwhile
+  bool loads_chunk = false;    ///< all of the chunk that it encodes, not blocks of a prefix
   bool follows = false;        ///< runs, but without blocks for all its tokens, since it waits or waited for a leader
   bool was_computed = false;   ///< has taken part in a step
   FinishReason early_end = FinishReason::none;  ///< the next commit() ends the sequence with it

@@ -226,7 +226,8 @@ std::vector<RecordPtr> DiskStore::records(const Digest& root) {
 
 // ---- reading ----
 
-std::optional<DiskRecord> DiskStore::open(const Digest& key, std::span<const TokenId> tokens) {
+std::optional<DiskRecord> DiskStore::open(const Digest& key, std::span<const TokenId> tokens,
+                                          const std::atomic<bool>* stop) {
   std::optional<Opened> opened = open_verified(key, tokens);
   if (!opened) return std::nullopt;
   DiskRecord record;
@@ -241,12 +242,13 @@ std::optional<DiskRecord> DiskStore::open(const Digest& key, std::span<const Tok
   for (std::size_t i = 0; i < record.num_blocks_; ++i) {
     blocks.emplace_back(record.memory_.get() + i * block_bytes, block_bytes);
   }
-  if (!read_blocks(*opened, blocks)) return std::nullopt;
+  if (!read_blocks(*opened, blocks, stop)) return std::nullopt;
   record.info_ = std::make_shared<const RecordInfo>(std::move(opened->head.info));
   return record;
 }
 
-bool DiskStore::load(const Digest& key, std::span<const TokenId> tokens, std::span<const std::span<std::byte>> blocks) {
+bool DiskStore::load(const Digest& key, std::span<const TokenId> tokens, std::span<const std::span<std::byte>> blocks,
+                     const std::atomic<bool>* stop) {
   NB_CHECK(blocks.size() == ceil_div<std::size_t>(tokens.size(), kBlockTokens), invalid_argument, blocks.size(),
            " blocks for ", tokens.size(), " tokens of a record");
   std::optional<Opened> opened = open_verified(key, tokens);
@@ -257,7 +259,7 @@ bool DiskStore::load(const Digest& key, std::span<const TokenId> tokens, std::sp
     miss(MissReason::fingerprint, opened->name);  // blocks of another shape are another format, whatever it says
     return false;
   }
-  return read_blocks(*opened, blocks);
+  return read_blocks(*opened, blocks, stop);
 }
 
 /// Opens the record and verifies everything but its blocks; counts a miss otherwise.
@@ -278,9 +280,11 @@ std::optional<DiskStore::Opened> DiskStore::open_verified(const Digest& key, std
 }
 
 /// Reads the leading blocks of the record and compares their checksums; counts a hit or a miss.
-bool DiskStore::read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks) {
+bool DiskStore::read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks,
+                            const std::atomic<bool>* stop) {
   std::uint64_t offset = opened.head_bytes;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (stop != nullptr && *stop) return false;
     const int error = opened.file.read(offset, blocks[i]);
     const bool same = error == 0 && crc32c(blocks[i]) == opened.head.checksums[i];
     if (!same) {

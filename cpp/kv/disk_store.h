@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -139,12 +140,14 @@ class DiskStore {
   std::optional<Match> match_known(const Digest& parent, std::span<const TokenId> tokens) const;
 
   /// Reads a record whose tokens are `tokens`; of a prefix record also a leading part of whole blocks. Counts a hit or
-  /// a miss, and marks the record as used.
-  std::optional<DiskRecord> open(const Digest& key, std::span<const TokenId> tokens);
+  /// a miss, and marks the record as used. Gives up, and counts nothing, soon after `stop` has become true.
+  std::optional<DiskRecord> open(const Digest& key, std::span<const TokenId> tokens,
+                                 const std::atomic<bool>* stop = nullptr);
 
   /// The same into memory of the caller, a span of the record's block size for each block of `tokens`. After false its
   /// content is undefined.
-  bool load(const Digest& key, std::span<const TokenId> tokens, std::span<const std::span<std::byte>> blocks);
+  bool load(const Digest& key, std::span<const TokenId> tokens, std::span<const std::span<std::byte>> blocks,
+            const std::atomic<bool>* stop = nullptr);
 
   /// Has the system begin to read the record, without waiting.
   void prefetch(const Digest& key);
@@ -180,7 +183,7 @@ class DiskStore {
   Job* find_waiting(const Digest& key) const;
   std::optional<MissReason> read_head(Opened& opened) const;
   std::optional<Opened> open_verified(const Digest& key, std::span<const TokenId> tokens);
-  bool read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks);
+  bool read_blocks(Opened& opened, std::span<const std::span<std::byte>> blocks, const std::atomic<bool>* stop);
   MissReason why_absent(const Digest& key) const;
   void miss(MissReason reason, const std::string& name);
   void remove_damaged(const std::string& name);

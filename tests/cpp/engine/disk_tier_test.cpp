@@ -307,15 +307,13 @@ TEST(DiskTier, KeepsServingWithoutRoomOnDisk) {
 
 TEST(DiskTier, SettlesTheMemoryBeforeItIsFilled) {
   const kv::Scratch scratch;
-  const auto model = make_tiny_model();
   kv::KvStorage storage({quant::KvFormat::f32, 1, 1, 16}, 4);
   int num_settled = 0;
   const auto settle = [&] {  // as poisoning and clearing do, which would wipe what is loaded before
     storage.zero(2);
     ++num_settled;
   };
-  DiskTier tier(scratch.store(), 1 << 20, digest_of("model"),
-                {.storage = storage, .pool = model->pool(), .settle = settle});
+  DiskTier tier(scratch.store(), 1 << 20, digest_of("model"), {.storage = storage, .num_readers = 2, .settle = settle});
   const kv::PrefixKeys keys{.root = digest_of("root"), .keys = {digest_of("key")}};
   const std::vector<TokenId> tokens(16, 3);
   const std::vector<BlockId> from = {1}, to = {2};
@@ -328,12 +326,77 @@ TEST(DiskTier, SettlesTheMemoryBeforeItIsFilled) {
              .tokens = tokens,
              .blocks = from});
   tier.finish(kLong);
-  EXPECT_EQ(tier.load_prefix(keys, tokens, to, 0), 1);
+  const auto load = [&](std::span<const TokenId> wanted) {
+    const LoadId id = tier.begin_prefix(keys, wanted, to, 0);
+    EXPECT_NE(id, 0u);
+    while (true) {
+      const std::uint64_t seen = tier.progress();
+      if (const std::optional<int> loaded = tier.take(id)) return *loaded;
+      tier.wait(seen, Clock::now() + kLong);
+    }
+  };
+  EXPECT_EQ(load(tokens), 1);
   EXPECT_EQ(num_settled, 1);
   EXPECT_TRUE(std::ranges::equal(storage.host_memory(1), storage.host_memory(2)));
   const std::vector<TokenId> others(16, 4);
-  EXPECT_EQ(tier.load_prefix(keys, others, to, 0), 0) << "the same key for other tokens";
+  EXPECT_EQ(load(others), 0) << "the same key for other tokens";
   EXPECT_EQ(tier.stats().store.missed(MissReason::tokens), 1);
+}
+
+TEST(DiskTier, StepsWaitForALoadOnlyWhereNothingElseIsToBeDone) {
+  const kv::Scratch scratch;
+  const auto model = make_tiny_model();
+  const Request stored = random_request(14, 400, 4), other = random_request(15, 30, 60);
+  const auto expected = run(*model, keeping(scratch), {stored}).front();
+  Engine engine(*model, keeping(scratch));
+  EXPECT_FALSE(engine.waits_for_load());
+  engine.submit(stored);
+  Answers answers;
+  add(answers, engine.step());
+  EXPECT_EQ(engine.stats().blocks_owned, kv::BlockTable::blocks_for(400)) << "it has its blocks";
+  int num_steps = 0;
+  for (; engine.has_work(); ++num_steps) add(answers, engine.step());
+  EXPECT_EQ(answers.begin()->second.tokens, expected);
+  EXPECT_LE(num_steps, 4 + 1) << "steps that find nothing to do do not come again and again";
+  // Others do not wait.
+  Engine busy(*model, keeping(scratch));
+  busy.submit(other);
+  busy.step();
+  busy.submit(stored);
+  answers.clear();
+  while (busy.has_work()) {
+    EXPECT_FALSE(busy.waits_for_load());
+    std::vector<StepOutput> outputs = busy.step();
+    EXPECT_FALSE(outputs.empty());
+    add(answers, std::move(outputs));
+  }
+  EXPECT_EQ(answers.rbegin()->second.tokens, expected);
+  EXPECT_EQ(busy.stats().disk_hit_tokens, restorable(stored));
+}
+
+TEST(DiskTier, ADeadlineOrACancellationEndsALoad) {
+  const kv::Scratch scratch;
+  const auto model = make_tiny_model();
+  Request request = random_request(16, 480, 4);
+  const auto expected = run(*model, keeping(scratch), {request}).front();
+  for (const bool cancels : {true, false}) {
+    Engine engine(*model, keeping(scratch));
+    request.timeout_seconds = cancels ? 0.0 : 1e-6;
+    const RequestId id = engine.submit(request);
+    std::vector<StepOutput> outputs;
+    if (cancels) {
+      static_cast<void>(engine.step());  // begins the load, which may be quick
+      engine.cancel(id);
+    }
+    outputs = engine.step();
+    ASSERT_EQ(outputs.size(), 1u);
+    EXPECT_EQ(outputs[0].finish_reason, cancels ? FinishReason::abort : FinishReason::timeout);
+    EXPECT_EQ(engine.stats().blocks_owned, 0);
+    engine.check_invariants();
+    request.timeout_seconds = 0.0;
+    EXPECT_EQ(answer_one(engine, request).tokens, expected);
+    EXPECT_EQ(engine.stats().disk_hit_tokens, restorable(request));
+  }
 }
 
 TEST(DiskTier, RefusesWhatItCannotUse) {

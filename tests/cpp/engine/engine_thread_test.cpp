@@ -2,10 +2,12 @@
 
 #include <atomic>
 #include <limits>
+#include <numeric>
 #include <thread>
 
 #include "base/code_of.h"
 #include "engine/engine_fixture.h"
+#include "kv/disk_scratch.h"
 
 namespace nb::engine {
 
@@ -349,6 +351,42 @@ TEST(EngineThread, ATimeoutEndsARequestWithWhatItHas) {
     slow.timeout_seconds = bad;
     EXPECT_EQ(code_of([&] { engine.submit(slow, outbox); }), ErrorCode::invalid_argument);
   }
+}
+
+TEST(EngineThread, LoadsFromTheStoreWhileOthersRunOrAreCancelled) {
+  const kv::Scratch scratch;
+  const auto model = make_tiny_model({.num_threads = 2});
+  const EngineOptions options{
+      .max_num_seqs = 4, .kv_store_path = scratch.store(), .kv_store_bytes = std::int64_t{1} << 30};
+  std::vector<Request> requests;
+  for (unsigned i = 0; i < 6; ++i) requests.push_back(random_request(60 + i, 280 + static_cast<int>(i) * 20, 6));
+  std::vector<std::vector<TokenId>> expected;
+  {
+    Engine first(*model, options);
+    for (const Answer& answer : answer_all(first, requests)) expected.push_back(answer.tokens);
+  }
+  std::int64_t hits = 0;
+  for (int round = 0; round < 4; ++round) {
+    EngineThread engine(*model, options);
+    std::vector<std::shared_ptr<Outbox>> outboxes;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      outboxes.push_back(std::make_shared<Outbox>());
+      const RequestId id = engine.submit(requests[i], outboxes.back());
+      if ((static_cast<int>(i) + round) % 3 == 0) engine.cancel(id);
+    }
+    if (round == 3) engine.close();  // with loads under way, or before any
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const Answers answers = read_all(*outboxes[i]);
+      ASSERT_EQ(answers.size(), 1u);
+      const Answer& answer = answers.begin()->second;
+      EXPECT_TRUE(answer.tokens == expected[i] || answer.finish_reason == FinishReason::abort) << "request " << i;
+    }
+    EXPECT_TRUE(engine.drain(kForEver));
+    const auto& misses = engine.stats().disk.misses;
+    EXPECT_EQ(std::accumulate(misses.begin(), misses.end(), std::int64_t{0}), 0) << "what is stopped is no miss";
+    hits += engine.stats().disk_hit_tokens;
+  }
+  EXPECT_GT(hits, 2000);
 }
 
 }  // namespace nb::engine

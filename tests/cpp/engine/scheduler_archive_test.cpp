@@ -2,6 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
+#include <random>
 #include <vector>
 
 #include "engine/fake_requests.h"
@@ -10,28 +13,56 @@
 namespace nb::engine {
 namespace {
 
-/// Says that it filled as many blocks as it is told to.
+/// Says that it filled as many blocks as it is told to, at once or when it is told to.
 class FakeArchive : public BlockArchive {
  public:
-  int load_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                  int first) noexcept override {
+  LoadId begin_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+                      int first) noexcept override {
     ++num_asked;
     EXPECT_GE(keys.keys.size(), blocks.size());
     EXPECT_EQ(tokens.size(), blocks.size() * kBlockTokens);
     EXPECT_LT(first, static_cast<int>(blocks.size()));
     asked_from = first;
-    return std::min(num_blocks, static_cast<int>(blocks.size()) - first);
+    return begin(blocks, first, std::min(num_blocks, static_cast<int>(blocks.size()) - first));
   }
-  bool load_chunk(const Digest&, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
-                  int) noexcept override {
+  LoadId begin_chunk(const Digest&, std::span<const TokenId> tokens, std::span<const BlockId> blocks,
+                     int first) noexcept override {
     EXPECT_EQ(blocks.size(), (tokens.size() + kBlockTokens - 1) / kBlockTokens);
-    return has_chunks;
+    return has_chunks ? begin(blocks, first, static_cast<int>(blocks.size()) - first) : 0;
   }
+  std::optional<int> take(LoadId load) noexcept override {
+    if (!may_end()) return std::nullopt;
+    const int filled = loads.at(load).num_filled;
+    loads.erase(load);
+    return filled;
+  }
+  void stop(LoadId load) noexcept override {
+    EXPECT_EQ(loads.erase(load), 1u);
+    ++num_stopped;
+  }
+
+  struct Load {
+    std::vector<BlockId> blocks;  // that are being written to
+    int num_filled;
+  };
 
   int num_blocks = 0;
   bool has_chunks = false;
+  std::function<void()> settle = [] {};
+  std::function<bool()> may_end = [] { return true; };
   int num_asked = 0;
   int asked_from = -1;
+  int num_stopped = 0;
+  std::map<LoadId, Load> loads;
+
+ private:
+  LoadId begin(std::span<const BlockId> blocks, int first, int filled) {
+    settle();
+    loads[++last_] = {.blocks = {blocks.begin() + first, blocks.end()}, .num_filled = filled};
+    return last_;
+  }
+
+  LoadId last_ = 0;
 };
 
 /// Rows of each step until nothing is left to do.
@@ -106,6 +137,119 @@ TEST(SchedulerArchive, AChunkThatIsThereTakesNoRows) {
     scheduler.check_invariants();
     EXPECT_EQ(scheduler.pool().num_owned(), 0);
   }
+}
+
+TEST(SchedulerArchive, OthersRunWhileALoadIsUnderWay) {
+  FakeArchive archive;
+  bool ends = false;
+  archive.may_end = [&] { return ends; };
+  archive.num_blocks = 3;
+  Scheduler scheduler({.max_batch_tokens = 64}, 40, "test");
+  scheduler.set_archive(archive);
+  const auto step = [&] {
+    const StepPlan& plan = scheduler.plan();
+    std::vector<RequestId> ids;
+    for (const PlannedSequence& entry : plan.entries) ids.push_back(entry.sequence->id);
+    scheduler.commit(plan, std::vector<TokenId>(plan.entries.size(), 100));
+    scheduler.check_invariants();
+    return ids;
+  };
+  using Ids = std::vector<RequestId>;
+  scheduler.submit(make_sequence(1, 10, 30));
+  EXPECT_EQ(step(), Ids{1}) << "too short for a block";
+  scheduler.submit(make_sequence(2, 60, 30));
+  auto younger = make_sequence(3, 10, 30);
+  std::fill(younger->tokens.begin(), younger->tokens.end(), 9);
+  scheduler.submit(std::move(younger));
+  scheduler.submit(make_sequence(4, 60, 30));  // needs what is being loaded
+  EXPECT_EQ(step(), (Ids{1, 3}));
+  EXPECT_EQ(step(), (Ids{1, 3}));
+  EXPECT_TRUE(scheduler.is_loading());
+  EXPECT_EQ(scheduler.num_running(), 4);
+  EXPECT_EQ(archive.num_asked, 1) << "nobody loads what another one does";
+  ends = true;
+  EXPECT_EQ(step(), (Ids{1, 3, 2, 4}));
+  EXPECT_FALSE(scheduler.is_loading());
+  EXPECT_EQ(scheduler.counters().restored_tokens, 48);
+  EXPECT_EQ(scheduler.counters().prefix_hit_tokens, 48);
+}
+
+TEST(SchedulerArchive, AChunkThatFailsToLoadIsComputed) {
+  FakeArchive archive;
+  archive.has_chunks = true;
+  bool ends = false;
+  archive.may_end = [&] { return ends; };
+  Scheduler scheduler({.max_batch_tokens = 64}, 10, "test");
+  scheduler.set_archive(archive);
+  Request request;
+  request.prompt.assign(40, 7);
+  request.chunks = {{.begin = 0, .count = 40, .anchor = {}}};
+  request.only_chunks = true;
+  request.max_tokens = 0;
+  scheduler.submit(std::make_unique<Sequence>(RequestId{1}, request, std::span<const TokenId>(), 100));
+  EXPECT_EQ(scheduler.plan().num_tokens, 0);
+  scheduler.check_invariants();
+  ASSERT_EQ(archive.loads.size(), 1u);
+  archive.loads.begin()->second.num_filled = 0;
+  ends = true;
+  EXPECT_EQ(rows_of_steps(scheduler), std::vector<int>{40});
+  EXPECT_EQ(archive.num_asked, 1) << "for a prefix instead";
+  EXPECT_EQ(scheduler.counters().restored_chunks, 0);
+}
+
+/// Whatever ends a sequence: no block is given back while something may write to it.
+TEST(SchedulerArchive, BlocksOfALoadAreNobodyElses) {
+  int preemptions = 0, stopped = 0;
+  std::int64_t restored = 0;
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    std::mt19937 random(seed);
+    const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+    FakeArchive archive;
+    archive.may_end = [&] { return draw(0, 5) == 0; };
+    Scheduler scheduler({.max_batch_tokens = 48, .max_num_seqs = 5}, 24, "test");
+    scheduler.set_archive(archive);
+    archive.settle = [&] {
+      scheduler.fresh_blocks().clear();
+      scheduler.freed_blocks().clear();
+    };
+    RequestId next = 1;
+    for (int steps = 0; next <= 25 || scheduler.has_work(); ++steps) {
+      ASSERT_LT(steps, 20'000);
+      archive.num_blocks = draw(0, 9);
+      if (next <= 25 && draw(0, 2) == 0) {
+        auto sequence = make_sequence(next++, draw(1, 150), draw(1, 60));
+        std::fill(sequence->tokens.begin() + draw(0, sequence->len() - 1), sequence->tokens.end(), draw(0, 300));
+        if (draw(0, 9) == 0) sequence->times.deadline = Clock::now();
+        scheduler.submit(std::move(sequence));
+      }
+      if (draw(0, 15) == 0) scheduler.cancel(static_cast<RequestId>(draw(1, static_cast<int>(next))));
+      if (draw(0, 99) == 0) scheduler.cancel_running(ErrorCode::internal, "a step failed");
+      scheduler.end_overdue(Clock::now());
+      const StepPlan& plan = scheduler.plan();
+      for (const PlannedSequence& entry : plan.entries) ASSERT_EQ(entry.sequence->load, 0u);
+      scheduler.commit(plan, std::vector<TokenId>(plan.entries.size(), 100));
+      scheduler.check_invariants();
+      for (const auto& [id, load] : archive.loads) {
+        for (const BlockId block : load.blocks) {
+          ASSERT_EQ(std::ranges::count(scheduler.freed_blocks(), block), 0) << "seed " << seed;
+          ASSERT_EQ(std::ranges::count(scheduler.fresh_blocks(), block), 0) << "seed " << seed;
+        }
+      }
+      ASSERT_EQ(scheduler.is_loading(), !archive.loads.empty());
+      archive.settle();
+      scheduler.forget_finished();
+      if (draw(0, 3) == 0 && !scheduler.saves().empty()) scheduler.pop_save();
+    }
+    EXPECT_TRUE(archive.loads.empty());
+    scheduler.drop_saves();
+    EXPECT_EQ(scheduler.pool().num_owned(), 0);
+    preemptions += static_cast<int>(scheduler.counters().preemptions);
+    stopped += archive.num_stopped;
+    restored += scheduler.counters().restored_tokens;
+  }
+  EXPECT_GT(preemptions, 20);
+  EXPECT_GT(stopped, 20);
+  EXPECT_GT(restored, 2000);
 }
 
 TEST(SchedulerArchive, WhatWaitsToBeKeptYieldsToWhoNeedsTheRoom) {

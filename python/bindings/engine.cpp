@@ -165,8 +165,8 @@ auto between_steps(ModelEngine& self, Function function) {
 
 kv::ChunkId find_chunk(ModelEngine& self, const std::vector<TokenId>& tokens, const std::vector<TokenId>& anchor,
                        const std::string& cache_salt) {
-  const kv::PrefixRoot root = kv::ChunkStore::root(cache_salt);
-  return between_steps(self, [&](engine::Engine& engine) { return engine.chunks().find(root, anchor, tokens); });
+  const kv::ChunkContent wanted = kv::ChunkStore::content(kv::ChunkStore::root(cache_salt), anchor, tokens);
+  return between_steps(self, [&](engine::Engine& engine) { return engine.chunks().find(wanted); });
 }
 
 int num_cached(ModelEngine& self, const std::vector<TokenId>& tokens, const std::string& cache_salt) {

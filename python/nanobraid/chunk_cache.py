@@ -68,22 +68,31 @@ class ChunkCache:
             InvalidArgumentError: There are none, or one is empty, too long or neither text nor token ids.
             OutOfMemoryError: There is no room beside chunks that are pinned or in use.
         """
-        if isinstance(contents, str) or not isinstance(contents, Sequence) or not contents:
-            raise InvalidArgumentError("contents must be a list of texts or of token id lists, with at least one")
-        ids = [encode_content(self._tokenizer, content, f"contents[{i}]") for i, content in enumerate(contents)]
-        anchor_ids = self._tokenizer.check_token_ids(anchor, "anchor")
+        ids, anchor_ids = self._checked(contents, anchor)
         call = Call(streams=False)
         try:
-            with self._driver.together():
-                for i, own in enumerate(ids):
-                    self._driver.compute_chunk(call, i, own, anchor_ids, pin=pin, cache_salt=cache_salt)
-            while outputs := self._driver.wait(call):
-                for _, output in outputs:
-                    if output.finish_reason == "error" and output.error is not None:
-                        raise error_of(*output.error)
+            self._submit(call, ids, anchor_ids, pin=pin, cache_salt=cache_salt)
+            return self._wait(call, ids, anchor_ids, cache_salt)
         except BaseException:
             self._driver.cancel(call)
             raise
+
+    def _checked(self, contents: Sequence[Content], anchor: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        if isinstance(contents, str) or not isinstance(contents, Sequence) or not contents:
+            raise InvalidArgumentError("contents must be a list of texts or of token id lists, with at least one")
+        ids = [encode_content(self._tokenizer, content, f"contents[{i}]") for i, content in enumerate(contents)]
+        return ids, self._tokenizer.check_token_ids(anchor, "anchor")
+
+    def _submit(self, call: Call, ids: list[list[int]], anchor_ids: list[int], *, pin: bool, cache_salt: str) -> None:
+        with self._driver.together():
+            for i, own in enumerate(ids):
+                self._driver.compute_chunk(call, i, own, anchor_ids, pin=pin, cache_salt=cache_salt)
+
+    def _wait(self, call: Call, ids: list[list[int]], anchor_ids: list[int], cache_salt: str) -> list[int]:
+        while outputs := self._driver.wait(call):
+            for _, output in outputs:
+                if output.finish_reason == "error" and output.error is not None:
+                    raise error_of(*output.error)
         return [self._driver.find_chunk(own, anchor_ids, cache_salt) for own in ids]
 
     def find(self, content: Content, *, anchor: Sequence[int] = (), cache_salt: str = "") -> int | None:

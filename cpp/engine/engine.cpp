@@ -285,7 +285,7 @@ Engine::~Engine() {
 bool Engine::remove_chunk(kv::ChunkId id) {
   const auto found = scheduler_.chunks().chunks().find(id);
   if (tier_ != nullptr && found != scheduler_.chunks().chunks().end()) {
-    tier_->erase_chunk(kv::ChunkStore::key(found->second));
+    tier_->erase_chunk(found->second.key);
   }
   return scheduler_.remove_chunk(id);
 }

@@ -17,7 +17,7 @@ bool Scheduler::restore_chunk(Sequence& sequence) {
   const auto blocks = sequence.table.reserved();
   NB_ASSERT(static_cast<int>(blocks.size()) == chunk.num_blocks());
   const int first = sequence.computed_len() / kBlockTokens;
-  if (!archive_->load_chunk(kv::ChunkStore::key(chunk), sequence.tokens, blocks, first)) return false;
+  if (!archive_->load_chunk(chunk.key, sequence.tokens, blocks, first)) return false;
   take_restored(sequence, sequence.pending_len());
   ++counters_.restored_chunks;
   return true;
@@ -59,7 +59,7 @@ void Scheduler::drop_saves() {
 
 bool Scheduler::remove_chunk(kv::ChunkId id) {
   const auto found = chunks_.chunks().find(id);
-  if (found != chunks_.chunks().end()) saves_.drop_chunk(kv::ChunkStore::key(found->second), freed_blocks_);
+  if (found != chunks_.chunks().end()) saves_.drop_chunk(found->second.key, freed_blocks_);
   return chunks_.remove(id, freed_blocks_);
 }
 

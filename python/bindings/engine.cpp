@@ -4,8 +4,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "bindings.h"
@@ -184,6 +186,7 @@ py::list list_chunks(ModelEngine& self, const std::string& cache_salt) {
     return chunks;
   });
   py::list out;
+  std::unordered_set<BlockId> seen;
   for (const kv::Chunk& chunk : found) {
     py::dict item;
     const auto own = chunk.tokens.begin() + chunk.anchor_len;
@@ -195,6 +198,8 @@ py::list list_chunks(ModelEngine& self, const std::string& cache_salt) {
     item["users"] = chunk.num_users;
     item["hits"] = chunk.num_hits;
     item["blocks"] = chunk.num_blocks();
+    item["shared_blocks"] = std::count_if(chunk.blocks.begin(), chunk.blocks.end(),
+                                          [&](BlockId block) { return !seen.insert(block).second; });
     out.append(std::move(item));
   }
   return out;

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanobraid._chunk_kv import ChunkKv
+from nanobraid._chunk_outputs import KvKey
 from nanobraid._chunk_prompt import SEPARATOR, Core, Piece, compose_chat, segments_of
-from nanobraid._chunk_registry import Chunk, ChunkType, KvKey, Registry
+from nanobraid._chunk_registry import Chunk, ChunkType, Registry
 from nanobraid.chat_template import ChatTemplate
 from nanobraid.composition import Reuse, Segment, reuse_options
 from nanobraid.errors import InvalidCompositionError, OutOfMemoryError
@@ -65,6 +66,10 @@ class ChunkedBase:
     _cache_salt: str
     _exact_prefix_tokens: int
     _warm_keys: set[KvKey]
+
+    if TYPE_CHECKING:  # what `Keeping` has
+
+        def _check_room(self, job: Job) -> None: ...
 
     def _reuse_of(self, mode: Reuse | None) -> Reuse:
         """The mode of a request; checked."""
@@ -137,7 +142,13 @@ class ChunkedBase:
     # ---- requests ----
 
     def _admit(self, jobs: Sequence[Job]) -> tuple[list[Reuse], str | None]:
-        """Makes room for chunks; returns the modes, and why they are ``exact`` where there is none and that may be."""
+        """Makes room for chunks; returns the modes, and why they are ``exact`` where there is none and that may be.
+
+        Raises:
+            OutOfMemoryError: There is none, or none to retain an answer.
+        """
+        for job in jobs:
+            self._check_room(job)
         keys = [key for job in jobs for key in job.keys]
         try:
             if keys:

@@ -11,7 +11,8 @@ from nanobraid.composition import Content
 from nanobraid.errors import InvalidArgumentError, error_of
 from nanobraid.tokenizer import Tokenizer
 
-_BLOCK_TOKENS = 16
+#: Tokens of a block of keys and values.
+BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ChunkInfo:
         users: Requests that use it now.
         hits: How often a request has found it.
         kv_bytes: Memory its keys and values take.
+        shared_bytes: Of them, what chunks before it in the list have too: those that begin with the same tokens.
     """
 
     id: int
@@ -37,6 +39,7 @@ class ChunkInfo:
     users: int
     hits: int
     kv_bytes: int
+    shared_bytes: int
 
 
 class ChunkCache:
@@ -107,7 +110,7 @@ class ChunkCache:
 
     def bytes_for(self, num_tokens: int) -> int:
         """Memory of the keys and values of so many tokens, in whole blocks."""
-        return -(-num_tokens // _BLOCK_TOKENS) * self._driver.block_bytes()
+        return -(-num_tokens // BLOCK_TOKENS) * self._driver.block_bytes()
 
     def cached_prefix(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
         """How many of the first tokens of a prompt the prefix cache could give now.
@@ -130,6 +133,7 @@ class ChunkCache:
                 users=item["users"],
                 hits=item["hits"],
                 kv_bytes=item["blocks"] * block_bytes,
+                shared_bytes=item["shared_blocks"] * block_bytes,
             )
             for item in self._driver.list_chunks(cache_salt)
         ]

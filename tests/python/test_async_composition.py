@@ -99,6 +99,7 @@ def test_leaving_stops_the_request_and_lets_its_chunks_go(engine: nb.AsyncEngine
     async def work() -> None:
         await engine.chunks.compute(DOCUMENTS, cache_salt=SALT)
         options: dict[str, Any] = {"reuse": "isolated", "cache_salt": SALT}
+        before = engine.stats()["generated_tokens"]
         if how == "aclose":
             async with aclosing(engine.compose(segments(), LONG, **options, stream=True)) as stream:
                 await anext(stream)
@@ -115,6 +116,7 @@ def test_leaving_stops_the_request_and_lets_its_chunks_go(engine: nb.AsyncEngine
             with pytest.raises(asyncio.CancelledError):
                 await task
         await wait_for([0, 0, 0])
+        assert engine.stats()["generated_tokens"] - before < 500  # of 600
         assert engine.stats()["running"] == 0
 
     asyncio.run(work())

@@ -12,7 +12,7 @@ from nanobraid._chunk_outputs import KvKey
 from nanobraid._chunk_prompt import SEPARATOR, Core, Piece, compose_chat, segments_of
 from nanobraid._chunk_registry import Chunk, ChunkType, Registry
 from nanobraid.chat_template import ChatTemplate
-from nanobraid.composition import Reuse, Segment, reuse_options
+from nanobraid.composition import Reuse, Segment, reuse_options, used_chunks
 from nanobraid.errors import InvalidCompositionError, OutOfMemoryError
 from nanobraid.llm import LLM
 from nanobraid.outputs import RequestOutput, StreamPiece
@@ -36,10 +36,7 @@ class Job:
     @property
     def keys(self) -> list[KvKey]:
         """Keys and values of chunks that it will use, in order."""
-        options = reuse_options(self.reuse)
-        if options["reuse"] == "exact" or options.get("ratio") == 1.0:
-            return []
-        return [kv_key(segment) for segment in self.segments if segment.chunk]
+        return [kv_key(segment) for segment in used_chunks(self.segments, self.reuse)]
 
 
 def ids_of(segment: Segment) -> list[int]:

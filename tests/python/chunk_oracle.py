@@ -177,11 +177,12 @@ class Oracle:
         return self.compose(segments, selected, sink)
 
     def compose(self, segments: Sequence[Segment], selected: Sequence[int], sink: str) -> Composed:
+        of_chunks = {position for chunk in approximate_chunks(segments) for position in chunk.positions}
+        if outside := set(selected) - of_chunks:
+            raise ValueError(f"position {min(outside)} is no token of an approximate chunk")
         segments = as_served(segments, sink)
         tokens = tokens_of(segments)
         stored, keys, values = self._stored(segments, len(tokens))
-        if outside := set(selected) - set(np.flatnonzero(stored)):
-            raise ValueError(f"position {min(outside)} is no token of an approximate chunk")
         stored[list(selected)] = False
         hidden = self._hidden(segments, sink) & stored
         if self.defect == "chunk_dropped":

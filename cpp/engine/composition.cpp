@@ -33,9 +33,11 @@ std::unique_ptr<Composition> Composition::create(const Request& request) {
                       .begin = span.begin,
                       .count = std::min(span.count, num_prompt - 1 - span.begin),
                       .anchor_len = static_cast<int>(span.anchor.size())};
-    if (chunk.count == 0) continue;
+    // Of a single token that is hidden nothing would be left: it is computed with the rest.
+    const bool masks = reuse.mask_sink && chunk.begin > 0;
+    if (chunk.count == 0 || (chunk.count == 1 && masks)) continue;
     made->num_chunk_tokens_ += chunk.count;
-    if (reuse.mask_sink && chunk.begin > 0) hide(chunk, chunk.begin);
+    if (masks) hide(chunk, chunk.begin);
     made->chunks_.push_back(std::move(chunk));
   }
   if (made->chunks_.empty()) return nullptr;

@@ -37,7 +37,8 @@ struct PlacedChunk {
 class Composition {
  public:
   /// Of a valid request whose mode is not `exact`; none if no chunk would be used: the prompt has none, or only one
-  /// without an anchor at its beginning, whose KV is exact there; or all chunks would be computed again.
+  /// without an anchor at its beginning, whose KV is exact there; or all chunks would be computed again; or hiding
+  /// their first tokens (Reuse::mask_sink) would leave nothing of them.
   static std::unique_ptr<Composition> create(const Request& request);
 
   ReuseMode mode() const { return mode_; }

@@ -309,7 +309,7 @@ bool Engine::remove_chunk(kv::ChunkId id) {
   was_idle_ = false;
   const auto found = scheduler_.chunks().chunks().find(id);
   if (tier_ != nullptr && found != scheduler_.chunks().chunks().end()) {
-    tier_->erase_chunk(kv::ChunkStore::key(found->second));
+    tier_->erase_chunk(found->second.key);
   }
   return scheduler_.remove_chunk(id);
 }

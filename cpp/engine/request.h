@@ -68,8 +68,10 @@ enum class BlendSelection : std::uint8_t {
 
 struct Reuse {
   ReuseMode mode = ReuseMode::exact;
-  bool mask_sink = true;  ///< nobody sees the first token of a chunk that does not stand first, unless computed again
-  double ratio = 0.15;    ///< of the tokens of chunks that `blend` computes again, rounded up; 1 is `exact`
+  /// Nobody sees the first token of a chunk that does not stand first, unless it is computed again. Where it is the
+  /// only one, it is computed like a token outside of chunks.
+  bool mask_sink = true;
+  double ratio = 0.15;  ///< of the tokens of chunks that `blend` computes again, rounded up; 1 is `exact`
   BlendSelection selection = BlendSelection::deviation;
 };
 

@@ -30,7 +30,7 @@ void SaveQueue::add_prefix(const kv::PrefixKeys& keys, std::span<const TokenId> 
 void SaveQueue::add_chunk(const kv::Chunk& chunk) {
   items_.push_back({.kind = kv::RecordKind::chunk,
                     .root = chunk.root,
-                    .keys = {kv::ChunkStore::key(chunk)},
+                    .keys = {chunk.key},
                     .tokens = chunk.tokens,
                     .blocks = chunk.blocks});
   for (const BlockId block : chunk.blocks) pool_.add_ref(block);

@@ -64,6 +64,7 @@ struct SchedulerCounters {
   std::int64_t forked_tokens = 0;      ///< tokens shared with another answer to the same prompt
   std::int64_t restored_tokens = 0;    ///< tokens whose KV the archive gave
   std::int64_t restored_chunks = 0;    ///< chunks whose KV the archive gave
+  std::int64_t chunk_keys = 0;         ///< contents of chunks that were hashed, to be looked for
 };
 
 /// One sequence's share of a step: rows for its own tokens [first, first + count); or, where it `selects`, the tokens
@@ -167,7 +168,8 @@ class Scheduler {
   bool place_oldest();
   bool displace_others(const Sequence& oldest);
   bool place_chunks(Sequence& sequence);
-  std::unique_ptr<Sequence> make_encoder(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id);
+  void identify_chunks(Sequence& sequence);
+  std::unique_ptr<Sequence> make_encoder(const Sequence& wanted_by, kv::ChunkId id);
   void prepare(Sequence& sequence) const;
   bool make_room(int num_blocks, const Sequence& sequence);
   static int own_need(const Sequence& sequence);

@@ -22,7 +22,7 @@ void Scheduler::begin_chunk(Sequence& sequence) {
   const auto blocks = sequence.table.reserved();
   NB_ASSERT(static_cast<int>(blocks.size()) == chunk.num_blocks());
   const int first = sequence.computed_len() / kBlockTokens;
-  sequence.load = archive_->begin_chunk(kv::ChunkStore::key(chunk), sequence.tokens, blocks, first);
+  sequence.load = archive_->begin_chunk(chunk.key, sequence.tokens, blocks, first);
   sequence.loads_chunk = sequence.load != 0;
 }
 
@@ -96,7 +96,7 @@ void Scheduler::drop_saves() {
 
 bool Scheduler::remove_chunk(kv::ChunkId id) {
   const auto found = chunks_.chunks().find(id);
-  if (found != chunks_.chunks().end()) saves_.drop_chunk(kv::ChunkStore::key(found->second), freed_blocks_);
+  if (found != chunks_.chunks().end()) saves_.drop_chunk(found->second.key, freed_blocks_);
   return chunks_.remove(id, freed_blocks_);
 }
 

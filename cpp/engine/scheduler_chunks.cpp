@@ -75,46 +75,65 @@ bool Scheduler::displace_others(const Sequence& oldest) {
   return any;
 }
 
-/// Takes hold of the chunks of the oldest waiting sequence, and has those computed that are not there. False, and
-/// nothing is held, if there is no room for all of them now.
-bool Scheduler::place_chunks(Sequence& sequence) {
+/// Names the chunks that the sequence wants: once, however long it waits.
+void Scheduler::identify_chunks(Sequence& sequence) {
+  if (!sequence.wanted_chunks.empty()) return;
   const Digest root = kv::ChunkStore::root(sequence.request.cache_salt);
-  Queue encoders;
-  bool has_all = make_room(0, sequence);
-  const auto place = [&](const ChunkSpan& span) -> kv::ChunkId {
+  const auto add = [&](const ChunkSpan& span) {
     const auto tokens =
         std::span(sequence.tokens).subspan(static_cast<std::size_t>(span.begin), static_cast<std::size_t>(span.count));
-    kv::ChunkId id = chunks_.acquire(root, span.anchor, tokens);
-    if (id == 0) {
-      const int needed = kv::BlockTable::blocks_for(static_cast<int>(span.anchor.size()) + span.count);
-      has_all = make_room(needed, sequence);
-      if (!has_all) return 0;
-      id = chunks_.create(root, span.anchor, tokens);
-      encoders.push_back(make_encoder(sequence, span, id));
-    }
-    sequence.chunks.push_back(id);
-    return id;
+    sequence.wanted_chunks.push_back(kv::ChunkStore::content(root, span.anchor, tokens));
+    ++counters_.chunk_keys;
   };
   const auto& spans = sequence.request.chunks;
   if (sequence.request.only_chunks) {
-    for (std::size_t i = 0; i < spans.size() && has_all; ++i) place(spans[i]);
+    std::for_each(spans.begin(), spans.end(), add);
   } else if (sequence.composition) {
-    for (PlacedChunk& chunk : sequence.composition->chunks()) {
-      if (has_all) chunk.id = place(spans[static_cast<std::size_t>(chunk.span)]);
+    for (const PlacedChunk& chunk : sequence.composition->chunks()) add(spans[static_cast<std::size_t>(chunk.span)]);
+  }
+}
+
+/// Takes hold of the chunks of the oldest waiting sequence, and has those computed that are not there. False, and
+/// nothing is held or counted, if there is no room for all of them now.
+bool Scheduler::place_chunks(Sequence& sequence) {
+  identify_chunks(sequence);
+  const auto& wanted = sequence.wanted_chunks;
+  std::vector<kv::ChunkId> ids;
+  std::vector<Digest> missing;
+  int needed = 0;
+  for (const kv::ChunkContent& content : wanted) {
+    ids.push_back(chunks_.find(content));
+    if (ids.back() != 0) {
+      chunks_.hold(ids.back());
+      sequence.chunks.push_back(ids.back());
+    } else if (std::find(missing.begin(), missing.end(), content.key) == missing.end()) {
+      missing.push_back(content.key);
+      needed += content.num_blocks();
     }
   }
-  if (!has_all) {
-    for (const auto& encoder : encoders) {
-      chunks_.remove(encoder->encodes, freed_blocks_);
-      release_chunks(*encoder);
-    }
+  if (!make_room(needed, sequence)) {
     release_chunks(sequence);
     return false;
   }
-  sequence.is_placed = true;
-  for (const kv::ChunkId id : sequence.chunks) {
-    if (sequence.request.pin_chunks) chunks_.pin(id, true);
+  Queue encoders;
+  const bool counts = std::exchange(sequence.counts_chunks, false);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    bool was_there = ids[i] != 0;
+    if (!was_there) {
+      ids[i] = chunks_.find(wanted[i]);  // it may stand twice in the prompt
+      was_there = ids[i] != 0;
+      if (was_there) chunks_.hold(ids[i]);
+    }
+    if (!was_there) {
+      ids[i] = chunks_.create(wanted[i]);
+      encoders.push_back(make_encoder(sequence, ids[i]));
+    }
+    if (counts) chunks_.count(ids[i], was_there);
+    if (sequence.request.pin_chunks) chunks_.pin(ids[i], true);
+    if (!sequence.request.only_chunks) sequence.composition->chunks()[i].id = ids[i];
   }
+  sequence.chunks = std::move(ids);
+  sequence.is_placed = true;
   // The sequence is the oldest that waits, so they come right before it.
   int choice = sequence.choice - static_cast<int>(encoders.size());
   for (const auto& encoder : encoders) encoder->choice = choice++;
@@ -125,11 +144,9 @@ bool Scheduler::place_chunks(Sequence& sequence) {
 }
 
 /// The sequence that computes a chunk: an exact prompt of anchor and tokens. It is the chunk's second user.
-std::unique_ptr<Sequence> Scheduler::make_encoder(const Sequence& wanted_by, const ChunkSpan& span, kv::ChunkId id) {
+std::unique_ptr<Sequence> Scheduler::make_encoder(const Sequence& wanted_by, kv::ChunkId id) {
   Request request;
-  request.prompt = span.anchor;
-  const auto begin = wanted_by.tokens.begin() + span.begin;
-  request.prompt.insert(request.prompt.end(), begin, begin + span.count);
+  request.prompt = chunks_.get(id).tokens;
   request.max_tokens = 0;
   request.streams = wanted_by.request.streams;
   request.cache_salt = wanted_by.request.cache_salt;
@@ -222,20 +239,20 @@ void Scheduler::check_owners(std::vector<BlockId> owners) {
   std::for_each(running_.begin(), running_.end(), count);
   std::for_each(waiting_.begin(), waiting_.end(), count);
   std::unordered_set<BlockId> held;
-  int num_blocks = 0;
+  int num_pending = 0;
   for (const auto& [id, chunk] : chunks_.chunks()) {
     NB_CHECK(users[id] == chunk.num_users, internal, "chunk ", id, " counts ", chunk.num_users, " users of ",
              users[id]);
     NB_ASSERT(chunk.is_ready || chunk.num_users > 0);
     owners.insert(owners.end(), chunk.blocks.begin(), chunk.blocks.end());
     held.insert(chunk.blocks.begin(), chunk.blocks.end());
-    num_blocks += chunk.num_blocks();
+    if (!chunk.is_ready) num_pending += chunk.num_blocks();
   }
+  NB_ASSERT(static_cast<int>(held.size()) + num_pending == chunks_.num_blocks());
   std::vector<BlockId> saved;
   saves_.append_owners(saved);
   owners.insert(owners.end(), saved.begin(), saved.end());
   held.insert(saved.begin(), saved.end());
-  NB_ASSERT(num_blocks == chunks_.num_blocks());
   NB_ASSERT(has_work() || pool_.num_owned() == static_cast<int>(held.size()));
   pool_.check_invariants(owners);
 }

@@ -125,6 +125,8 @@ class Sequence {
   std::unique_ptr<TokenMonitor> monitor;        ///< none: nobody watches
   std::unique_ptr<TokenConstraint> constraint;  ///< none: any token may come
   std::unique_ptr<Composition> composition;     ///< none: all tokens are its own
+  std::vector<kv::ChunkContent> wanted_chunks;  ///< in order, once it has been tried to place it; views into the above
+  bool counts_chunks = true;                    ///< its hits have not been counted yet
   std::vector<kv::ChunkId> chunks;              ///< it holds, once it is placed, to its end
   bool is_placed = false;                       ///< it holds all that it needs
   kv::ChunkId encodes = 0;                      ///< the chunk whose KV it computes, or 0

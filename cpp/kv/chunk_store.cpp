@@ -16,13 +16,13 @@ void add_tokens(Sha256& hash, std::span<const TokenId> tokens) {
   hash.update(std::as_bytes(tokens));
 }
 
-bool has_content(const Chunk& chunk, const Digest& root, std::span<const TokenId> anchor,
-                 std::span<const TokenId> tokens) {
+bool has_content(const Chunk& chunk, const ChunkContent& wanted) {
   const auto stored = std::span(chunk.tokens);
-  if (chunk.root != root || chunk.anchor_len != static_cast<int>(anchor.size())) return false;
+  const auto& anchor = wanted.anchor;
+  if (chunk.root != wanted.root || chunk.anchor_len != static_cast<int>(anchor.size())) return false;
   const auto own = stored.subspan(anchor.size());
   return std::equal(anchor.begin(), anchor.end(), stored.begin()) &&
-         std::equal(own.begin(), own.end(), tokens.begin(), tokens.end());
+         std::equal(own.begin(), own.end(), wanted.tokens.begin(), wanted.tokens.end());
 }
 
 }  // namespace
@@ -42,44 +42,34 @@ Digest ChunkStore::key(const Digest& root, std::span<const TokenId> anchor, std:
   return hash.finish();
 }
 
-Digest ChunkStore::key(const Chunk& chunk) {
-  const std::span<const TokenId> tokens(chunk.tokens);
-  const auto anchor_len = static_cast<std::size_t>(chunk.anchor_len);
-  return key(chunk.root, tokens.first(anchor_len), tokens.subspan(anchor_len));
-}
-
-ChunkId ChunkStore::find(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) const {
-  const auto [begin, end] = by_key_.equal_range(key(root, anchor, tokens));
-  const auto found = std::find_if(
-      begin, end, [&](const auto& entry) { return has_content(chunks_.at(entry.second), root, anchor, tokens); });
+ChunkId ChunkStore::find(const ChunkContent& wanted) const {
+  const auto [begin, end] = by_key_.equal_range(wanted.key);
+  const auto found =
+      std::find_if(begin, end, [&](const auto& entry) { return has_content(chunks_.at(entry.second), wanted); });
   return found == end ? 0 : found->second;
 }
 
-ChunkId ChunkStore::acquire(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) {
-  const ChunkId id = find(root, anchor, tokens);
-  if (id == 0) return 0;
+void ChunkStore::count(ChunkId id, bool was_there) {
   Chunk& chunk = at(id);
-  ++chunk.num_users;
-  ++chunk.num_hits;
   chunk.last_use = ++clock_;
-  ++counters_.hits;
-  return id;
+  ++(was_there ? counters_.hits : counters_.misses);
+  chunk.num_hits += was_there ? 1 : 0;
 }
 
-ChunkId ChunkStore::create(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) {
-  NB_ASSERT(!tokens.empty() && find(root, anchor, tokens) == 0);
+ChunkId ChunkStore::create(const ChunkContent& wanted) {
+  NB_ASSERT(!wanted.tokens.empty() && find(wanted) == 0);
   const ChunkId id = next_id_++;
   Chunk& chunk = chunks_[id];
   chunk.id = id;
-  chunk.root = root;
-  chunk.tokens.assign(anchor.begin(), anchor.end());
-  chunk.tokens.insert(chunk.tokens.end(), tokens.begin(), tokens.end());
-  chunk.anchor_len = static_cast<int>(anchor.size());
+  chunk.root = wanted.root;
+  chunk.key = wanted.key;
+  chunk.tokens.assign(wanted.anchor.begin(), wanted.anchor.end());
+  chunk.tokens.insert(chunk.tokens.end(), wanted.tokens.begin(), wanted.tokens.end());
+  chunk.anchor_len = static_cast<int>(wanted.anchor.size());
   chunk.num_users = 1;
   chunk.last_use = ++clock_;
-  by_key_.emplace(key(root, anchor, tokens), id);
+  by_key_.emplace(wanted.key, id);
   num_blocks_ += chunk.num_blocks();
-  ++counters_.misses;
   return id;
 }
 
@@ -88,6 +78,10 @@ void ChunkStore::complete(ChunkId id, std::vector<BlockId> blocks, std::vector<B
   NB_ASSERT(!chunk.is_ready && static_cast<int>(blocks.size()) == chunk.num_blocks());
   chunk.blocks = std::move(blocks);
   chunk.is_ready = true;
+  num_blocks_ -= chunk.num_blocks();
+  for (const BlockId block : chunk.blocks) {
+    if (num_holders(block)++ == 0) ++num_blocks_;
+  }
   drop_if_unused(id, freed);
 }
 
@@ -102,7 +96,7 @@ bool ChunkStore::remove(ChunkId id, std::vector<BlockId>& freed) {
   const auto found = chunks_.find(id);
   if (found == chunks_.end() || found->second.is_removed) return false;
   Chunk& chunk = found->second;
-  const auto [begin, end] = by_key_.equal_range(key(chunk));
+  const auto [begin, end] = by_key_.equal_range(chunk.key);
   by_key_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == id; }));
   chunk.is_removed = true;
   drop_if_unused(id, freed);
@@ -141,9 +135,10 @@ void ChunkStore::drop_if_unused(ChunkId id, std::vector<BlockId>& freed) {
   if (!chunk.is_removed || chunk.num_users > 0) return;
   // Last block first, as a sequence gives them back.
   for (auto block = chunk.blocks.rbegin(); block != chunk.blocks.rend(); ++block) {
+    if (--num_holders(*block) == 0) --num_blocks_;
     if (pool_.release(*block)) freed.push_back(*block);
   }
-  num_blocks_ -= chunk.num_blocks();
+  if (!chunk.is_ready) num_blocks_ -= chunk.num_blocks();
   chunks_.erase(id);
 }
 

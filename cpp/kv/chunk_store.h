@@ -26,6 +26,7 @@ using ChunkId = std::uint64_t;  ///< names a chunk of one store, never reused; 0
 struct Chunk {
   ChunkId id = 0;
   Digest root{};                  ///< its namespace
+  Digest key{};                   ///< see ChunkStore::key
   std::vector<TokenId> tokens{};  ///< anchor, then its own
   int anchor_len = 0;
   std::vector<BlockId> blocks{};  ///< of all tokens, once it is ready
@@ -41,6 +42,18 @@ struct Chunk {
   int num_blocks() const { return (static_cast<int>(tokens.size()) + kBlockTokens - 1) / kBlockTokens; }
 };
 
+/// What a chunk is found by, as somebody who wants it keeps it: its key is computed once, however often it is looked
+/// for. The token lists must outlive it.
+struct ChunkContent {
+  Digest root;
+  Digest key;
+  std::span<const TokenId> anchor;
+  std::span<const TokenId> tokens;
+
+  /// Blocks of the chunk.
+  int num_blocks() const { return (static_cast<int>(anchor.size() + tokens.size()) + kBlockTokens - 1) / kBlockTokens; }
+};
+
 struct ChunkCounters {
   std::int64_t hits = 0;       ///< chunks that were wanted and there, or being computed
   std::int64_t misses = 0;     ///< chunks that had to be computed
@@ -50,7 +63,7 @@ struct ChunkCounters {
 class ChunkStore {
  public:
   /// `pool` must outlive the store.
-  explicit ChunkStore(BlockPool& pool) : pool_(pool) {}
+  explicit ChunkStore(BlockPool& pool) : pool_(pool), num_holders_(static_cast<std::size_t>(pool.num_blocks()), 0) {}
 
   /// The beginning of the namespace called `salt`; the empty one is everybody's.
   static Digest root(std::string_view salt);
@@ -58,19 +71,22 @@ class ChunkStore {
   /// Names content in a namespace: SHA-256 over the root and both token lists with their lengths.
   static Digest key(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens);
 
-  static Digest key(const Chunk& chunk);
+  /// With the key computed.
+  static ChunkContent content(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) {
+    return {root, key(root, anchor, tokens), anchor, tokens};
+  }
 
   /// The chunk with this content, or 0. Changes nothing.
-  ChunkId find(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens) const;
-
-  /// One more user of the chunk with this content, as a hit; 0 if there is none.
-  ChunkId acquire(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens);
+  ChunkId find(const ChunkContent& wanted) const;
 
   /// One more user.
   void hold(ChunkId id) { ++at(id).num_users; }
 
+  /// Counts that somebody wanted the chunk, who holds it now: a hit if it `was_there`, else a miss.
+  void count(ChunkId id, bool was_there);
+
   /// A chunk with this content, which must not exist, and its first user. It has no blocks until complete().
-  ChunkId create(const Digest& root, std::span<const TokenId> anchor, std::span<const TokenId> tokens);
+  ChunkId create(const ChunkContent& wanted);
 
   /// Hands over the blocks that hold the chunk's KV, with the reference of each. They are released again at once if the
   /// chunk was removed and nobody uses it.
@@ -92,12 +108,14 @@ class ChunkStore {
   const Chunk& get(ChunkId id) const;
   /// In the order of their ids.
   const std::map<ChunkId, Chunk>& chunks() const { return chunks_; }
-  /// Blocks that the chunks take, those being computed included; a block of two chunks counts twice.
+  /// Blocks that the chunks take: a block of several chunks, which begin alike, counts once; what is being computed
+  /// counts with all of its blocks.
   int num_blocks() const { return num_blocks_; }
   const ChunkCounters& counters() const { return counters_; }
 
  private:
   Chunk& at(ChunkId id);
+  int& num_holders(BlockId block) { return num_holders_[static_cast<std::size_t>(block)]; }
   void drop_if_unused(ChunkId id, std::vector<BlockId>& freed);
 
   BlockPool& pool_;
@@ -105,6 +123,7 @@ class ChunkStore {
   std::multimap<Digest, ChunkId> by_key_;  // those that can be found
   ChunkId next_id_ = 1;
   std::uint64_t clock_ = 0;
+  std::vector<int> num_holders_;  // of each block of the pool: chunks that have it
   int num_blocks_ = 0;
   ChunkCounters counters_;
 };

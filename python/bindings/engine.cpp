@@ -4,8 +4,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "bindings.h"
@@ -170,8 +172,8 @@ auto between_steps(ModelEngine& self, Function function) {
 
 kv::ChunkId find_chunk(ModelEngine& self, const std::vector<TokenId>& tokens, const std::vector<TokenId>& anchor,
                        const std::string& cache_salt) {
-  const kv::PrefixRoot root = kv::ChunkStore::root(cache_salt);
-  return between_steps(self, [&](engine::Engine& engine) { return engine.chunks().find(root, anchor, tokens); });
+  const kv::ChunkContent wanted = kv::ChunkStore::content(kv::ChunkStore::root(cache_salt), anchor, tokens);
+  return between_steps(self, [&](engine::Engine& engine) { return engine.chunks().find(wanted); });
 }
 
 int num_cached(ModelEngine& self, const std::vector<TokenId>& tokens, const std::string& cache_salt) {
@@ -189,6 +191,7 @@ py::list list_chunks(ModelEngine& self, const std::string& cache_salt) {
     return chunks;
   });
   py::list out;
+  std::unordered_set<BlockId> seen;
   for (const kv::Chunk& chunk : found) {
     py::dict item;
     const auto own = chunk.tokens.begin() + chunk.anchor_len;
@@ -200,6 +203,8 @@ py::list list_chunks(ModelEngine& self, const std::string& cache_salt) {
     item["users"] = chunk.num_users;
     item["hits"] = chunk.num_hits;
     item["blocks"] = chunk.num_blocks();
+    item["shared_blocks"] = std::count_if(chunk.blocks.begin(), chunk.blocks.end(),
+                                          [&](BlockId block) { return !seen.insert(block).second; });
     out.append(std::move(item));
   }
   return out;

@@ -36,11 +36,13 @@ from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from nanobraid.async_chunks import AsyncChunkCache
     from nanobraid.async_engine import AsyncEngine, AsyncRequest
     from nanobraid.chunked import Chunk, ChunkedLLM, ChunkedOutput, ChunkedPiece, ChunkType, RetainedOutput, WarmReport
 
 __all__ = [
     "LLM",
+    "AsyncChunkCache",
     "AsyncEngine",
     "AsyncRequest",
     "Blend",
@@ -88,7 +90,11 @@ _CHUNKED = ("Chunk", "ChunkType", "ChunkedLLM", "ChunkedOutput", "ChunkedPiece",
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("AsyncEngine", "AsyncRequest"):  # importing asyncio takes time
+    if name == "AsyncChunkCache":
+        from nanobraid import async_chunks  # importing asyncio takes time
+
+        return async_chunks.AsyncChunkCache
+    if name in ("AsyncEngine", "AsyncRequest"):
         from nanobraid import async_engine
 
         return getattr(async_engine, name)

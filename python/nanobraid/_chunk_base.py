@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanobraid._chunk_kv import ChunkKv
+from nanobraid._chunk_outputs import KvKey
 from nanobraid._chunk_prompt import SEPARATOR, Core, Piece, compose_chat, segments_of
-from nanobraid._chunk_registry import Chunk, ChunkType, KvKey, Registry
+from nanobraid._chunk_registry import Chunk, ChunkType, Registry
 from nanobraid.chat_template import ChatTemplate
-from nanobraid.composition import Reuse, Segment, reuse_options
+from nanobraid.composition import Reuse, Segment, reuse_options, used_chunks
 from nanobraid.errors import InvalidCompositionError, OutOfMemoryError
 from nanobraid.llm import LLM
 from nanobraid.outputs import RequestOutput, StreamPiece
@@ -35,10 +36,7 @@ class Job:
     @property
     def keys(self) -> list[KvKey]:
         """Keys and values of chunks that it will use, in order."""
-        options = reuse_options(self.reuse)
-        if options["reuse"] == "exact" or options.get("ratio") == 1.0:
-            return []
-        return [kv_key(segment) for segment in self.segments if segment.chunk]
+        return [kv_key(segment) for segment in used_chunks(self.segments, self.reuse)]
 
 
 def ids_of(segment: Segment) -> list[int]:
@@ -65,6 +63,10 @@ class ChunkedBase:
     _cache_salt: str
     _exact_prefix_tokens: int
     _warm_keys: set[KvKey]
+
+    if TYPE_CHECKING:  # what `Keeping` has
+
+        def _check_room(self, job: Job) -> None: ...
 
     def _reuse_of(self, mode: Reuse | None) -> Reuse:
         """The mode of a request; checked."""
@@ -137,7 +139,13 @@ class ChunkedBase:
     # ---- requests ----
 
     def _admit(self, jobs: Sequence[Job]) -> tuple[list[Reuse], str | None]:
-        """Makes room for chunks; returns the modes, and why they are ``exact`` where there is none and that may be."""
+        """Makes room for chunks; returns the modes, and why they are ``exact`` where there is none and that may be.
+
+        Raises:
+            OutOfMemoryError: There is none, or none to retain an answer.
+        """
+        for job in jobs:
+            self._check_room(job)
         keys = [key for job in jobs for key in job.keys]
         try:
             if keys:

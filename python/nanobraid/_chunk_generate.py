@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from nanobraid._chunk_base import ChunkedBase, Job
+from nanobraid._chunk_base import Job
+from nanobraid._chunk_keep import Keeping
 from nanobraid._chunk_outputs import (
     ChunkedOutput,
     ChunkedPiece,
@@ -21,20 +21,17 @@ from nanobraid._chunk_outputs import (
 from nanobraid._chunk_registry import Chunk, ChunkType, chunk_identity
 from nanobraid.chat_template import Message
 from nanobraid.composition import Reuse, Segment
-from nanobraid.errors import ChunkNotFoundError, InvalidArgumentError, InvalidCompositionError
+from nanobraid.errors import InvalidArgumentError, InvalidCompositionError
 from nanobraid.outputs import RequestOutput
 
 _REQUEST_KEYS = ("system_chunk_id", "query_chunk_id", "context_chunk_ids", "sampling_params", "mode")
 _AN_ANSWER = "\U0010fffc"  # no text has it
 
 
-class Generating(ChunkedBase):
+class Generating(Keeping):
     """Answers to prompts made of chunks."""
 
     _think: tuple[int, int] | None
-    _retained: dict[int, RetainedOutput]
-    _retained_lock: threading.Lock
-    _next_handle: int
 
     if TYPE_CHECKING:  # what a `ChunkedLLM` has
 
@@ -251,15 +248,19 @@ class Generating(ChunkedBase):
     ) -> ChunkedOutput:
         """As `generate`, or with ids as `generate_from_chunks`; the answer is kept and registered as a chunk.
 
-        What is kept are tokens: those of the prompt and of the answer. Its keys and values are in the prefix cache
-        while there is room, if prompt and answer are exact; going on in the same context (`continue_output`) finds them
-        there. As a context of other prompts, the answer is a chunk like others, with its prompt as anchor.
+        What is kept, until the answer is released, are the tokens of prompt and answer and, in whole blocks, those of
+        their keys and values that are exact: all of them, or with approximate contexts what stands before the first
+        one. Going on in the same context (`continue_output`) finds them, whatever came between. They count towards
+        `chunk_memory_ratio`. Answers that begin alike share memory. Without prefix caching, tokens alone are kept. As a
+        context of other prompts, the answer is a chunk like others, with its prompt as anchor.
 
         Returns:
             The answer, with ``output_chunk_id`` and ``retained_seq_id``.
 
         Raises:
             InvalidArgumentError: Neither texts nor ids were given, or both; or as those.
+            OutOfMemoryError: `chunk_memory_ratio` has no room for what is to be kept: for the prompt, before anything
+                is computed; for the answer too, after it. Nothing is kept then.
         """
         by_id = (system_chunk_id, query_chunk_id)
         texts = (system_prompt, query)
@@ -316,24 +317,10 @@ class Generating(ChunkedBase):
             messages=job.messages,
             segments=job.segments,
         )
-        handle = self._keep(kept, None)
+        handle = self._keep_answer(job, kept)
         chunk_id = self.register_output_chunk_from_retained(handle) if out.token_ids and out.text else None
         self._retained[handle] = dataclasses.replace(self._retained[handle], output_chunk_id=chunk_id)
         return dataclasses.replace(answer, output_chunk_id=chunk_id, retained_seq_id=handle)
-
-    def _keep(self, kept: RetainedOutput, output_chunk_id: str | None) -> int:
-        """Keeps an answer under a new handle."""
-        with self._retained_lock:
-            handle = self._next_handle
-            self._next_handle += 1
-        self._retained[handle] = dataclasses.replace(kept, seq_id=handle, output_chunk_id=output_chunk_id)
-        return handle
-
-    def _retained_output(self, seq_id: int) -> RetainedOutput:
-        kept = self._retained.get(seq_id) if isinstance(seq_id, int) else None
-        if kept is None:
-            raise ChunkNotFoundError(f"there is no retained output {seq_id!r:.80}; it may have been released")
-        return kept
 
     def register_output_chunk_from_retained(
         self, seq_id: int, metadata: Mapping[str, Any] | None = None, strip_think: bool = False
@@ -426,27 +413,3 @@ class Generating(ChunkedBase):
         messages = [*kept.messages, {"role": "assistant", "content": kept.text}, {"role": "user", "content": query}]
         job = Job(segments, params, self._reuse_of(mode), None, messages, retain_output or asked)
         return self._finish(job, self._serve([job])[0])
-
-    def get_retained_outputs(self) -> dict[int, RetainedOutput]:
-        """The answers that are kept, by their handles."""
-        return {handle: self._with_cache_info(kept) for handle, kept in list(self._retained.items())}
-
-    def _with_cache_info(self, kept: RetainedOutput) -> RetainedOutput:
-        ids = [*kept.prompt_token_ids, *kept.token_ids]
-        cached = self._llm.chunks.cached_prefix(ids, cache_salt=self._cache_salt)
-        return dataclasses.replace(kept, cache_info={"cached_tokens": cached})
-
-    def release_retained_output(self, seq_id: int) -> bool:
-        """Forgets a retained answer; a chunk made of it stays. False if there is none."""
-        return self._retained.pop(seq_id, None) is not None
-
-    def release_all_retained_outputs(self) -> int:
-        """Forgets all retained answers; returns how many there were."""
-        count = len(self._retained)
-        self._retained.clear()
-        return count
-
-    release_all = release_all_retained_outputs
-    get_retained_sequences = get_retained_outputs
-    release_retained_sequence = release_retained_output
-    release_all_retained_sequences = release_all_retained_outputs

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from nanobraid._chunk_registry import KvKey
-from nanobraid.chunk_cache import ChunkInfo
+from nanobraid._chunk_outputs import KvKey
+from nanobraid.chunk_cache import BLOCK_TOKENS, ChunkInfo
 from nanobraid.errors import OutOfMemoryError
 from nanobraid.llm import LLM
 
@@ -30,6 +31,7 @@ class ChunkKv:
         self._lock = threading.RLock()
         self._clock = 0
         self._last_use: dict[int, int] = {}
+        self._keepers: Counter[KvKey] = Counter()
 
     def infos(self) -> dict[KvKey, ChunkInfo]:
         """What is stored or being computed now."""
@@ -44,31 +46,62 @@ class ChunkKv:
         """The engine's id of a chunk that is stored or being computed."""
         return self._llm.chunks.find(key[0], anchor=key[1], cache_salt=self._salt)
 
+    def check_room(self, keys: Iterable[KvKey]) -> None:
+        """Raises what `make_room` would; evicts nothing.
+
+        Raises:
+            OutOfMemoryError: As `make_room`.
+        """
+        with self._lock:
+            self._excess(set(keys), self.infos())
+
     def make_room(self, keys: Iterable[KvKey]) -> None:
         """Evicts others, the ones not used for longest first, so that these are within the budget.
 
         Raises:
-            OutOfMemoryError: They do not fit beside what is pinned or in use.
+            OutOfMemoryError: They do not fit beside what is pinned or in use. Nothing has been evicted then.
         """
         wanted = set(keys)
         with self._lock:
             infos = self.infos()
-            size = sum(self.bytes_of(key) for key in wanted)
-            others = [(key, info) for key, info in infos.items() if key not in wanted]
-            size += sum(info.kv_bytes for _, info in others)
-            others.sort(key=lambda item: self._last_use.get(item[1].id, 0))
-            for _, info in others:
-                if size <= self.budget_bytes:
+            excess = self._excess(wanted, infos)
+            others = [info for key, info in infos.items() if key not in wanted and not info.pinned and not info.users]
+            others.sort(key=lambda info: self._last_use.get(info.id, 0))
+            for info in others:
+                if excess <= 0:
                     return
-                if not info.pinned and not info.users and self._llm.chunks.remove(info.id):
+                if self._llm.chunks.remove(info.id):
                     self.evictions += 1
                     self._last_use.pop(info.id, None)
-                    size -= info.kv_bytes
-        if size > self.budget_bytes:
+                    excess = self._excess(wanted, self.infos())  # what it shared with others is still taken
+
+    def _excess(self, wanted: set[KvKey], infos: Mapping[KvKey, ChunkInfo]) -> int:
+        """Bytes that `wanted` and all others take beyond the budget.
+
+        Raises:
+            OutOfMemoryError: So do they when all that may be evicted has gone.
+        """
+        new = sum(self._own_bytes(key, infos) for key in wanted if key not in infos)
+        own = {key: info.kv_bytes - info.shared_bytes for key, info in infos.items()}
+        fixed = new + sum(own[key] for key, info in infos.items() if key in wanted or info.pinned or info.users)
+        if fixed > self.budget_bytes:
             raise OutOfMemoryError(
                 f"chunks may take {self.budget_bytes} bytes (chunk_memory_ratio of the {self._llm.stats()['kv_bytes']} "
-                f"for keys and values); these, and those that are pinned or in use, need {size}"
+                f"for keys and values); these, and those that are pinned or in use, need {fixed}"
             )
+        return new + sum(own.values()) - self.budget_bytes
+
+    def _own_bytes(self, key: KvKey, infos: Mapping[KvKey, ChunkInfo]) -> int:
+        """What a chunk that is not there will take: its blocks but those of one that stays and begins with the same."""
+        tokens = [*key[1], *key[0]]
+        common = 0
+        for info in infos.values():
+            if not info.pinned or not info.ready:
+                continue
+            other = [*info.anchor_token_ids, *info.token_ids]
+            differ = (i for i, (a, b) in enumerate(zip(tokens, other, strict=False)) if a != b)
+            common = max(common, next(differ, min(len(tokens), len(other))))
+        return self.bytes_of(key) - common // BLOCK_TOKENS * self._llm.chunks.bytes_for(1)
 
     def count(self, keys: Sequence[KvKey], known: Iterable[KvKey]) -> None:
         """Counts the chunks of a prompt: those that were known when it came, and those that had to be computed."""
@@ -101,13 +134,43 @@ class ChunkKv:
             self._llm.chunks.compute(contents, anchor=anchor, pin=pin, cache_salt=self._salt)
         self.used(keys)
 
+    def keep(self, key: KvKey) -> None:
+        """Computes what is not there and keeps it until `let_go` has been called as often.
+
+        Raises:
+            OutOfMemoryError: As `compute`.
+        """
+        with self._lock:
+            self._keepers[key] += 1
+        try:
+            self.compute([key], pin=True)
+        except BaseException:
+            self.let_go(key)
+            raise
+
+    def let_go(self, key: KvKey) -> bool:
+        """Whether nobody keeps it any more. It is still pinned."""
+        with self._lock:
+            self._keepers[key] -= 1
+            if self._keepers[key] == 0:
+                del self._keepers[key]
+            return key not in self._keepers
+
+    def kept_bytes(self, infos: Mapping[KvKey, ChunkInfo]) -> int:
+        """Memory of what is kept."""
+        with self._lock:
+            kept = [infos[key] for key in self._keepers if key in infos]
+        return sum(info.kv_bytes - info.shared_bytes for info in kept)
+
     def pin(self, key: KvKey, pinned: bool) -> None:
-        """Keeps what is stored, or lets it go when others need the room."""
-        if (chunk_id := self.find(key)) is not None:
-            self._llm.chunks.pin(chunk_id, pinned)
+        """Keeps what is stored, or lets it go when others need the room, unless it is kept."""
+        with self._lock:
+            if (pinned or key not in self._keepers) and (chunk_id := self.find(key)) is not None:
+                self._llm.chunks.pin(chunk_id, pinned)
 
     def remove(self, key: KvKey) -> None:
-        """Gives the memory back."""
-        if (chunk_id := self.find(key)) is not None:
-            self._llm.chunks.remove(chunk_id)
-            self._last_use.pop(chunk_id, None)
+        """Gives the memory back, unless it is kept."""
+        with self._lock:
+            if key not in self._keepers and (chunk_id := self.find(key)) is not None:
+                self._llm.chunks.remove(chunk_id)
+                self._last_use.pop(chunk_id, None)

@@ -13,6 +13,9 @@ from nanobraid.outputs import RequestMetrics, RequestOutput
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
+#: What the engine finds keys and values by: tokens, and the anchor that stood before them while they were computed.
+KvKey = tuple[tuple[int, ...], tuple[int, ...]]
+
 #: What sampling parameters may be: an object, its fields as a dict, or None for `DEFAULT_PARAMS`.
 Params = SamplingParams | Mapping[str, Any]
 
@@ -116,7 +119,9 @@ class RetainedOutput(Keyed):
             closed runs to the end.
         tainted_origin: The answer was generated from approximate keys and values. Those are not kept: where its
             tokens are used again, they are computed behind the prompt's, exactly.
-        cache_info: ``cached_tokens``: of prompt and answer together, how many the prefix cache could give now.
+        cache_info: Of prompt and answer together, ``cached_tokens``: how many the prefix cache could give now;
+            ``kept_tokens``: how many it cannot lose until the answer is released. Of an answer that `ChunkedLLM.load`
+            brought, none: its keys and values are not in the file.
         chunk_ids: As in `ChunkedOutput`.
         output_chunk_id: The chunk it was registered as at once.
     """
@@ -134,6 +139,7 @@ class RetainedOutput(Keyed):
     output_chunk_id: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list, repr=False)
     segments: list[Segment] = field(default_factory=list, repr=False)
+    kv_key: KvKey | None = field(default=None, repr=False)
 
 
 def output_of(out: RequestOutput, chunk_ids: dict[str, Any] | None) -> ChunkedOutput:

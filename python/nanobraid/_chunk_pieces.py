@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanobraid._chunk_base import ChunkedBase, Job
-from nanobraid._chunk_outputs import ChunkedOutput, Params, output_of, params_of
+from nanobraid._chunk_outputs import ChunkedOutput, KvKey, Params, output_of, params_of
 from nanobraid._chunk_prompt import Core, Piece, compose_chat, core_of, moved, place, segments_of
-from nanobraid._chunk_registry import KvKey
 from nanobraid.chat_template import Message, check_messages
 from nanobraid.composition import Reuse
 from nanobraid.errors import InvalidArgumentError, UnsupportedError

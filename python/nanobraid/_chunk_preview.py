@@ -10,7 +10,7 @@ from nanobraid._chunk_base import ids_of, kv_key
 from nanobraid._chunk_kv import ChunkKv
 from nanobraid._chunk_prompt import Piece, segments_of
 from nanobraid._chunk_registry import Chunk
-from nanobraid.composition import Reuse, reuse_options
+from nanobraid.composition import Reuse, reuse_options, used_chunks
 from nanobraid.llm import LLM
 
 
@@ -27,13 +27,13 @@ def preview(
     segments = segments_of(pieces)
     ids = [token for segment in segments for token in ids_of(segment)]
     options = reuse_options(reuse)
-    is_exact = options["reuse"] == "exact" or options.get("ratio") == 1.0
-    keys = [] if is_exact else [kv_key(segment) for segment in segments if segment.chunk]
+    used = used_chunks(segments, reuse)
+    keys = [kv_key(segment) for segment in used]
     lead = len(ids)
     if keys:
         lead = 0
         for segment in segments:
-            if segment.chunk:
+            if segment is used[0]:
                 break
             lead += len(segment.content)
     lengths = [len(tokens) for tokens, _ in keys]

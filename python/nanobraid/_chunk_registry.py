@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from nanobraid._chunk_outputs import Keyed
+from nanobraid._chunk_outputs import Keyed, KvKey
 from nanobraid.errors import ChunkNotFoundError, OutOfMemoryError
 
 _PREVIEW_CHARS = 50
@@ -30,10 +30,6 @@ class ChunkType(str, Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-#: What the engine finds keys and values by: tokens, and the anchor that stood before them while they were computed.
-KvKey = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass

@@ -66,32 +66,44 @@ def composed_prompt(tokenizer: Tokenizer, segments: Sequence[Segment | str]) -> 
     return ids, chunks
 
 
-def with_fallback(
-    prepare: Callable[[Reuse, str | None], Prepared],
-    stream: Callable[[Prepared], Generator[StreamPiece, None, None]],
-    reuse: Reuse,
-    *,
-    to_exact: bool,
-) -> tuple[list[Prepared], Generator[StreamPiece, None, None]]:
-    """Streams a request; if it cannot be served in its mode, and `to_exact`, in the mode ``exact``.
+class Attempts:
+    """What is submitted for a composed prompt: a request in its mode; where that cannot be served, one in ``exact``.
 
-    Returns:
-        The requests made so far, of which the last one counts once the pieces have come; and the pieces.
+    Args:
+        prepare: Makes a request in a mode, with the reason why that is not the one wanted.
+        reuse: The mode that is wanted.
+        to_exact: Whether the mode ``exact`` may take its place.
+
+    Attributes:
+        request: The one that counts.
     """
-    requests = [prepare(reuse, None)]
 
-    def pieces() -> Generator[StreamPiece, None, None]:
+    def __init__(self, prepare: Callable[[Reuse, str | None], Prepared], reuse: Reuse, *, to_exact: bool) -> None:
+        self._prepare = prepare
+        self._may_retry = to_exact and reuse != "exact"
+        self.request = prepare(reuse, None)
+
+    def retry(self, error: UnsupportedError | OutOfMemoryError) -> None:
+        """Makes the request of the second attempt after the first one failed with this error.
+
+        Raises:
+            UnsupportedError, OutOfMemoryError: This error, if there is no second attempt.
+        """
+        if not self._may_retry:
+            raise error
+        self._may_retry = False
+        self.request = self._prepare("exact", str(error))
+
+    def stream(
+        self, stream: Callable[[Prepared], Generator[StreamPiece, None, None]]
+    ) -> Generator[StreamPiece, None, None]:
+        """The pieces of the attempt that is served; `stream` gives those of one request."""
         try:
-            yield from stream(requests[0])
+            yield from stream(self.request)
             return
         except (UnsupportedError, OutOfMemoryError) as error:
-            if not to_exact or reuse == "exact":
-                raise
-            reason = str(error)
-        requests.append(prepare("exact", reason))
-        yield from stream(requests[1])
-
-    return requests, pieces()
+            self.retry(error)
+        yield from stream(self.request)
 
 
 class Composing:
@@ -173,22 +185,50 @@ class Composing:
             UnsupportedError: This request cannot be served in this mode.
             OutOfMemoryError: There is no room for its chunks.
         """
-        require_one_of("on_unsupported", on_unsupported, ("error", "exact"))
-        ids, chunks = composed_prompt(self._tokenizer, segments)
-
-        def prepare(mode: Reuse, reason: str | None) -> Prepared:
-            request = self._prepare(ids, sampling_params, cache_salt, timeout_s, streams=stream)
-            request.options.update(reuse_options(mode), chunks=chunks)
-            request.draft.reuse_requested = reuse_options(reuse)["reuse"]
-            request.draft.downgrade_reason = reason
-            return request
-
-        requests, pieces = with_fallback(prepare, self._stream, reuse, to_exact=on_unsupported == "exact")
+        attempts = self._attempts(
+            segments,
+            sampling_params,
+            reuse=reuse,
+            on_unsupported=on_unsupported,
+            cache_salt=cache_salt,
+            timeout_s=timeout_s,
+            streams=stream,
+        )
+        pieces = attempts.stream(self._stream)
         if stream:
             return pieces
         for _ in pieces:
             pass
-        return requests[-1].draft.result(None, ids)
+        return attempts.request.draft.result(None, attempts.request.ids)
+
+    def _attempts(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None,
+        *,
+        reuse: Reuse,
+        on_unsupported: str,
+        cache_salt: str,
+        timeout_s: float | None,
+        streams: bool,
+    ) -> Attempts:
+        """Checks what `compose` was given; nothing is submitted.
+
+        Raises:
+            InvalidArgumentError: As `compose`.
+        """
+        require_one_of("on_unsupported", on_unsupported, ("error", "exact"))
+        wanted = reuse_options(reuse)["reuse"]
+        ids, chunks = composed_prompt(self._tokenizer, segments)
+
+        def prepare(mode: Reuse, reason: str | None) -> Prepared:
+            request = self._prepare(ids, sampling_params, cache_salt, timeout_s, streams=streams)
+            request.options.update(reuse_options(mode), chunks=chunks)
+            request.draft.reuse_requested = wanted
+            request.draft.downgrade_reason = reason
+            return request
+
+        return Attempts(prepare, reuse, to_exact=on_unsupported == "exact")
 
     def compose_batch(
         self,
@@ -218,53 +258,52 @@ class Composing:
             InvalidArgumentError: There are no prompts, or as `compose`. Nothing has been computed then.
             UnsupportedError, OutOfMemoryError: As `compose`; the other answers are given up.
         """
-        require_one_of("on_unsupported", on_unsupported, ("error", "exact"))
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
             raise InvalidArgumentError("prompts must be a list of lists of Segment, with at least one")
         params = params_for(sampling_params, len(prompts))
         modes: list[Reuse] = reuse if isinstance(reuse, list) else [reuse] * len(prompts)
         if len(modes) != len(prompts):
             raise InvalidArgumentError(f"reuse has {len(modes)} entries for {len(prompts)} prompts")
-        composed = [composed_prompt(self._tokenizer, segments) for segments in prompts]
-
-        def prepare(i: int, mode: Reuse, reason: str | None = None) -> Prepared:
-            ids, chunks = composed[i]
-            request = self._prepare(ids, params[i], cache_salt, timeout_s, streams=False)
-            request.options.update(reuse_options(mode), chunks=chunks)
-            request.draft.reuse_requested = reuse_options(modes[i])["reuse"]
-            request.draft.downgrade_reason = reason
-            return request
-
-        requests = [prepare(i, mode) for i, mode in enumerate(modes)]
+        attempts = [
+            self._attempts(
+                segments,
+                param,
+                reuse=mode,
+                on_unsupported=on_unsupported,
+                cache_salt=cache_salt,
+                timeout_s=timeout_s,
+                streams=False,
+            )
+            for segments, param, mode in zip(prompts, params, modes, strict=True)
+        ]
         call = Call(streams=False)
 
         def submit(i: int) -> None:
+            request = attempts[i].request
             try:
-                self._driver.submit(call, i, requests[i].ids, **requests[i].options)
+                self._driver.submit(call, i, request.ids, **request.options)
             except (UnsupportedError, OutOfMemoryError) as error:
-                submit_exact(i, error)
+                retry(i, error)
 
-        def submit_exact(i: int, error: UnsupportedError | OutOfMemoryError) -> None:
-            if on_unsupported == "error" or requests[i].options["reuse"] == "exact":
-                raise error
-            requests[i] = prepare(i, "exact", str(error))
+        def retry(i: int, error: UnsupportedError | OutOfMemoryError) -> None:
+            attempts[i].retry(error)
             submit(i)
 
         try:
             with self._driver.together():
-                for i in range(len(requests)):
+                for i in range(len(attempts)):
                     submit(i)
             while outputs := self._driver.wait(call):
                 for i, output in outputs:
                     error = error_of(*output.error) if output.finish_reason == "error" and output.error else None
                     if isinstance(error, UnsupportedError | OutOfMemoryError):
-                        submit_exact(i, error)
+                        retry(i, error)
                     else:
-                        requests[i].draft.add(output)
+                        attempts[i].request.draft.add(output)
         except BaseException:
             self._driver.cancel(call)
             raise
-        return [request.draft.result(None, request.ids) for request in requests]
+        return [made.request.draft.result(None, made.request.ids) for made in attempts]
 
     def composed_logits(self, segments: Sequence[Segment | str], *, reuse: Reuse = "exact") -> NDArray[np.float32]:
         """Returns the logits after every token behind the last chunk of a composed prompt, for evaluation.

@@ -9,14 +9,18 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from nanobraid import _core
+from nanobraid._compose import Attempts
 from nanobraid._draft import Prepared
 from nanobraid._driver import Call, Driver
+from nanobraid.async_chunks import AsyncChunkCache
 from nanobraid.chat_template import Message
-from nanobraid.errors import InvalidArgumentError, NanobraidError
+from nanobraid.composition import Reuse, Segment
+from nanobraid.errors import InvalidArgumentError, NanobraidError, OutOfMemoryError, UnsupportedError
 from nanobraid.llm import LLM
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
@@ -116,6 +120,7 @@ class AsyncEngine:
             raise InvalidArgumentError(f"the LLM has its options already, got {', '.join(options)} besides")
         self._llm = model if isinstance(model, LLM) else LLM(model, **options)
         self._driver = self._llm._driver
+        self._chunks = AsyncChunkCache(self._llm.chunks)
         self._call = Call(streams=True)
         self._requests: dict[int, AsyncRequest] = {}
         self._lock = threading.Lock()
@@ -139,6 +144,11 @@ class AsyncEngine:
     def llm(self) -> LLM:
         """The model, for its `tokenizer` and `config` and for blocking calls beside this."""
         return self._llm
+
+    @property
+    def chunks(self) -> AsyncChunkCache:
+        """The chunks that are kept for `compose`."""
+        return self._chunks
 
     def stats(self) -> dict[str, Any]:
         """As `LLM.stats`."""
@@ -231,6 +241,87 @@ class AsyncEngine:
             return await request.result()
         finally:
             request.abort()
+
+    @overload
+    def compose(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None = None,
+        *,
+        reuse: Reuse = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        stream: Literal[False] = False,
+    ) -> Coroutine[Any, Any, RequestOutput]: ...
+    @overload
+    def compose(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None = None,
+        *,
+        reuse: Reuse = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        stream: Literal[True],
+    ) -> AsyncGenerator[StreamPiece, None]: ...
+    def compose(
+        self,
+        segments: Sequence[Segment | str],
+        sampling_params: SamplingParams | None = None,
+        *,
+        reuse: Reuse = "exact",
+        on_unsupported: Literal["error", "exact"] = "error",
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        stream: bool = False,
+    ) -> Coroutine[Any, Any, RequestOutput] | AsyncGenerator[StreamPiece, None]:
+        """Continues a prompt that is put together from segments. Arguments, answer and errors are `LLM.compose`'s.
+
+        Returns:
+            What is to be awaited for the answer; cancelling that stops the request. With ``stream=True`` an iterator of
+            pieces, which is left as that of `stream`. The request starts with the first step of either.
+        """
+        prepare = functools.partial(
+            self._llm._attempts,
+            segments,
+            sampling_params,
+            reuse=reuse,
+            on_unsupported=on_unsupported,
+            cache_salt=cache_salt,
+            timeout_s=timeout_s,
+            streams=stream,
+        )
+        return self._stream_composed(prepare) if stream else self._compose(prepare)
+
+    async def _compose(self, prepare: Callable[[], Attempts]) -> RequestOutput:
+        attempts = await asyncio.to_thread(prepare)
+        async with aclosing(self._attempt(attempts)) as pieces:
+            async for _ in pieces:
+                pass
+        return attempts.request.draft.result(None, attempts.request.ids)
+
+    async def _stream_composed(self, prepare: Callable[[], Attempts]) -> AsyncGenerator[StreamPiece, None]:
+        # Chunks are documents: to tokenize them takes as long as a step.
+        async with aclosing(self._attempt(await asyncio.to_thread(prepare))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _attempt(self, attempts: Attempts) -> AsyncGenerator[StreamPiece, None]:
+        """The pieces of the attempt that is served. Leaving them stops the request."""
+        while True:
+            request: AsyncRequest | None = None
+            try:
+                request = self._submit(attempts.request)
+                async for piece in request:
+                    yield piece
+                return
+            except (UnsupportedError, OutOfMemoryError) as error:
+                await asyncio.to_thread(attempts.retry, error)
+            finally:
+                if request is not None:
+                    request.abort()
 
     async def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """As `LLM.encode_chat`, in a thread of its own: the template is rendered by another process.

@@ -11,7 +11,8 @@ from nanobraid.composition import Content
 from nanobraid.errors import InvalidArgumentError, error_of
 from nanobraid.tokenizer import Tokenizer
 
-_BLOCK_TOKENS = 16
+#: Tokens of a block of keys and values.
+BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ChunkInfo:
         users: Requests that use it now.
         hits: How often a request has found it.
         kv_bytes: Memory its keys and values take.
+        shared_bytes: Of them, what chunks before it in the list have too: those that begin with the same tokens.
     """
 
     id: int
@@ -37,6 +39,7 @@ class ChunkInfo:
     users: int
     hits: int
     kv_bytes: int
+    shared_bytes: int
 
 
 class ChunkCache:
@@ -68,22 +71,31 @@ class ChunkCache:
             InvalidArgumentError: There are none, or one is empty, too long or neither text nor token ids.
             OutOfMemoryError: There is no room beside chunks that are pinned or in use.
         """
-        if isinstance(contents, str) or not isinstance(contents, Sequence) or not contents:
-            raise InvalidArgumentError("contents must be a list of texts or of token id lists, with at least one")
-        ids = [encode_content(self._tokenizer, content, f"contents[{i}]") for i, content in enumerate(contents)]
-        anchor_ids = self._tokenizer.check_token_ids(anchor, "anchor")
+        ids, anchor_ids = self._checked(contents, anchor)
         call = Call(streams=False)
         try:
-            with self._driver.together():
-                for i, own in enumerate(ids):
-                    self._driver.compute_chunk(call, i, own, anchor_ids, pin=pin, cache_salt=cache_salt)
-            while outputs := self._driver.wait(call):
-                for _, output in outputs:
-                    if output.finish_reason == "error" and output.error is not None:
-                        raise error_of(*output.error)
+            self._submit(call, ids, anchor_ids, pin=pin, cache_salt=cache_salt)
+            return self._wait(call, ids, anchor_ids, cache_salt)
         except BaseException:
             self._driver.cancel(call)
             raise
+
+    def _checked(self, contents: Sequence[Content], anchor: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        if isinstance(contents, str) or not isinstance(contents, Sequence) or not contents:
+            raise InvalidArgumentError("contents must be a list of texts or of token id lists, with at least one")
+        ids = [encode_content(self._tokenizer, content, f"contents[{i}]") for i, content in enumerate(contents)]
+        return ids, self._tokenizer.check_token_ids(anchor, "anchor")
+
+    def _submit(self, call: Call, ids: list[list[int]], anchor_ids: list[int], *, pin: bool, cache_salt: str) -> None:
+        with self._driver.together():
+            for i, own in enumerate(ids):
+                self._driver.compute_chunk(call, i, own, anchor_ids, pin=pin, cache_salt=cache_salt)
+
+    def _wait(self, call: Call, ids: list[list[int]], anchor_ids: list[int], cache_salt: str) -> list[int]:
+        while outputs := self._driver.wait(call):
+            for _, output in outputs:
+                if output.finish_reason == "error" and output.error is not None:
+                    raise error_of(*output.error)
         return [self._driver.find_chunk(own, anchor_ids, cache_salt) for own in ids]
 
     def find(self, content: Content, *, anchor: Sequence[int] = (), cache_salt: str = "") -> int | None:
@@ -98,7 +110,7 @@ class ChunkCache:
 
     def bytes_for(self, num_tokens: int) -> int:
         """Memory of the keys and values of so many tokens, in whole blocks."""
-        return -(-num_tokens // _BLOCK_TOKENS) * self._driver.block_bytes()
+        return -(-num_tokens // BLOCK_TOKENS) * self._driver.block_bytes()
 
     def cached_prefix(self, token_ids: Sequence[int], *, cache_salt: str = "") -> int:
         """How many of the first tokens of a prompt the prefix cache could give now.
@@ -121,6 +133,7 @@ class ChunkCache:
                 users=item["users"],
                 hits=item["hits"],
                 kv_bytes=item["blocks"] * block_bytes,
+                shared_bytes=item["shared_blocks"] * block_bytes,
             )
             for item in self._driver.list_chunks(cache_salt)
         ]

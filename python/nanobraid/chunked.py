@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nanobraid import _chunk_file
 from nanobraid._chunk_generate import Generating
+from nanobraid._chunk_keep import with_kv
 from nanobraid._chunk_kv import ChunkKv
-from nanobraid._chunk_outputs import ChunkedOutput, ChunkedPiece, RetainedOutput, think_tags
+from nanobraid._chunk_outputs import ChunkedOutput, ChunkedPiece, KvKey, RetainedOutput, think_tags
 from nanobraid._chunk_pieces import AutomaticReuse, WarmReport
 from nanobraid._chunk_preview import preview
 from nanobraid._chunk_prompt import core_of
-from nanobraid._chunk_registry import Chunk, ChunkType, KvKey, Registry, chunk_identity, matches
+from nanobraid._chunk_registry import Chunk, ChunkType, Registry, chunk_identity, matches
 from nanobraid._options import MAX_INT, require_one_of
 from nanobraid.chat_template import ChatTemplate
 from nanobraid.composition import Reuse
@@ -126,6 +127,7 @@ class ChunkedLLM(Generating, AutomaticReuse):
         self._exact_prefix_tokens = 0
         self._warm_keys = set()
         self._think = think_tags(self._tokenizer)
+        self._heads = {}
         self._retained = {}
         self._retained_lock = threading.Lock()
         self._next_handle = 1
@@ -140,10 +142,11 @@ class ChunkedLLM(Generating, AutomaticReuse):
         return f"ChunkedLLM({self._llm!r}, {len(self._registry)} chunks, mode={self._reuse!r})"
 
     def close(self) -> None:
-        """Closes the `LLM` if it was made here; otherwise gives the memory of the chunks back."""
+        """Closes the `LLM` if it was made here; otherwise gives the memory of chunks and retained answers back."""
         if self._owns:
             self._llm.close()
         else:
+            self.release_all_retained_outputs()
             self.clear_chunks()
 
     @property
@@ -181,7 +184,8 @@ class ChunkedLLM(Generating, AutomaticReuse):
             anchor: What stands before a context while it is computed, so that it is not the beginning of a text:
                 ``"bos"`` for the token that begins a text; the id of a system prompt, for a prompt up to what the user
                 says; or the id of another context or output. Part of the chunk's identity.
-            pin: It stays until it is deleted or unpinned; a context's keys and values too, which are computed now.
+            pin: It stays until it is deleted or unpinned; a context's keys and values too, which are computed now, and
+                a system prompt's as the beginning of prompts.
             compute: Compute its keys and values now: a context's for the approximate modes, a system prompt's as the
                 beginning of prompts.
 
@@ -201,13 +205,13 @@ class ChunkedLLM(Generating, AutomaticReuse):
                 raise InvalidArgumentError(f"{name} must be True or False, got {value!r}")
         if compute and chunk.chunk_type is ChunkType.QUERY:
             raise InvalidArgumentError("compute: a query has no keys and values that prompts could share")
-        if chunk.kv_token_ids and (compute or pin):
-            self._kv.compute([chunk.kv_key], pin=pin)
-        elif compute:
+        if chunk.kv_token_ids and compute and not pin:
+            self._kv.compute([chunk.kv_key])
+        elif compute and not chunk.kv_token_ids:
             only_prompt = SamplingParams(temperature=0.0, max_tokens=1)
             self._llm.generate([self._head_ids(content)], only_prompt, cache_salt=self._cache_salt)
         chunk.pinned = pin
-        return self._registry.add(chunk).chunk_id
+        return self._add(chunk).chunk_id
 
     def _new_chunk(
         self, content: str, chunk_type: ChunkType | str, metadata: Mapping[str, Any] | None, anchor: str | None
@@ -259,14 +263,11 @@ class ChunkedLLM(Generating, AutomaticReuse):
 
     def _removed(self, chunk: Chunk) -> None:
         """A chunk is registered no more: so are its keys and values, unless another has the same."""
+        self._unpin_head(chunk)
         if chunk.kv_token_ids and not self._registry.has_key(chunk.kv_key):
             self._kv.remove(chunk.kv_key)
         elif chunk.pinned:
             self._unpin_kv(chunk.kv_key)
-
-    def _unpin_kv(self, key: KvKey) -> None:
-        if key[0] and not any(c.pinned and c.kv_key == key for c in self._registry.chunks()):
-            self._kv.pin(key, False)
 
     # ---- management ----
 
@@ -289,7 +290,7 @@ class ChunkedLLM(Generating, AutomaticReuse):
             raise InvalidArgumentError(f"metadata_filter must be a mapping, got {metadata_filter!r:.80}")
         infos = self._kv.infos()
         return [
-            _with_kv(chunk, infos)
+            with_kv(chunk, infos, self._stored_key(chunk))
             for chunk in self._registry.chunks()
             if (chunk_type is None or chunk.chunk_type == chunk_type) and matches(chunk.metadata, metadata_filter)
         ]
@@ -300,10 +301,13 @@ class ChunkedLLM(Generating, AutomaticReuse):
         Raises:
             ChunkNotFoundError: There is none.
         """
-        return _with_kv(self._registry.get(chunk_id), self._kv.infos())
+        chunk = self._registry.get(chunk_id)
+        return with_kv(chunk, self._kv.infos(), self._stored_key(chunk))
 
     def pin(self, chunk_id: str) -> None:
         """Keeps a chunk until it is deleted or unpinned; a context's keys and values too, which are computed now.
+
+        So are a system prompt's, which prompts begin with: the prefix cache cannot lose them (with prefix caching).
 
         Raises:
             ChunkNotFoundError: There is none.
@@ -313,6 +317,8 @@ class ChunkedLLM(Generating, AutomaticReuse):
         if chunk.kv_token_ids:
             self._kv.compute([chunk.kv_key])
             self._kv.pin(chunk.kv_key, True)
+        elif chunk.chunk_type is ChunkType.SYSTEM_PROMPT:
+            self._pin_head(chunk, self._keep_head(chunk.content))
         chunk.pinned = True
 
     def unpin(self, chunk_id: str) -> None:
@@ -323,6 +329,7 @@ class ChunkedLLM(Generating, AutomaticReuse):
         """
         chunk = self._registry.get(chunk_id)
         chunk.pinned = False
+        self._unpin_head(chunk)
         self._unpin_kv(chunk.kv_key)
 
     def delete_chunk(self, chunk_id: str) -> bool:
@@ -365,16 +372,18 @@ class ChunkedLLM(Generating, AutomaticReuse):
         had to be computed, with ``hit_rate``; ``kv_evictions``: stored ones that went for others.
         ``exact_prefix_tokens``: what the prefix cache gave to all prompts, which is another thing. ``memory_used_mb``
         and ``memory_by_type`` (bytes) are of stored chunks that are registered, ``kv_bytes`` of all that are stored,
-        ``budget_bytes`` what they may take.
+        where memory that several share counts once, ``budget_bytes`` what they may take. ``retained_outputs`` are
+        there, and ``kept_bytes`` of ``kv_bytes`` are theirs and of system prompts that are pinned.
         """
         infos = self._kv.infos()
         chunks = self._registry.chunks()
         by_type: dict[str, int] = {str(member): 0 for member in ChunkType}
         counted: set[KvKey] = set()
         for chunk in chunks:
-            info = infos.get(chunk.kv_key)
-            if info is not None and chunk.kv_key not in counted:
-                counted.add(chunk.kv_key)
+            key = self._stored_key(chunk)
+            info = infos.get(key)
+            if info is not None and key not in counted:
+                counted.add(key)
                 by_type[str(chunk.chunk_type)] += info.kv_bytes
         wanted = self._kv.hits + self._kv.misses
         return {
@@ -391,7 +400,9 @@ class ChunkedLLM(Generating, AutomaticReuse):
             "exact_prefix_tokens": self._exact_prefix_tokens,
             "memory_used_mb": sum(by_type.values()) / 1e6,
             "memory_by_type": by_type,
-            "kv_bytes": sum(info.kv_bytes for info in infos.values()),
+            "kv_bytes": sum(info.kv_bytes - info.shared_bytes for info in infos.values()),
+            "retained_outputs": len(self._retained),
+            "kept_bytes": self._kv.kept_bytes(infos),
             "budget_bytes": self._kv.budget_bytes,
         }
 
@@ -429,9 +440,7 @@ class ChunkedLLM(Generating, AutomaticReuse):
         file = _chunk_file.Reader(path, self._tokenizer, longest, self._think)
         chunk_ids: dict[str, str] = {}
         for old, chunk in file.chunks:
-            if chunk.pinned and chunk.kv_token_ids:
-                self._kv.compute([chunk.kv_key], pin=True)
-            chunk_ids[old] = self._registry.add(chunk).chunk_id
+            chunk_ids[old] = self._add(chunk).chunk_id
         outputs: dict[int, int] = {}
         for kept in file.outputs:
             own = None if kept.output_chunk_id is None else chunk_ids.get(kept.output_chunk_id)
@@ -476,15 +485,3 @@ class ChunkedLLM(Generating, AutomaticReuse):
 def _is_same(one: RetainedOutput, other: RetainedOutput) -> bool:
     """Whether both are the same answer to the same prompt."""
     return (one.token_ids, one.prompt_token_ids) == (other.token_ids, other.prompt_token_ids)
-
-
-def _with_kv(chunk: Chunk, infos: Mapping[KvKey, Any]) -> Chunk:
-    """A copy that says what is stored of it."""
-    info = infos.get(chunk.kv_key)
-    return dataclasses.replace(
-        chunk,
-        metadata=dict(chunk.metadata),
-        kv_ready=info is not None and info.ready,
-        kv_bytes=0 if info is None else info.kv_bytes,
-        kv_hits=0 if info is None else info.hits,
-    )

@@ -41,7 +41,8 @@ class Isolated:
 
     Attributes:
         sink: ``mask``: nobody attends to the first token of a chunk that does not stand first in the prompt. Such a
-            token has become an attention sink while the chunk was computed; a prompt has one. ``keep``: they do.
+            token has become an attention sink while the chunk was computed; a prompt has one. Of a chunk of one token
+            nothing would be left: its token is computed as if it were in no chunk. ``keep``: they do.
     """
 
     sink: Literal["mask", "keep"] = "mask"
@@ -123,6 +124,20 @@ def reuse_options(reuse: Reuse) -> dict[str, Any]:
     if reuse.select not in ("deviation", "first"):
         raise InvalidArgumentError(f"select must be 'deviation' or 'first', got {reuse.select!r}")
     return options | {"reuse": "blend", "ratio": float(ratio), "select": reuse.select}
+
+
+def used_chunks(segments: Sequence[Segment], reuse: Reuse) -> list[Segment]:
+    """The chunks whose keys and values a prompt of token ids uses in this mode."""
+    options = reuse_options(reuse)
+    if options["reuse"] == "exact" or options.get("ratio") == 1.0:
+        return []
+    used, begin = [], 0
+    for segment in segments:
+        is_hidden = options["mask_sink"] and begin > 0 and len(segment.content) == 1
+        if segment.chunk and not is_hidden:
+            used.append(segment)
+        begin += len(segment.content)
+    return used
 
 
 def report_of(requested: str, output: _core.StepOutput, reason: str | None) -> ReuseReport:

@@ -127,6 +127,7 @@ class LLM(Composing):
             )
         if deterministic not in (None, False, True):
             raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
+        self._enable_prefix_caching = enable_prefix_caching is not False
         self._seed = SamplingParams(seed=seed).seed
         trace = trace_file(trace_path)
         store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
@@ -142,7 +143,7 @@ class LLM(Composing):
             engine = _core.Engine(
                 self._model,
                 kv_dtype=kv_dtype,
-                enable_prefix_caching=enable_prefix_caching is not False,
+                enable_prefix_caching=self._enable_prefix_caching,
                 trace_path=trace,
                 kv_store_path=store,
                 kv_store_bytes=store_bytes,
@@ -202,7 +203,8 @@ class LLM(Composing):
 
         ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
         ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``,
-        ``kv_dtype``, ``num_threads``, ``max_model_len``, ``weight_bytes`` and ``load_seconds`` of this LLM.
+        ``kv_dtype``, ``num_threads``, ``max_model_len``, ``enable_prefix_caching``, ``weight_bytes`` and
+        ``load_seconds`` of this LLM.
         ``fusion`` says which ``operators`` are ``fused`` or ``composed``, and the ``errors`` that were measured: each
         of one operator, with its bound and the layer it was found in.
         """
@@ -214,6 +216,7 @@ class LLM(Composing):
             "kv_dtype": self._kv_dtype,
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
+            "enable_prefix_caching": self._enable_prefix_caching,
             "weight_bytes": self._model.weight_bytes,
             "load_seconds": self._model.load_seconds,
             "fusion": self._model.fusion,

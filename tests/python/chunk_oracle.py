@@ -95,6 +95,17 @@ def approximate_chunks(segments: Sequence[Segment]) -> list[Placed]:
     return out
 
 
+def as_served(segments: Sequence[Segment], sink: str) -> list[Segment]:
+    """The segments with chunks of which masking first tokens would leave nothing as plain ones, which are computed."""
+    if sink != "mask":
+        return list(segments)
+    begins, last = np.cumsum([0, *(len(segment.tokens) for segment in segments)]), len(tokens_of(segments)) - 1
+    return [
+        Segment(segment.tokens) if begin > 0 and min(len(segment.tokens), last - begin) <= 1 else segment
+        for segment, begin in zip(segments, begins, strict=False)
+    ]
+
+
 def share_of(ratio: float, count: int) -> int:
     """ceil(ratio * count) of the ratio as it is written: 0.55 of 100 is 55, although 0.55 * 100 is more in binary."""
     return math.ceil(ratio * count - 1e-9)
@@ -166,10 +177,12 @@ class Oracle:
         return self.compose(segments, selected, sink)
 
     def compose(self, segments: Sequence[Segment], selected: Sequence[int], sink: str) -> Composed:
+        of_chunks = {position for chunk in approximate_chunks(segments) for position in chunk.positions}
+        if outside := set(selected) - of_chunks:
+            raise ValueError(f"position {min(outside)} is no token of an approximate chunk")
+        segments = as_served(segments, sink)
         tokens = tokens_of(segments)
         stored, keys, values = self._stored(segments, len(tokens))
-        if outside := set(selected) - set(np.flatnonzero(stored)):
-            raise ValueError(f"position {min(outside)} is no token of an approximate chunk")
         stored[list(selected)] = False
         hidden = self._hidden(segments, sink) & stored
         if self.defect == "chunk_dropped":
@@ -215,6 +228,7 @@ class Oracle:
 
     def isolated_by_mask(self, segments: Sequence[Segment], sink: str) -> Composed:
         """A pass over the whole prompt at global positions in which a chunk's tokens see their own chunk alone."""
+        segments = as_served(segments, sink)
         tokens, owner = self._owners(segments)
         everywhere = np.arange(len(tokens))
         hidden = self._hidden(segments, sink)
@@ -227,6 +241,7 @@ class Oracle:
 
     def blend_by_mask(self, segments: Sequence[Segment], selected: Sequence[int], sink: str) -> Composed:
         """A pass over the prompt twice side by side: the chunks as stored, and the rows that are computed."""
+        segments = as_served(segments, sink)
         tokens, owner = self._owners(segments)
         count = len(tokens)
         everywhere = np.arange(count)

@@ -243,7 +243,7 @@ def test_max_chunks_evicts_what_was_not_used_for_longest_and_keeps_pinned_ones(l
 
 
 def test_chunk_memory_ratio_bounds_the_memory_of_chunks(llm: nb.LLM) -> None:
-    texts = [f"{BOB} {i}" for i in range(4)]
+    texts = [f"{i} {BOB}" for i in range(4)]
     size = llm.chunks.bytes_for(len(llm.tokenizer.encode(texts[0])))
     ratio = 2.5 * size / llm.stats()["kv_bytes"]
     with other(llm, chunk_memory_ratio=ratio) as chunked:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunk_oracle import DEFECTS, Oracle, Segment, select_first_share
+from chunk_oracle import DEFECTS, Oracle, Segment, as_served, select_first_share
 from numpy.typing import NDArray
 from test_chunk_oracle import ANCHORED, MODELS, PROMPT, PROMPTS, SHOWN_BY
 from tiny_hf import tensors_of, vocabulary, write_folder
@@ -56,6 +56,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def selected(oracle: Oracle, segments: Sequence[Segment], reuse: nb.Isolated | nb.Blend) -> list[int]:
     if isinstance(reuse, nb.Isolated):
         return []
+    segments = as_served(segments, reuse.sink)
     if reuse.select == "first":
         return select_first_share(segments, reuse.ratio)
     return oracle.select_deviation(segments, reuse.ratio)
@@ -83,6 +84,31 @@ def test_every_mode_is_its_oracle(subjects: dict[str, Subject], name: str, backe
                 want = oracle.blend(segments, selected(oracle, segments, reuse), reuse.sink)
                 got = engine_rows(llm, segments, reuse)
                 assert apart(got, want.logits[-len(got) :]) < TOLERANCE, (segments, reuse)
+
+
+LONE = [
+    [Segment((5, 6, 7, 8)), Segment((9,), True), Segment((10, 11)), Segment(tuple(range(20, 40)), True), Segment((3,))],
+    [Segment((9,), True, (4, 5)), Segment((10, 11)), Segment((12,), True, (7, 8)), Segment((13, 14))],
+    [Segment((5, 6, 7, 8)), Segment((9,), True), Segment((10, 11))],
+]
+
+
+@pytest.mark.parametrize("prompt", range(len(LONE)))
+def test_a_chunk_of_one_token_is_not_lost(subjects: dict[str, Subject], prompt: int) -> None:
+    """Masked, it is computed as the tokens around it, and counted so; seen, it is a chunk like others."""
+    oracle, segments = Oracle(subjects["llama"].folder), LONE[prompt]
+    given = [nb.Segment(segment.tokens, chunk=segment.is_chunk, anchor=segment.anchor) for segment in segments]
+    with opened(subjects["llama"], "reference") as llm:
+        for reuse in REUSES:
+            want = oracle.blend(segments, selected(oracle, segments, reuse), reuse.sink)
+            got = engine_rows(llm, segments, reuse)
+            assert apart(got, want.logits[-len(got) :]) < TOLERANCE, reuse
+        params = nb.SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+        for sink, counted in (("mask", (20, 1, 0)[prompt]), ("keep", (21, 2, 1)[prompt])):
+            report = llm.compose(given, params, reuse=nb.Isolated(sink)).reuse  # type: ignore[arg-type]
+            assert report is not None
+            assert report.isolated == counted
+            assert report.mode_served == ("isolated" if counted else "exact")
 
 
 @pytest.mark.parametrize("defect", DEFECTS)

@@ -67,6 +67,29 @@ TEST(Composition, IsNoneWhereNothingIsApproximate) {
   EXPECT_EQ(Composition::create(request), nullptr);
 }
 
+TEST(Composition, AChunkOfOneHiddenTokenIsComputedWithTheRest) {
+  Request request = composed(ReuseMode::isolated);
+  request.chunks[0].count = 1;
+  auto made = Composition::create(request);
+  ASSERT_NE(made, nullptr);
+  ASSERT_EQ(made->chunks().size(), 1u);
+  EXPECT_EQ(made->chunks()[0].span, 1);
+  EXPECT_EQ(made->lead_len(), 15);
+  EXPECT_EQ(made->num_chunk_tokens(), 10);
+  request.reuse.mask_sink = false;  // seen, it stays a chunk
+  EXPECT_EQ(Composition::create(request)->chunks().size(), 2u);
+  request.reuse.mask_sink = true;
+  request.chunks[1].count = 1;  // an anchor changes nothing
+  EXPECT_EQ(Composition::create(request), nullptr);
+  // Nor does what is left of a chunk before the prompt's last token, and at the beginning nothing is hidden.
+  request.chunks = {{.begin = 28, .count = 2}};
+  EXPECT_EQ(Composition::create(request), nullptr);
+  request.chunks = {{.begin = 0, .count = 1, .anchor = {1, 2}}};
+  made = Composition::create(request);
+  ASSERT_NE(made, nullptr);
+  EXPECT_FALSE(hides(made->chunks()[0], 0));
+}
+
 TEST(Composition, TheLastTokenIsComputedThoughAChunkEndsWithIt) {
   Request request = make_request(20, 1);
   request.chunks = {{.begin = 10, .count = 10}};

@@ -97,6 +97,49 @@ TEST_F(SchedulerChunks, WhoFindsNoRoomWaitsAndOldChunksGo) {
   EXPECT_GE(scheduler.chunks().counters().evictions, 2);
 }
 
+// Whoever waits for room is looked at in every step: its chunks are hashed and counted once all the same.
+TEST_F(SchedulerChunks, WaitingNeitherHashesNorCountsAgain) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 8}, 9);
+  scheduler.submit(make_sequence(1, only_chunk(1, 40, true)));  // 3 blocks
+  finish(scheduler);
+  scheduler.submit(make_sequence(2, 10, 70));  // 5 blocks in the end, so that 3 remain
+  step(scheduler);
+  Request both = with_chunk(1);
+  both.prompt.insert(both.prompt.end(), 30, 7);  // and 3 for the request, which leave no room for the second chunk
+  both.chunks.push_back({.begin = 50, .count = 30});
+  scheduler.submit(make_sequence(3, both));
+  step(scheduler);
+  const auto keys = scheduler.counters().chunk_keys;
+  EXPECT_EQ(keys, 1 + 2);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_EQ(step(scheduler), (Rows{{{2, 0}, 1}}));
+    ASSERT_EQ(scheduler.counters().chunk_keys, keys);
+    ASSERT_EQ(scheduler.chunks().counters().hits, 0);
+    ASSERT_EQ(scheduler.chunks().counters().misses, 1);
+    ASSERT_EQ(scheduler.chunks().chunks().begin()->second.num_hits, 0);
+  }
+  finish(scheduler);
+  EXPECT_EQ(ended_.at(3), FinishReason::length);
+  EXPECT_EQ(scheduler.counters().chunk_keys, keys);
+  EXPECT_EQ(scheduler.chunks().counters().hits, 1);
+  EXPECT_EQ(scheduler.chunks().counters().misses, 2);
+  EXPECT_EQ(scheduler.chunks().chunks().begin()->second.num_hits, 1);
+}
+
+TEST_F(SchedulerChunks, TheSameChunkTwiceIsComputedOnce) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 8}, 7);  // room for one of the chunk and the request
+  Request twice = with_chunk(1, 20);
+  const Request once = twice;
+  twice.prompt.insert(twice.prompt.end(), once.prompt.begin(), once.prompt.end());
+  twice.chunks.push_back({.begin = 35, .count = 20});
+  scheduler.submit(make_sequence(1, twice));
+  finish(scheduler);
+  EXPECT_EQ(ended_.at(1), FinishReason::length);
+  EXPECT_EQ(scheduler.chunks().chunks().size(), 1u);
+  EXPECT_EQ(scheduler.chunks().counters().misses, 1);
+  EXPECT_EQ(scheduler.chunks().counters().hits, 1);
+}
+
 TEST_F(SchedulerChunks, PinnedChunksAreNotEvictedAndAnErrorNamesThem) {
   Scheduler scheduler({.max_batch_tokens = 64, .max_num_seqs = 8}, 8);
   scheduler.submit(make_sequence(1, only_chunk(1, 40, true)));

@@ -33,7 +33,7 @@ class SelectionFixture {
     for (PlacedChunk& placed : sequence->composition->chunks()) {
       const ChunkSpan& span = request.chunks[static_cast<std::size_t>(placed.span)];
       std::vector<TokenId> tokens(prompt.begin() + span.begin, prompt.begin() + span.begin + span.count);
-      placed.id = chunks_.create({}, span.anchor, tokens);
+      placed.id = chunks_.create(kv::ChunkStore::content({}, span.anchor, tokens));
       tokens.insert(tokens.begin(), span.anchor.begin(), span.anchor.end());
       std::vector<BlockId> freed;
       chunks_.complete(placed.id, compute(tokens), freed);

@@ -24,7 +24,7 @@ class ChunkStoreTest : public testing::Test {
  protected:
   /// As if the chunk had been computed, with one user left.
   ChunkId store(const Tokens& tokens, const Tokens& anchor = {}, std::string_view salt = "") {
-    const ChunkId id = chunks_.create(ChunkStore::root(salt), anchor, tokens);
+    const ChunkId id = chunks_.create(ChunkStore::content(ChunkStore::root(salt), anchor, tokens));
     std::vector<BlockId> blocks;
     EXPECT_TRUE(pool_.allocate(chunks_.get(id).num_blocks(), blocks));
     chunks_.complete(id, blocks, freed_);
@@ -32,7 +32,16 @@ class ChunkStoreTest : public testing::Test {
   }
 
   ChunkId find(const Tokens& tokens, const Tokens& anchor = {}, std::string_view salt = "") {
-    return chunks_.find(ChunkStore::root(salt), anchor, tokens);
+    return chunks_.find(ChunkStore::content(ChunkStore::root(salt), anchor, tokens));
+  }
+
+  /// As one more user who wants it; 0 if it is not there.
+  ChunkId acquire(const Tokens& tokens) {
+    const ChunkId id = find(tokens);
+    if (id == 0) return 0;
+    chunks_.hold(id);
+    chunks_.count(id, true);
+    return id;
   }
 
   BlockPool pool_{20};
@@ -59,7 +68,7 @@ TEST_F(ChunkStoreTest, AChunkIsFoundByTokensAnchorAndNamespace) {
 
 TEST_F(ChunkStoreTest, UsersAreCountedAndBlocksStayUntilTheLastOneOfARemovedChunk) {
   const ChunkId id = store(numbers(20));
-  EXPECT_EQ(chunks_.acquire(ChunkStore::root(""), {}, numbers(20)), id);
+  EXPECT_EQ(acquire(numbers(20)), id);
   EXPECT_EQ(chunks_.get(id).num_users, 2);
   EXPECT_TRUE(chunks_.remove(id, freed_));
   EXPECT_FALSE(chunks_.remove(id, freed_));
@@ -79,7 +88,7 @@ TEST_F(ChunkStoreTest, TheOneUsedLongestAgoGoesUnlessPinnedOrInUse) {
   const ChunkId pinned = store(numbers(16, 100)), old = store(numbers(16, 200)), young = store(numbers(16, 300));
   for (const ChunkId id : {pinned, old, young}) chunks_.release(id, freed_);
   chunks_.pin(pinned, true);
-  chunks_.acquire(ChunkStore::root(""), {}, numbers(16, 200));  // now it is the youngest
+  acquire(numbers(16, 200));  // now it is the youngest
   chunks_.release(old, freed_);
   EXPECT_TRUE(chunks_.evict_one(freed_));
   EXPECT_EQ(find(numbers(16, 300)), 0u);
@@ -95,7 +104,7 @@ TEST_F(ChunkStoreTest, TheOneUsedLongestAgoGoesUnlessPinnedOrInUse) {
 }
 
 TEST_F(ChunkStoreTest, AChunkThatIsBeingComputedIsFoundAndNotEvicted) {
-  const ChunkId id = chunks_.create(ChunkStore::root(""), {}, numbers(33));
+  const ChunkId id = chunks_.create(ChunkStore::content(ChunkStore::root(""), {}, numbers(33)));
   EXPECT_EQ(chunks_.num_blocks(), 3);
   EXPECT_EQ(find(numbers(33)), id);
   EXPECT_FALSE(chunks_.get(id).is_ready);
@@ -111,7 +120,7 @@ TEST_F(ChunkStoreTest, RandomUseKeepsTheCounts) {
     const Tokens tokens = numbers(pick(1, 40), 1000 * pick(0, 5));
     const ChunkId found = find(tokens);
     if (pick(0, 1) == 0 && found != 0) {
-      ASSERT_EQ(chunks_.acquire(ChunkStore::root(""), {}, tokens), found);
+      ASSERT_EQ(acquire(tokens), found);
       ++users[found];
     } else if (found == 0 && pool_.num_available() >= 3) {
       ++users[store(tokens)];

@@ -24,6 +24,7 @@ struct Activation {
   float* scales;       ///< [rows, cols / 32], int8 only
   int32_t* sums;       ///< [rows, cols / 32], int8 only: sum of the codes of each 32
   int32_t* half_sums;  ///< [rows, cols / 32], int8 only: sum of the first 16 codes of each 32
+  uint16_t* packed;    ///< [rows, cols], the values as bf16; bf16 only, for backends with KernelTable::packs_bf16
 };
 
 /// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.

@@ -49,6 +49,7 @@ const Feature kFeatures[] = {
     {"avx512dq", [] { return __builtin_cpu_supports("avx512dq") != 0 && state_enabled(kAvx512State); }},
     {"avx512vl", [] { return __builtin_cpu_supports("avx512vl") != 0 && state_enabled(kAvx512State); }},
     {"avx512vnni", [] { return __builtin_cpu_supports("avx512vnni") != 0 && state_enabled(kAvx512State); }},
+    {"avx512bf16", [] { return __builtin_cpu_supports("avx512bf16") != 0 && state_enabled(kAvx512State); }},
 };
 
 #elif defined(__aarch64__)
@@ -84,9 +85,11 @@ const std::vector<Backend>& host_backends() {
     std::vector<Backend> tables = {host_backend(&reference_kernels()), host_backend(scalar_kernels())};
 #if defined(__x86_64__)
     tables.push_back(host_backend(avx2_kernels(), has("avx2") && has("fma") && has("f16c"), "avx2, fma, f16c"));
-    tables.push_back(host_backend(
-        avx512_kernels(), has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni"),
-        "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni"));
+    const bool has_avx512 =
+        has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni");
+    tables.push_back(host_backend(avx512_kernels(), has_avx512, "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni"));
+    tables.push_back(host_backend(avx512bf16_kernels(), has_avx512 && has("avx512bf16"),
+                                  "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni, avx512bf16"));
 #elif defined(__aarch64__)
     tables.push_back(host_backend(neon_kernels(), has("neon"), "neon"));
     tables.push_back(host_backend(neon_dotprod_kernels(), has("neon") && has("dotprod"), "neon, dotprod"));

@@ -39,6 +39,7 @@ struct KernelTable {
   void (*norm_gate_up)(const NormGateUpArgs&, const Part&);
   void (*head)(const HeadArgs&, const Part&);
 
+  bool packs_bf16 = false;     ///< bf16 rows are wanted as 2-byte numbers too (Activation::packed)
   int32_t max_fused_rows = 0;  ///< rows that the fused operators take; 0 = any number
 
   /// The fused operators give the bits of their parts for every model, as tests of this table hold: there is nothing

@@ -23,7 +23,8 @@ void launch(void (*kernel)(const Args&, const Part&), const Args& args, const ch
 
 int rows_of(const Tensor& tensor) { return static_cast<int>(tensor.dim(0)); }
 
-Activation allocate_activation(ActType type, int rows, std::int64_t cols, Workspace& workspace) {
+Activation allocate_activation(ActType type, int rows, std::int64_t cols, ExecContext& ctx) {
+  Workspace& workspace = *ctx.workspace;
   Activation act{};
   act.type = type;
   act.rows = rows;
@@ -36,6 +37,7 @@ Activation allocate_activation(ActType type, int rows, std::int64_t cols, Worksp
     act.half_sums = workspace.allocate_array<int32_t>(size / 32);
   } else {
     act.values = workspace.allocate_array<float>(size);
+    if (type == ActType::bf16 && ctx.kernels->packs_bf16) act.packed = workspace.allocate_array<uint16_t>(size);
   }
   return act;
 }
@@ -46,7 +48,7 @@ Activation* allocate_scratch(ActType type, int rows, std::int64_t cols, ExecCont
   if (ctx.kernels->memory != nullptr) return nullptr;
   const int sets = rows <= kPrivateRows ? ctx.pool->num_threads() : 1;
   auto* acts = ctx.workspace->allocate_array<Activation>(static_cast<std::size_t>(sets));
-  for (int i = 0; i < sets; ++i) acts[i] = allocate_activation(type, rows, cols, *ctx.workspace);
+  for (int i = 0; i < sets; ++i) acts[i] = allocate_activation(type, rows, cols, ctx);
   return acts;
 }
 
@@ -203,7 +205,7 @@ void rms_norm(Tensor out, Tensor x, const Norm& norm, ExecContext& ctx) {
 
 Activation prepare(Tensor x, ActType type, ExecContext& ctx) {
   check_tensor(x, "prepare: x", DType::f32, {-1, -1});
-  const Activation out = allocate_activation(type, rows_of(x), x.dim(1), *ctx.workspace);
+  const Activation out = allocate_activation(type, rows_of(x), x.dim(1), ctx);
   launch(ctx.kernels->prepare, PrepareArgs{x.as<const float>(), x.row_stride, static_cast<int32_t>(x.dim(1)), out},
          "prepare", ctx);
   return out;
@@ -425,7 +427,7 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
   const LinearSegment &gate = gate_up.segments[0], &up = gate_up.segments[1];
   check_tensor(x, "norm_gate_up: x", DType::f32, {-1, gate.cols});
   check_tensor(norm.weight, "norm_gate_up: norm weight", DType::f32, {gate.cols});
-  const Activation out = allocate_activation(down_type, rows_of(x), gate.rows, *ctx.workspace);
+  const Activation out = allocate_activation(down_type, rows_of(x), gate.rows, ctx);
   const Workspace::Scope scope(*ctx.workspace);
   if (takes_fused(FusedOp::norm_gate_up, x.dim(0), ctx)) {
     NormGateUpArgs args{};

@@ -158,7 +158,7 @@ TEST_P(Attention, MatchesReference) {
     const auto table = make_rotations(problem.head_dim, 1200);
     Bench reference("reference"), bench(GetParam(), 2);
     // Keys are rotated in f32 here and in double there, so a bf16 key may round to its neighbour.
-    const double tolerance = problem.format == quant::KvFormat::f32 ? 5e-6 : 3e-5;
+    const double tolerance = attention_tolerance(GetParam(), problem.format);
     expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
                  "heads " + std::to_string(problem.num_heads) + " dim " + std::to_string(problem.head_dim));
   }
@@ -286,7 +286,7 @@ TEST_P(Attention, WindowsMatchReference) {
   for (const Problem& problem : windowed_problems()) {
     const auto table = make_rotations(problem.head_dim, 1600);
     Bench reference("reference"), bench(GetParam(), 2);
-    const double tolerance = problem.format == quant::KvFormat::f32 ? 5e-6 : 3e-5;
+    const double tolerance = attention_tolerance(GetParam(), problem.format);
     expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
                  "window " + std::to_string(problem.window) + " heads " + std::to_string(problem.num_heads));
   }

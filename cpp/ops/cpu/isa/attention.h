@@ -222,25 +222,51 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
       if (position < 0) continue;  // sees nothing of this run
       rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
              s.q + c * dim);
+      if (kBf16Dot && a.kv.format == quant::KvFormat::bf16) pack_bf16(s.q + c * dim, dim, s.q + c * dim);
     }
   }
 }
 
-// What the columns [first, last) of a span see of the tile of keys at `begin`: their scores become weights.
-inline void soften_columns(const AttentionArgs& a, const AttentionRun& run, int begin, int num_blocks, int first,
-                           int last, const Visibility& seen, ColumnScratch& s) {
+// Makes weights of the scores of columns [first, last) against the tile of keys at `begin`, of which each sees its
+// part. What one number a column is needed of is computed for many columns at once.
+template <quant::KvFormat kFormat>
+inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int num_blocks,
+                           int first_span, int last_span, const Visibility& seen, ColumnScratch& s) {
+  constexpr int kSlots = (kMaxColumns + kLanes - 1) / kLanes * kLanes;
   const int dim = a.kv.head_dim;
-  HiddenKeys hidden;
-  if (run.hidden_begin >= 0) expand_hidden(a.hidden + run.hidden_begin + begin / 16, num_blocks, hidden);
-  for (int c = first; c < last; ++c) {
-    KeyRange own = {seen.column[c].begin - begin, seen.column[c].end - begin};
-    if (own.begin < 0) own.begin = 0;
-    if (own.end > kTileKeys) own.end = kTileKeys;
-    if (run.hidden_begin >= 0 && own.begin < own.end) hide_keys(hidden, s.scores + c * kTileKeys, own);
-    if (own.begin < own.end) {
-      soften_column(s.scores + c * kTileKeys, own, s.split[c], s.acc + c * dim, dim);
+  float before[kSlots], next[kSlots], rescale[kSlots];
+  const int first = tile.spans[first_span].first_column;
+  int last = first;
+  for (int i = first_span; i < last_span; ++i) {
+    const AttentionRun& run = run_of(a, tile.spans[i], run_index);
+    HiddenKeys hidden;
+    if (run.hidden_begin >= 0) expand_hidden(a.hidden + run.hidden_begin + begin / 16, num_blocks, hidden);
+    for (const int end = last + tile.spans[i].num_columns; last < end; ++last) {
+      float* scores = s.scores + last * kTileKeys;
+      KeyRange own = {seen.column[last].begin - begin, seen.column[last].end - begin};
+      if (own.begin < 0) own.begin = 0;
+      if (own.end > kTileKeys) own.end = kTileKeys;
+      if (run.hidden_begin >= 0 && own.begin < own.end) hide_keys(hidden, scores, own);
+      before[last - first] = s.split[last].max;
+      next[last - first] = own.begin < own.end ? largest_score(scores, own) : -__builtin_inff();
+    }
+  }
+  const int count = last - first;
+  for (int c = count; c < kSlots; ++c) before[c] = next[c] = 0.0f;
+  bool sees[kSlots];
+  for (int c = 0; c < count; ++c) sees[c] = next[c] != -__builtin_inff();
+  for (int c = 0; c < count; c += kLanes) {
+    const F old = f_load(before + c), larger = f_max(f_load(next + c), old);
+    f_store(next + c, larger);
+    f_store(rescale + c, exp2(old - larger));
+  }
+  for (int c = 0; c < count; ++c) {
+    float* scores = s.scores + (first + c) * kTileKeys;
+    if (sees[c]) {
+      soften_column(scores, next[c], rescale[c], s.split[first + c], s.acc + (first + c) * dim, dim);
+      if (kPacksPairs<kFormat>) pack_bf16(scores, kTileKeys, scores);
     } else {
-      for (int k = 0; k < kTileKeys; ++k) s.scores[c * kTileKeys + k] = 0.0f;
+      for (int k = 0; k < kTileKeys; ++k) scores[k] = 0.0f;
     }
   }
 }
@@ -269,11 +295,7 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
                                                        s.scores + c * kTileKeys + 16 * b);
     });
   });
-  for (int i = first_span; i < last_span; ++i) {
-    const TileSpan& span = tile.spans[i];
-    soften_columns(a, run_of(a, span, run_index), begin, num_blocks, span.first_column,
-                   span.first_column + span.num_columns, seen, s);
-  }
+  soften_columns<kFormat>(a, tile, run_index, begin, num_blocks, first_span, last_span, seen, s);
   const int more = (range.end < end ? range.end : end) - begin - kTileKeys;
   if (more > 0) {
     const int next_blocks = more < kTileKeys ? (more + 15) / 16 : kTileKeys / 16;
@@ -283,7 +305,8 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
   with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
     in_halves<side_by_side(columns.value)>(0, dim / kLanes, [&](auto count, int v) {
       value_cells<kFormat, columns.value, count.value>(values + first_block, num_blocks - first_block, dim, v * kLanes,
-                                                       s.scores + c * kTileKeys + 16 * first_block, s.acc + c * dim);
+                                                       s.scores + c * kTileKeys + kWeightFloats<kFormat> * first_block,
+                                                       s.acc + c * dim);
     });
   });
 }

@@ -2,7 +2,8 @@
 //
 // Included inside the unnamed namespace of kernels_<isa>.cpp, before attention.h, which has the words and the rules.
 // How many columns, cells or vectors are computed side by side changes no bit: every score is a sum over dimensions in
-// order, every output a sum over keys in order.
+// order, every output a sum over keys in order. Where the machine multiplies pairs of bf16 numbers, queries and weights
+// are rounded to bf16 like keys and values; sums stay f32, and so does the sum of weights.
 #pragma once
 
 constexpr int kTileKeys = 64;
@@ -50,6 +51,14 @@ constexpr int side_by_side(int columns) {
   return columns == 1 ? 4 : 2;
 }
 
+// Whether queries and weights are packed as pairs of bf16 numbers, at the beginning of their rows of floats.
+template <quant::KvFormat kFormat>
+constexpr bool kPacksPairs = kFormat == quant::KvFormat::bf16&& kBf16Dot;
+
+// Floats that the weights of the 16 keys of a cell take.
+template <quant::KvFormat kFormat>
+constexpr int kWeightFloats = kPacksPairs<kFormat> ? 8 : 16;
+
 // Scores of kColumns columns against the 16 keys of each of kCells cells.
 template <quant::KvFormat kFormat, int kColumns, int kCells>
 inline void score_cells(const uint8_t* const* cells, int dim, const float* q, float* scores) {
@@ -60,7 +69,17 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
       keys[i] = cells[i] + part * kLanes * 4;
       for (int c = 0; c < kColumns; ++c) acc[i][c] = f_zero();
     }
-    if constexpr (kFormat == quant::KvFormat::bf16) {
+    if constexpr (kPacksPairs<kFormat>) {
+      const uint8_t* pairs = reinterpret_cast<const uint8_t*>(q);
+      for (int d = 0; d < dim; d += 2) {
+        I key[kCells];
+        for (int i = 0; i < kCells; ++i) key[i] = i_load(keys[i] + d * 32);
+        for (int c = 0; c < kColumns; ++c) {
+          const I query = i_broadcast4(pairs + c * dim * 4 + d * 2);
+          for (int i = 0; i < kCells; ++i) acc[i][c] = dot_bf16(acc[i][c], key[i], query);
+        }
+      }
+    } else if constexpr (kFormat == quant::KvFormat::bf16) {
       for (int d = 0; d < dim; d += 2) {
         F first[kCells], second[kCells];
         for (int i = 0; i < kCells; ++i) {
@@ -102,9 +121,19 @@ inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int
   for (int v = 0; v < kVectors; ++v) {
     for (int c = 0; c < kColumns; ++c) sums[v][c] = f_load(acc + c * dim + first_dim + v * kLanes);
   }
-  for (int i = 0; i < num_cells; ++i, p += 16) {
+  for (int i = 0; i < num_cells; ++i, p += kWeightFloats<kFormat>) {
     const uint8_t* values = cells[i] + first_dim * 4;
-    if constexpr (kFormat == quant::KvFormat::bf16) {
+    if constexpr (kPacksPairs<kFormat>) {
+      const uint8_t* pairs = reinterpret_cast<const uint8_t*>(p);
+      for (int pair = 0; pair < 8; ++pair, values += dim * 4) {
+        I value[kVectors];
+        for (int v = 0; v < kVectors; ++v) value[v] = i_load(values + v * kLanes * 4);
+        for (int c = 0; c < kColumns; ++c) {
+          const I weights = i_broadcast4(pairs + c * kTileKeys * 4 + pair * 4);
+          for (int v = 0; v < kVectors; ++v) sums[v][c] = dot_bf16(sums[v][c], value[v], weights);
+        }
+      }
+    } else if constexpr (kFormat == quant::KvFormat::bf16) {
       for (int pair = 0; pair < 8; ++pair, values += dim * 4) {
         F first[kVectors], second[kVectors];
         for (int v = 0; v < kVectors; ++v) {
@@ -137,23 +166,24 @@ inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int
   }
 }
 
-// Turns the 64 raw scores of one column into weights, of which only those in `seen` count, and rescales its state.
-inline void soften_column(float* scores, KeyRange seen, SplitState& state, float* acc, int dim) {
+// Hides what a column does not see of its 64 raw scores, and returns the largest of the others.
+inline float largest_score(float* scores, KeyRange seen) {
   for (int k = 0; k < seen.begin; ++k) scores[k] = -__builtin_inff();
   for (int k = seen.end; k < kTileKeys; ++k) scores[k] = -__builtin_inff();
   F largest = f_load(scores);
   for (int k = kLanes; k < kTileKeys; k += kLanes) largest = f_max(largest, f_load(scores + k));
-  const float tile_max = max_lanes(largest);
-  const float next = tile_max > state.max ? tile_max : state.max;
+  return max_lanes(largest);
+}
+
+// Turns the 64 scores of a column into weights below their new maximum and adds these to its state, which is rescaled
+// (from the maximum before; exactly 0 for a state that was empty) with its weighted values.
+inline void soften_column(float* scores, float next, float rescale, SplitState& state, float* acc, int dim) {
   F sum = f_zero();
   for (int k = 0; k < kTileKeys; k += kLanes) {
     const F weight = exp2(f_load(scores + k) - f_set1(next));
     f_store(scores + k, weight);
     sum = sum + weight;
   }
-  float lanes[kLanes];
-  f_store(lanes, exp2(f_set1(state.max - next)));
-  const float rescale = lanes[0];  // exactly 0 for a state that was empty
   state.sum = state.sum * rescale + sum_lanes(sum);
   state.max = next;
   if (rescale != 1.0f) {

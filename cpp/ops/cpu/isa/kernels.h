@@ -48,6 +48,7 @@ constexpr KernelTable kTable = {
     .linear_residual = linear_residual,
     .norm_gate_up = norm_gate_up,
     .head = head,
+    .packs_bf16 = kBf16Dot,
     .fused_exact = true,
     .key_deviation = key_deviation,
 };

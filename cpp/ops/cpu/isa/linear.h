@@ -258,6 +258,26 @@ inline void strip_float(const uint8_t* strip, const Activation& x, int row, floa
   }
 }
 
+// As strip_float, two columns a step, for packed rows of bf16 numbers and weights that are bf16.
+template <int kRows>
+inline void strip_bf16(const uint8_t* strip, const Activation& x, int row, float* out) {
+  const uint16_t* packed = x.packed + static_cast<int64_t>(row) * x.cols;
+  for (int part = 0; part < kParts; ++part) {
+    F acc[kRows];
+    for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
+    for (int g = 0; g < x.cols / 32; ++g) {
+      const uint8_t* lanes = tile_address<Format::bf16>(strip, g) + part * kLanes * 4;
+      for (int pair = 0; pair < 16; ++pair) {
+        const I w = i_load(lanes + 64 * pair);
+        for (int t = 0; t < kRows; ++t) {
+          acc[t] = dot_bf16(acc[t], w, i_broadcast4(packed + t * x.cols + 32 * g + 2 * pair));
+        }
+      }
+    }
+    for (int t = 0; t < kRows; ++t) f_store(out + t * 16 + part * kLanes, acc[t]);
+  }
+}
+
 /// Calls function.operator()<format>() with the format as a constant.
 template <class Function>
 inline auto with_format(Format format, const Function& function) {
@@ -297,10 +317,13 @@ inline auto with_format(Format format, const Function& function) {
 using StripKernel = void (*)(const uint8_t*, const Activation&, int, float*);
 
 template <int kRows>
-inline StripKernel find_strip_kernel(Format format, bool is_int8) {
-  return with_format(format, [is_int8]<Format kFormat>() -> StripKernel {
+inline StripKernel find_strip_kernel(Format format, ActType type) {
+  return with_format(format, [type]<Format kFormat>() -> StripKernel {
     if constexpr (is_quantized(kFormat)) {
-      if (is_int8) return strip_int8<kFormat, kRows>;
+      if (type == ActType::int8) return strip_int8<kFormat, kRows>;
+    }
+    if constexpr (kFormat == Format::bf16 && kBf16Dot) {
+      if (type == ActType::bf16) return strip_bf16<kRows>;
     }
     return strip_float<kFormat, kRows>;
   });
@@ -315,9 +338,8 @@ struct StripKernels {
 };
 
 inline StripKernels find_strip_kernels(const LinearSegment& w, const Activation& x) {
-  const bool is_int8 = x.type == ActType::int8;
-  return {find_strip_kernel<kMaxRows>(w.format, is_int8), find_strip_kernel<4>(w.format, is_int8),
-          find_strip_kernel<2>(w.format, is_int8), find_strip_kernel<1>(w.format, is_int8)};
+  return {find_strip_kernel<kMaxRows>(w.format, x.type), find_strip_kernel<4>(w.format, x.type),
+          find_strip_kernel<2>(w.format, x.type), find_strip_kernel<1>(w.format, x.type)};
 }
 
 inline const uint8_t* strip_address(const LinearSegment& w, int strip) {

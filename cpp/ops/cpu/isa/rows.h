@@ -82,6 +82,7 @@ inline void store_group(const F* v, const Activation& out, int t, int group) {
     for (int j = 0; j < kGroupVectors; ++j) f_store(values + j * kLanes, v[j]);
     if (out.type == ActType::bf16) {
       for (int i = 0; i < 32; ++i) values[i] = round_bf16(values[i]);
+      if (kBf16Dot) pack_bf16(values, 32, out.packed + index * 32);
     }
     return;
   }

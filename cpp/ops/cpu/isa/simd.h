@@ -74,6 +74,34 @@ inline I dot_u6(I acc, I low, I x_low, I high, I x_high) {
 inline I dot_biased8(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 constexpr bool kBiasedDot = true;
 
+inline float fold_lanes(__m256 a) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+/// Sum of the lanes, halves folded onto each other.
+inline float sum_lanes(F a) {
+  return fold_lanes(_mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
+}
+inline float max_lanes(F a) { return _mm512_reduce_max_ps(a.v); }
+
+#if defined(NB_ISA_AVX512BF16)
+/// Whether kernels multiply pairs of bf16 numbers; then queries and the weights of values are rounded to bf16 too.
+constexpr bool kBf16Dot = true;
+/// acc + the products of the upper halves, then + those of the lower halves; both halves of every lane are bf16.
+inline F dot_bf16(F acc, I a, I b) {
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+/// Rounds `count` (a multiple of kLanes) floats to bf16, nearest even, one after the other; `out` may be `values`.
+inline void pack_bf16(const float* values, int count, void* out) {
+  for (int i = 0; i < count; i += kLanes) {
+    const __m256bh packed = _mm512_cvtneps_pbh(_mm512_loadu_ps(values + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint8_t*>(out) + 2 * i),
+                        reinterpret_cast<__m256i>(packed));
+  }
+}
+#endif
+
 #elif defined(NB_ISA_AVX2)
 
 constexpr int kLanes = 8;
@@ -250,16 +278,23 @@ constexpr bool kBiasedDot = false;
 
 #endif
 
+#if !defined(NB_ISA_AVX512BF16)
+constexpr bool kBf16Dot = false;
+inline F dot_bf16(F acc, I, I) { return acc; }
+inline void pack_bf16(const float*, int, void*) {}
+#endif
+
 /// Vectors that cover the 16 rows of a tile.
 constexpr int kParts = 16 / kLanes;
 
-/// Four activation bytes in every lane.
-inline I i_broadcast4(const int8_t* p) {
+/// Four activation bytes, or two bf16 numbers, in every lane.
+inline I i_broadcast4(const void* p) {
   int32_t bytes;
   memcpy(&bytes, p, sizeof(bytes));
   return i_set1(bytes);
 }
 
+#if !defined(NB_ISA_AVX512)
 /// Sum of the lanes in a fixed order (halves folded onto each other).
 inline float sum_lanes(F a) {
   float lanes[kLanes];
@@ -277,6 +312,7 @@ inline float max_lanes(F a) {
   for (int i = 1; i < kLanes; ++i) best = lanes[i] > best ? lanes[i] : best;
   return best;
 }
+#endif
 
 /// 2^x for x <= 127; exactly 0 below -126. Polynomial of degree 6 on [-0.5, 0.5] (Taylor of 2^x), relative error
 /// below 2e-7.

@@ -3,11 +3,12 @@
     python eval/bench_cpu_peers.py --peer BUILD/bin --models FOLDER [FOLDER ...] [--rows 'decode*' ...] [--rounds 5]
                                    [--openvino PYTHON] [--op-bench build/eval/op_bench] [--json out.json] [--plot x.svg]
 
-Every round measures the peers, then nanobraid; a row compares medians. Its columns: both sides, their ratio, what the
-ratio must be and what is aimed at. llama.cpp runs in every configuration of `peers.py` in every round; the one with the
-best median is compared, and named. Limits of the machine are measured before and after, the higher counts: the read
-bandwidth on 2 MB pages and, with --op-bench, the peak of int8 products. Shares of them count the bytes of the file that
-a token needs and the products of its matrices (not the head, of which a prompt needs one row; not attention).
+Every round measures the peers, then nanobraid; a row compares medians, and goes to stderr once it is done. Its columns:
+both sides, their ratio, what the ratio must be and what is aimed at. llama.cpp runs in every configuration of `peers.py`
+in every round; the one with the best median is compared, and named. Limits of the machine are measured before and
+after, the higher counts: the read bandwidth on 2 MB pages and, with --op-bench, the peak of int8 products. Shares of
+them count the bytes of the file that a token needs and the products of its matrices (not the head, of which a prompt
+needs one row; not attention).
 
 `--models` are folders that hold the files named in the rows; a row whose file is missing says so. The Qwen2-shaped
 files come from tools/make_random_model.py and llama-quantize. A file under --files gets the rows prefill and decode.
@@ -416,7 +417,8 @@ def main() -> int:
             done += zip(rows, compare(file, rows, args), strict=True)
         except (PeerError, subprocess.CalledProcessError) as error:
             done += [(row, {"row": row.name, "skipped": str(error)}) for row in rows]
-        print(f"{', '.join(row.name for row in rows)}: done", file=sys.stderr, flush=True)
+        for row, result in done[-len(rows) :]:
+            print(line_of(row, result), file=sys.stderr, flush=True)
     after = measure_ceilings(args)
     limits = limits_of(before, after)
     report.update(ceilings_before=before, ceilings_after=after, limits=limits, load_after=load_average())

@@ -4,7 +4,7 @@
                                    [--openvino PYTHON] [--op-bench build/eval/op_bench] [--json out.json] [--plot x.svg]
 
 Every round measures the peers, then nanobraid; a row compares medians, and goes to stderr once it is done. Its columns:
-both sides, their ratio, what the ratio must be and what is aimed at. llama.cpp runs in every configuration of `peers.py`
+both sides, their ratio, what it must be and what is aimed at. llama.cpp runs in every configuration of `peers.py`
 in every round; the one with the best median is compared, and named. Limits of the machine are measured before and
 after, the higher counts: the read bandwidth on 2 MB pages and, with --op-bench, the peak of int8 products. Shares of
 them count the bytes of the file that a token needs and the products of its matrices (not the head, of which a prompt

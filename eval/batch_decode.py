@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import nanobraid as nb
-from compare_llama_cpp import cpu_name, read_bandwidth
+from machine import cpu_name, read_bandwidth
 from nanobraid.models import resolve
 from serving import Prompts
 
@@ -33,12 +33,12 @@ COUNTERS = ("steps", "prompt_tokens", "plan_seconds", "forward_seconds", "sample
 BLOCK = 16  # tokens of a KV block: what the prefix cache shares
 
 
-def run_peer(peer: Path, file: Path, args: argparse.Namespace) -> dict[int, float]:
+def run_peer(peer: Path, file: Path, args: argparse.Namespace, flash_attention: str = "auto") -> dict[int, float]:
     """Tokens per second of the decode phase, by batch size."""
     context = max(args.batches) * (args.prompt_tokens + args.new_tokens)
     command = [str(peer), "-m", str(file), "-t", str(args.threads), "-c", str(context)]
     command += ["-npp", str(args.prompt_tokens), "-ntg", str(args.new_tokens), "--output-format", "jsonl"]
-    command += ["-npl", ",".join(map(str, args.batches))]
+    command += ["-npl", ",".join(map(str, args.batches)), "-fa", flash_attention]
     environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     rows = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import nanobraid as nb
-from compare_llama_cpp import cpu_name, read_bandwidth
+from machine import cpu_name, read_bandwidth
 from nanobraid.models import resolve
 
 TEXT = Path(__file__).parent / "text/mixed.txt"

@@ -26,7 +26,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 import nanobraid as nb
-from compare_llama_cpp import cpu_name, read_bandwidth
+from machine import cpu_name, read_bandwidth
 from nanobraid.models import resolve
 
 Ids = list[int]

@@ -21,19 +21,21 @@ from typing import Any
 from nanobraid.models import resolve
 
 PROGRAM = """
-import sys, time
+import json, sys, time
 begin = time.perf_counter()
 import nanobraid as nb
 imported = time.perf_counter()
-llm = nb.LLM(sys.argv[1])
+llm = nb.LLM(sys.argv[1], **json.loads(sys.argv[2]))
 opened = time.perf_counter()
 piece = next(iter(llm.stream("The capital of France is", nb.SamplingParams(temperature=0, max_tokens=4))))
 print(imported - begin, opened - imported, time.perf_counter() - imported)
 """
 
 
-def first_token(path: Path) -> dict[str, float]:
-    output = subprocess.run([sys.executable, "-c", PROGRAM, str(path)], check=True, capture_output=True, text=True)
+def first_token(path: Path, **options: Any) -> dict[str, float]:
+    """Seconds in a fresh process; `options` are those of `LLM`."""
+    command = [sys.executable, "-c", PROGRAM, str(path), json.dumps(options)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True)
     imported, opened, first = map(float, output.stdout.split())
     return {"import_s": imported, "open_s": opened, "first_token_s": first}
 

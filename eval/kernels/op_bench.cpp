@@ -1,10 +1,12 @@
-// Times the barrier of the thread pool and the operators of a backend, one line each.
+// Times the barrier of the thread pool and the operators of a backend, one line each, beside the machine's limits.
 //
 //   op_bench [BACKEND] [THREADS]
+//   op_bench --ceilings [THREADS]
 //
-// BACKEND may be a device. Every line is the median of 15 samples. Weights are packed from random values. For a
-// weight-bound product (few rows) look at GB/s against the machine's read rate, for a compute-bound one at GOP/s (two
-// operations per multiply-add).
+// BACKEND may be a device, or "all" for every one of the CPU but the reference. A line is the median of 15 samples,
+// fewer for what takes long. On the CPU the limits are measured before and, to compare, after (ceilings.h); a line
+// names the share of the one that binds it: few rows and decode attention read memory, many rows multiply.
+// Weights are packed from random values, and where few rows read them there are copies enough to miss every cache.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -14,9 +16,11 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
+#include "ceilings.h"
 #include "kv/kv_storage.h"
 #include "ops/backends.h"
 #include "ops/ops.h"
@@ -62,10 +66,11 @@ struct Machine {
   nb::Workspace workspace;
   std::shared_ptr<nb::HostArena> arena;
   nb::ops::ExecContext ctx;
+  ceilings::Ceilings limits;  // zero on a device
   nb::Buffer sentinel = place({0.0f});
 };
 
-// Seconds per call: the median of 15 samples, each long enough to be measured.
+// Seconds per call: the median of up to 15 samples, each long enough to be measured.
 template <class Function>
 double seconds_of(const Machine& machine, const Function& function) {
   const auto run = [&](int count) {
@@ -76,10 +81,33 @@ double seconds_of(const Machine& machine, const Function& function) {
   };
   int count = 1;
   while (run(count) < 2e-3 && count < (1 << 20)) count *= 2;
-  std::vector<double> samples(15);
-  for (double& sample : samples) sample = run(count) / count;
-  std::nth_element(samples.begin(), samples.begin() + 7, samples.end());
-  return samples[7];
+  std::vector<double> samples;
+  double spent = 0;
+  while (samples.size() < 15 && (samples.size() < 3 || spent < 2)) {
+    const double seconds = run(count);
+    samples.push_back(seconds / count);
+    spent += seconds;
+  }
+  const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
+  std::nth_element(samples.begin(), middle, samples.end());
+  return *middle;
+}
+
+// "  63 % of int8", or nothing where the limit is not known.
+std::string share(double reached, double limit, const char* name) {
+  if (limit <= 0) return "";
+  char text[64];
+  std::snprintf(text, sizeof(text), "  %3.0f %% of %s", 100 * reached / limit, name);
+  return text;
+}
+
+// The share of what binds a product with weights: their bytes, or the multiplications of their type.
+std::string share_of_product(const Machine& machine, nb::ops::ActType type, int rows, double gb_s, double gop_s) {
+  const ceilings::Ceilings& limits = machine.limits;
+  if (rows <= 8) return share(gb_s, limits.read_2m_all, "read");
+  if (type == nb::ops::ActType::int8) return share(gop_s, limits.int8_dot, "int8");
+  if (type == nb::ops::ActType::bf16 && limits.bf16_dot > 0) return share(gop_s, limits.bf16_dot, "bf16");
+  return share(gop_s, limits.fp32_fma, "fp32");
 }
 
 void bench_threads(Machine& machine) {
@@ -93,43 +121,94 @@ void bench_threads(Machine& machine) {
   std::printf("barrier %8.0f ns   empty phase %8.0f ns\n", barrier / kBarriers * 1e9, phase * 1e9);
 }
 
+constexpr int kWidth = 1536, kInner = 8192;
+constexpr std::int64_t kBeyondCaches = std::int64_t{192} << 20;
+
+// A weight of random values again and again, in memory of its own.
+struct Copies {
+  Copies(Machine& machine, Format format, int num_matrices, int rows, int cols, nb::ops::Grouping grouping,
+         bool beyond_caches)
+      : arena(nb::HostArena::create()) {
+    const std::vector<float> values = random_values(static_cast<std::size_t>(cols));
+    const std::int64_t row_bytes = nb::quant::row_bytes(format, cols);
+    std::vector<std::uint8_t> row(static_cast<std::size_t>(row_bytes));
+    nb::quant::pack_row(format, values.data(), cols, row.data());
+    const auto read = [&](std::int32_t, std::int32_t count, std::byte* out) {
+      for (int i = 0; i < count; ++i) std::memcpy(out + i * row_bytes, row.data(), row.size());
+    };
+    const std::vector<nb::ops::MatrixSource> sources(static_cast<std::size_t>(num_matrices),
+                                                     {"bench", format, rows, cols, read, {}});
+    std::int64_t bytes = 0;
+    do {
+      weights.push_back(
+          nb::ops::pack_linear(sources, grouping, "auto", machine.backend.kernels->layout, *arena, machine.pool));
+      if (machine.memory != nullptr) nb::ops::move_to(*machine.memory, weights.back());
+      bytes += weights.back().bytes;
+    } while (beyond_caches && bytes < kBeyondCaches);
+  }
+
+  const nb::ops::LinearWeight& next() { return weights[at++ % weights.size()]; }
+
+  std::shared_ptr<nb::HostArena> arena;
+  std::vector<nb::ops::LinearWeight> weights;
+  std::size_t at = 0;
+};
+
+void print_product(const Machine& machine, const char* name, Format format, int num_rows, int cols, int num_outputs,
+                   const nb::ops::LinearWeight& weight, double seconds) {
+  const double gb_s = static_cast<double>(weight.bytes) / seconds / 1e9;
+  const double gop_s = 2.0 * num_outputs * cols * num_rows / seconds / 1e9;
+  std::printf("%-13s %-10s %4d rows x %5d x %5d %10.1f us %8.1f GB/s %9.1f GOP/s%s\n", name,
+              nb::quant::to_string(format), num_rows, cols, num_outputs, seconds * 1e6, gb_s, gop_s,
+              share_of_product(machine, weight.act_type, num_rows, gb_s, gop_s).c_str());
+  std::fflush(stdout);
+}
+
 void bench_linear(Machine& machine, Format format, int num_rows) {
-  constexpr int kOut = 8192, kIn = 1536;
-  const std::vector<float> values = random_values(kIn);
-  const std::int64_t row_bytes = nb::quant::row_bytes(format, kIn);
-  std::vector<std::uint8_t> row(static_cast<std::size_t>(row_bytes));
-  nb::quant::pack_row(format, values.data(), kIn, row.data());
-  const nb::ops::MatrixSource source{"bench",
-                                     format,
-                                     kOut,
-                                     kIn,
-                                     [&](std::int32_t, std::int32_t count, std::byte* out) {
-                                       for (int i = 0; i < count; ++i) {
-                                         std::memcpy(out + i * row_bytes, row.data(), row.size());
-                                       }
-                                     },
-                                     {}};
-  nb::ops::LinearWeight weight = nb::ops::pack_linear(std::span(&source, 1), nb::ops::Grouping::stacked, "auto",
-                                                      machine.backend.kernels->layout, *machine.arena, machine.pool);
-  if (machine.memory != nullptr) nb::ops::move_to(*machine.memory, weight);
-  const nb::Buffer x = machine.place(random_values(static_cast<std::size_t>(num_rows) * kIn));
-  const nb::Buffer out = machine.place(std::vector<float>(static_cast<std::size_t>(num_rows) * kOut));
+  Copies copies(machine, format, 1, kInner, kWidth, nb::ops::Grouping::stacked, num_rows <= 8);
+  const nb::Buffer x = machine.place(random_values(static_cast<std::size_t>(num_rows) * kWidth));
+  const nb::Buffer out = machine.place(std::vector<float>(static_cast<std::size_t>(num_rows) * kInner));
   const nb::ops::Activation act =
-      nb::ops::prepare(Tensor(x.data(), DType::f32, {num_rows, kIn}), weight.act_type, machine.ctx);
+      nb::ops::prepare(Tensor(x.data(), DType::f32, {num_rows, kWidth}), copies.weights[0].act_type, machine.ctx);
   const double seconds = seconds_of(machine, [&] {
-    nb::ops::linear(Tensor(out.data(), DType::f32, {num_rows, kOut}), act, weight.segments[0], Tensor(), false,
+    nb::ops::linear(Tensor(out.data(), DType::f32, {num_rows, kInner}), act, copies.next().segments[0], Tensor(), false,
                     machine.ctx);
   });
-  const double operations = 2.0 * kOut * kIn * num_rows;
-  std::printf("linear %-10s %4d rows x %d x %d %10.1f us %8.1f GB/s %9.1f GOP/s\n", nb::quant::to_string(format),
-              num_rows, kIn, kOut, seconds * 1e6, static_cast<double>(weight.bytes) / seconds / 1e9,
-              operations / seconds / 1e9);
+  print_product(machine, "linear", format, num_rows, kWidth, kInner, copies.weights[0], seconds);
+  machine.workspace.reset();
+}
+
+// norm + gate/up + SiLU, and down + residual: the two fused operators that hold most of a layer's weights.
+void bench_ffn(Machine& machine, Format format, int num_rows) {
+  const auto count = static_cast<std::size_t>(num_rows);
+  const nb::Buffer x = machine.place(random_values(count * kWidth));
+  const nb::Buffer scale = machine.place(std::vector<float>(kWidth, 1.0f));
+  const nb::ops::Norm norm{Tensor(scale.data(), DType::f32, {kWidth}), 1e-6f};
+  const Tensor rows(x.data(), DType::f32, {num_rows, kWidth});
+  {
+    Copies copies(machine, format, 2, kInner, kWidth, nb::ops::Grouping::interleaved32, num_rows <= 8);
+    const double seconds = seconds_of(machine, [&] {
+      nb::ops::norm_gate_up(rows, norm, copies.next(), copies.weights[0].act_type, machine.ctx);
+      machine.workspace.reset();
+    });
+    print_product(machine, "norm_gate_up", format, num_rows, kWidth, 2 * kInner, copies.weights[0], seconds);
+  }
+  Copies copies(machine, format, 1, kWidth, kInner, nb::ops::Grouping::stacked, num_rows <= 8);
+  const nb::Buffer inner = machine.place(random_values(count * kInner));
+  const nb::ops::Activation act =
+      nb::ops::prepare(Tensor(inner.data(), DType::f32, {num_rows, kInner}), copies.weights[0].act_type, machine.ctx);
+  const double seconds = seconds_of(machine, [&] { nb::ops::linear_residual(rows, act, copies.next(), machine.ctx); });
+  print_product(machine, "down_residual", format, num_rows, kInner, kWidth, copies.weights[0], seconds);
+  machine.workspace.reset();
 }
 
 void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, int rows) {
   constexpr int kHeads = 9, kKvHeads = 3, kDim = 64;
   const int num_blocks = context / nb::kBlockTokens;
-  nb::kv::KvStorage storage({format, 1, kKvHeads, kDim}, num_blocks, machine.memory);
+  // Decode goes through as many layers as miss every cache; many rows find theirs in one.
+  const std::int64_t layer_bytes = nb::kv::KvShape{format, 1, kKvHeads, kDim}.block_bytes() * num_blocks;
+  const int num_layers = rows == 1 ? static_cast<int>(kBeyondCaches / layer_bytes + 1) : 1;
+  nb::kv::KvStorage storage({format, num_layers, kKvHeads, kDim}, num_blocks, machine.memory);
   const nb::Buffer rotations = machine.place(random_values(static_cast<std::size_t>(context) * kDim));
   const nb::ops::RopeTable rope{rotations.as<const float>(), kDim, context};
   const nb::Buffer keys = machine.place(random_values(static_cast<std::size_t>(context) * kKvHeads * kDim));
@@ -137,40 +216,88 @@ void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, 
   std::iota(slots.begin(), slots.end(), 0);
   std::iota(blocks.begin(), blocks.end(), 0);
   const Tensor kv(keys.data(), DType::f32, {context, kKvHeads * kDim});
-  nb::ops::kv_write(storage.layer(0), kv, kv, slots, machine.ctx);
+  for (int layer = 0; layer < num_layers; ++layer) {
+    nb::ops::kv_write(storage.layer(layer), kv, kv, slots, machine.ctx);
+  }
   const std::size_t size = static_cast<std::size_t>(rows) * kHeads * kDim;
   const nb::Buffer q = machine.place(random_values(size)), out = machine.place(std::vector<float>(size));
   std::vector<std::int32_t> positions(static_cast<std::size_t>(rows));
   std::iota(positions.begin(), positions.end(), context - rows);
   const std::vector<nb::ops::AttentionSegment> segments = {{0, rows, 0, 1}};
   const std::vector<nb::ops::AttentionRun> runs = {{0, context, 0}};
+  int layer = 0;
   const double seconds = seconds_of(machine, [&] {
+    layer = (layer + 1) % num_layers;
     nb::ops::attention(Tensor(out.data(), DType::f32, {rows, kHeads * kDim}),
-                       Tensor(q.data(), DType::f32, {rows, kHeads * kDim}), kHeads, 0.125f, 0, rope, storage.layer(0),
-                       {positions, segments, runs, blocks}, machine.ctx);
+                       Tensor(q.data(), DType::f32, {rows, kHeads * kDim}), kHeads, 0.125f, 0, rope,
+                       storage.layer(layer), {positions, segments, runs, blocks}, machine.ctx);
     machine.workspace.reset();
   });
-  const double operations = 4.0 * kHeads * kDim * rows * (context - rows / 2.0);
-  std::printf("attention %-4s KV %4d rows, %5d keys      %10.1f us %8.1f GB/s %9.1f GOP/s\n",
-              nb::quant::to_string(format), rows, context, seconds * 1e6,
-              static_cast<double>(storage.bytes()) / seconds / 1e9, operations / seconds / 1e9);
+  // Pairs of a query and a key at or before it.
+  const double pairs = static_cast<double>(rows) * context - 0.5 * rows * (rows - 1.0);
+  const double gb_s = static_cast<double>(layer_bytes) / seconds / 1e9;
+  const double gop_s = 4.0 * kHeads * kDim * pairs / seconds / 1e9;
+  const ceilings::Ceilings& limits = machine.limits;
+  const bool bf16 = format == nb::quant::KvFormat::bf16 && limits.bf16_dot > 0;
+  const std::string part = rows == 1 ? share(gb_s, limits.read_2m_all, "read")
+                           : bf16    ? share(gop_s, limits.bf16_dot, "bf16")
+                                     : share(gop_s, limits.fp32_fma, "fp32");
+  std::printf("attention     %-7s KV %4d rows, %5d keys     %10.1f us %8.1f GB/s %9.1f GOP/s%s\n",
+              nb::quant::to_string(format), rows, context, seconds * 1e6, gb_s, gop_s, part.c_str());
+}
+
+// One line a limit, for people and programs.
+void print_ceilings(const ceilings::Ceilings& limits) {
+  const std::pair<const char*, double> lines[] = {
+      {"read_4k_one_gb_s", limits.read_4k_one}, {"read_2m_one_gb_s", limits.read_2m_one},
+      {"read_4k_all_gb_s", limits.read_4k_all}, {"read_2m_all_gb_s", limits.read_2m_all},
+      {"int8_dot_gop_s", limits.int8_dot},      {"bf16_dot_gop_s", limits.bf16_dot},
+      {"fp32_fma_gop_s", limits.fp32_fma},
+  };
+  for (const auto& [name, value] : lines) {
+    if (value > 0) std::printf("ceiling %-18s %9.1f\n", name, value);
+  }
+  std::fflush(stdout);
+}
+
+void bench(const std::string& backend, int num_threads, ceilings::Ceilings limits) {
+  Machine machine(backend, num_threads);
+  std::printf("backend %s, %d threads\n", machine.backend.kernels->name, machine.pool.num_threads());
+  if (machine.memory == nullptr) {
+    machine.limits = limits;
+    bench_threads(machine);
+  }
+  for (int id = 0; id < nb::quant::kNumFormats; ++id) {
+    const auto format = static_cast<Format>(id);
+    // On a device quantized weights become bf16.
+    if (machine.memory != nullptr && nb::quant::format_info(format).is_quantized()) continue;
+    for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
+    for (int rows : {1, 512}) bench_ffn(machine, format, rows);
+  }
+  for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32}) {
+    for (int rows : {1, 256}) bench_attention(machine, format, 2048, rows);
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    Machine machine(argc > 1 ? argv[1] : "", argc > 2 ? std::atoi(argv[2]) : nb::ThreadPool::default_num_threads());
-    std::printf("backend %s, %d threads\n", machine.backend.kernels->name, machine.pool.num_threads());
-    if (machine.memory == nullptr) bench_threads(machine);
-    for (int id = 0; id < nb::quant::kNumFormats; ++id) {
-      const auto format = static_cast<Format>(id);
-      // On a device quantized weights become bf16.
-      if (machine.memory != nullptr && nb::quant::format_info(format).is_quantized()) continue;
-      for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
+    const std::string name = argc > 1 ? argv[1] : "";
+    const int threads = argc > 2 ? std::atoi(argv[2]) : nb::ThreadPool::default_num_threads();
+    nb::ThreadPool pool(threads);
+    const bool all = name == "all";
+    const bool on_device = name != "--ceilings" && !all && nb::ops::find_backend(name).kernels->memory != nullptr;
+    ceilings::Ceilings limits;
+    if (!on_device) print_ceilings(limits = ceilings::measure(pool));
+    if (name == "--ceilings") return 0;
+    for (const std::string& backend : all ? nb::ops::available_backends() : std::vector<std::string>{name}) {
+      if (all && (backend == "reference" || nb::ops::find_backend(backend).kernels->memory != nullptr)) continue;
+      bench(backend, threads, limits);
     }
-    for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32}) {
-      for (int rows : {1, 256}) bench_attention(machine, format, 2048, rows);
+    if (!on_device) {
+      std::printf("again, after the operators\n");
+      print_ceilings(ceilings::measure(pool));
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "op_bench: error: %s\n", error.what());

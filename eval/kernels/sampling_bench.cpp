@@ -5,7 +5,7 @@
 // The weights are those of a seeded model (hidden 896, intermediate 4864, 24 layers, 14 heads, 2 KV heads of 64) in W4,
 // every layer in memory of its own. A step cannot be faster than reading them once, so the share is the median draw
 // over that time: their bytes at the machine's read rate, which is the fastest round measured here or the rate given,
-// whichever is higher (compare_llama_cpp.py measures one; the plain loop here does not reach the limit of every
+// whichever is higher (bench_cpu_peers.py measures one; the plain loop here does not reach the limit of every
 // machine). The matrix products themselves are timed too, for comparison; other programs on the machine slow them most.
 // Drawing uses one thread, as it does for a batch of one. Reads, products and draws alternate; JSON to stdout has
 // medians, the fastest rounds and every round, in milliseconds.

@@ -121,6 +121,13 @@ def test_bench_table(model_path: Path) -> None:
     assert "KV" in done.stderr
 
 
+def test_bench_after_context(model_path: Path) -> None:
+    done = run("bench", "--pp", "16", "--tg", "4", "--repeat", "1", "--depth", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["depth"], len(result["pp_seconds"]), len(result["tg_seconds"])) == (64, 1, 1)
+
+
 def test_inspect(model_path: Path) -> None:
     done = run("inspect", model_path)
     assert done.returncode == 0, done.stderr
@@ -217,6 +224,7 @@ def test_log_level(model_path: Path) -> None:
         (["generate"], "the prompt is empty"),
         (["bench", "--pp", "0", "--tg", "0"], "nothing to measure"),
         (["bench", "--repeat", "0"], "--repeat"),
+        (["bench", "--depth", "17"], "--depth must be a multiple of 16"),
         (["inspect"], "FILE"),
         (["inspect", "/nowhere/x.gguf"], "no model '/nowhere/x.gguf'"),
         (["pull", "gpt-4"], "no known model 'gpt-4'"),

@@ -1,4 +1,5 @@
-"""tools/make_random_model.py: folders that the engine runs, the same bytes for the same arguments."""
+"""tools/make_random_model.py: models that the engine runs, the same bytes for the same arguments, the same values in a
+folder and in a GGUF file."""
 
 from __future__ import annotations
 
@@ -45,6 +46,37 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     one, same, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert one == same
     assert one != other
+
+
+@pytest.mark.parametrize("like", ["llama-3.2-1b", "qwen2.5-0.5b"])
+def test_a_gguf_file_is_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, like: str) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    arguments = ("--like", like, "--layers", "1", "--vocab-size", "270")
+    make(tmp_path / "model", *arguments)
+    make(tmp_path / "model.gguf", *arguments, "--format", "gguf")
+    prompt = [(7 * i) % 257 for i in range(250)]  # long enough for the scaling of RoPE to matter
+    scores = []
+    for path in (tmp_path / "model", tmp_path / "model.gguf"):
+        with nb.LLM(path, dtype="f32", kv_dtype="f32", max_model_len=256) as llm:
+            scores.append(llm.score(prompt).logprobs[1:])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert max(scores[0]) - min(scores[0]) > 1  # it is not a model that says the same everywhere
+
+
+def test_a_gguf_file_read_by_another_program(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "model.gguf"
+    make(path, "--like", "qwen2.5-0.5b", "--layers", "1", "--vocab-size", "300", "--format", "gguf")
+    reader = gguf.GGUFReader(path)
+    shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in reader.tensors}
+    assert shapes["token_embd.weight"] == (896, 300)
+    assert shapes["blk.0.attn_k.weight"] == (896, 128)
+    assert shapes["blk.0.ffn_down.weight"] == (4864, 896)
+    assert len(shapes) == 2 + 12  # embedding, last norm, and of a layer 2 norms, 4 + 3 matrices, 3 biases
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert (types["blk.0.attn_q.weight"], types["blk.0.attn_q.bias"]) == ("BF16", "F32")
+    assert reader.fields["qwen2.attention.head_count_kv"].contents() == 2
+    assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == 300
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

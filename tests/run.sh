@@ -4,12 +4,14 @@
 #   tests/run.sh           about 20 minutes on two cores from nothing, less when built before
 #   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes
 #
-# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual
-# environment .venv-test. Nothing else changes, but the model cache (the default model is downloaded once).
+# What it makes lies in build/ (package: what the Python package is built in, test: Release, asan: Debug with ASan and
+# UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual environment .venv-test.
+# Nothing else changes, but the model cache (the default model is downloaded once). Release runs every case of a test;
+# sanitizers run a share of the slow ones (tests/cpp/base/effort.h), with --full all.
 #
 #   PYTHON                 interpreter of the virtual environment (python3)
 #   NANOBRAID_VENV         where the virtual environment is (.venv-test)
-#   NANOBRAID_JOBS         jobs of builds and of ctest (2)
+#   NANOBRAID_JOBS         jobs of builds, of ctest and of pytest (2)
 #   NANOBRAID_TEST_BUDGET  seconds the run may take; fuzzing shrinks to what is left (1500, with --full none)
 set -euo pipefail
 

@@ -4,12 +4,14 @@
 #   tests/run.sh           about 20 minutes on two cores from nothing, less when built before
 #   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes
 #
-# What it makes lies in build/ (test: Release, asan: Debug with ASan and UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual
-# environment .venv-test. Nothing else changes, but the model cache (the default model is downloaded once).
+# What it makes lies in build/ (package: what the Python package is built in, test: Release, asan: Debug with ASan and
+# UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual environment .venv-test.
+# Nothing else changes, but the model cache (the default model is downloaded once). Release runs every case of a test;
+# sanitizers run a share of the slow ones (tests/cpp/base/effort.h), with --full all.
 #
 #   PYTHON                 interpreter of the virtual environment (python3)
 #   NANOBRAID_VENV         where the virtual environment is (.venv-test)
-#   NANOBRAID_JOBS         jobs of builds and of ctest (2)
+#   NANOBRAID_JOBS         jobs of builds, of ctest and of pytest (2)
 #   NANOBRAID_TEST_BUDGET  seconds the run may take; fuzzing shrinks to what is left (1500, with --full none)
 set -euo pipefail
 
@@ -139,7 +141,9 @@ package() {
   rm -f "$stamp"
   local before
   before=$(fingerprint)
-  "$venv/bin/pip" install --quiet '.[test,dev]'
+  # Built inside build/ with the flags of the tests' Release build, so that the compiler cache serves one with the other.
+  CXX=${CXX:-c++} "$venv/bin/pip" install --quiet --config-settings=build-dir="$root/build/package" \
+    --config-settings=cmake.define.NANOBRAID_WERROR=ON '.[test,dev]'
   echo "$before" >"$stamp"
   "$venv/bin/nanobraid" doctor
 }
@@ -159,16 +163,18 @@ run_ctest() {  # FOLDER
 tsan() {
   cmake -S . -B build/tsan -G Ninja -DNANOBRAID_PYTHON=OFF -DNANOBRAID_DEMOS=OFF -DNANOBRAID_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
     -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DNANOBRAID_SANITIZE=thread
-  cmake --build build/tsan --target base_tests engine_tests
-  ctest --test-dir build/tsan --output-on-failure --no-tests=error -R '^base\.Thread|^engine\.(EngineThread|LoadQueue|Outbox)'
+  cmake --build build/tsan --target thread_tests
+  timeout 600 build/tsan/thread_tests --gtest_brief=1
 }
 
+# In as many processes as there are jobs: the minute of the soak test and what waits go beside other tests. Files are
+# handed out in long stretches (worksteal), so that what a module shares is made once, seldom twice.
 # A run in the background is started with SIGINT ignored, and so would be every test of Ctrl-C.
 run_pytest() {
   NANOBRAID_BUILD_DIR="$root/build/test" "$venv/bin/python" -c '
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, "-m", "pytest"])'
+os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])' -n "$jobs" --dist worksteal
 }
 
 run_ruff() {

@@ -74,7 +74,7 @@ py::object value_of(const io::MetadataValue& value) {
       items[i] = scalar_of(value.element_type, value.bytes.data() + i * stride);
     }
   }
-  return std::move(items);
+  return items;
 }
 
 // ---- metadata from Python ----

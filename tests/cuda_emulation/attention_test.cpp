@@ -336,7 +336,7 @@ TEST(CudaAttention, PrefillMatchesReference) {
 
 // Promise 1: a row of a decode alone, beside others, and with its splits computed by one block or by many.
 TEST(CudaAttention, DecodedRowsDoNotDependOnThePlan) {
-  for (const Problem& problem : decode_problems()) {
+  for (const Problem& problem : some_of(decode_problems(), 4)) {
     Setting setting(problem);
     DeviceBench bench;
     UncutBench uncut;
@@ -352,7 +352,7 @@ TEST(CudaAttention, DecodedRowsDoNotDependOnThePlan) {
 
 // The same for long segments where one kernel serves every length.
 TEST(CudaAttention, DeterministicRowsDoNotDependOnTheSlicing) {
-  for (const Problem& problem : prefill_problems()) {
+  for (const Problem& problem : some_of(prefill_problems(), 4)) {
     Setting setting(problem);
     DeviceBench bench;
     DeterministicBench deterministic;
@@ -367,7 +367,7 @@ TEST(CudaAttention, DeterministicRowsDoNotDependOnTheSlicing) {
 
 // Long segments: the bits of a row do not depend on where its prompt was cut, nor on the rows beside it in a tile.
 TEST(CudaAttention, PrefilledRowsDoNotDependOnTheSlicing) {
-  for (const Problem& problem : prefill_problems()) {
+  for (const Problem& problem : some_of(prefill_problems(), 4)) {
     Setting setting(problem);
     DeviceBench bench;
     const Matrix all = setting.on_device(bench);

@@ -129,9 +129,10 @@ class Composed : public testing::TestWithParam<Kind> {
   Composed()
       : model_(model::make_tiny_model({.device = GetParam().backend, .deterministic = GetParam().deterministic})) {}
 
-  EngineStats expect_answers(const EngineOptions& options) {
+  // Where tests are reduced, of every `stride`-th request.
+  EngineStats expect_answers(const EngineOptions& options, std::size_t stride) {
     Engine engine(*model_, options);
-    expect_same_tokens(answer_all(engine, composed_requests()), on_the_host());
+    expect_same_tokens(answer_all(engine, some_of(composed_requests(), stride)), some_of(on_the_host(), stride));
     return engine.stats();
   }
 
@@ -151,14 +152,14 @@ TEST(ComposedOracle, ModesDiffer) {
 TEST_P(Composed, AllTogetherGiveTheTokensOfTheHost) {
   const std::size_t before = emulation::device_bytes_in_use();
   const EngineStats stats =
-      expect_answers({.kv_format = quant::KvFormat::f32, .max_num_seqs = 8, .max_batch_tokens = 512});
+      expect_answers({.kv_format = quant::KvFormat::f32, .max_num_seqs = 8, .max_batch_tokens = 512}, 1);
   EXPECT_GT(stats.chunk_hits, 10);
   EXPECT_GT(stats.measured_tokens, 100);
   EXPECT_EQ(emulation::device_bytes_in_use(), before);
 }
 
 TEST_P(Composed, SlicesGiveTheTokensOfTheHost) {
-  expect_answers({.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 11});
+  expect_answers({.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 11}, 3);
 }
 
 // Nothing else runs, so that several slices in a row are only measured: each must see its own arrays, not those that
@@ -217,8 +218,8 @@ TEST_P(Composed, SiblingsForkOnTheDevice) {
 // What composed requests have computed behind chunks is of no use to an exact one: it gets the bits of an engine in
 // which they never were. Its own leading blocks, which are exact, are used.
 TEST_P(Composed, AnExactRequestAfterThemGivesColdBits) {
-  const std::vector<Request> composed = some_composed_requests();
-  std::vector<Request> exact = {composed[0], composed[2], composed[3]};
+  const std::vector<Request> all = some_composed_requests(), composed = some_of(all, 2);
+  std::vector<Request> exact = some_of<Request>({all[2], all[0], all[3]}, 3);
   for (Request& request : exact) {
     request.reuse = kExact;
     request.sampling.logprobs = 2;
@@ -253,10 +254,11 @@ INSTANTIATE_TEST_SUITE_P(Devices, Composed, testing::ValuesIn(kinds()),
 /// The bits of composed requests alone in steps of a few rows, against those in company in large steps.
 TEST(ComposedBits, DeterministicModelsGiveTheSameForAnyNumberOfRows) {
   std::vector<Request> requests = some_composed_requests();
-#ifndef NDEBUG
-  requests.resize(2);
-#endif
-  for (Request& request : requests) request.sampling.logprobs = 2;
+  if (is_reduced()) requests.resize(2);
+  for (Request& request : requests) {
+    request.sampling.logprobs = 2;
+    if (is_reduced()) request.max_tokens = 1;
+  }
   const auto model =
       model::make_tiny_model({.format = quant::Format::bf16, .device = &cuda::tested_backend(), .deterministic = true});
   const auto alone = answers_alone(*model, requests, {.max_num_seqs = 1, .max_batch_tokens = 13});

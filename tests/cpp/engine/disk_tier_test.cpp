@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "base/effort.h"
 #include "base/error.h"
 #include "engine/engine_fixture.h"
 #include "engine/engine_thread.h"
@@ -414,7 +415,8 @@ TEST(DiskTier, RefusesWhatItCannotUse) {
 TEST(DiskTier, PreemptionAndCancellationWhileBlocksWait) {
   const auto model = make_tiny_model();
   std::int64_t preemptions = 0, dropped = 0, hits = 0, writes = 0;
-  for (unsigned seed = 0; seed < 12; ++seed) {
+  Engine plain(*model, {.enable_prefix_caching = false});
+  for (unsigned seed = 0; seed < (is_reduced() ? 6 : 12); ++seed) {
     const kv::Scratch scratch;
     std::mt19937 random(seed);
     const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
@@ -426,7 +428,6 @@ TEST(DiskTier, PreemptionAndCancellationWhileBlocksWait) {
     std::vector<std::vector<TokenId>> expected;
     for (Request alone : requests) {
       alone.n = 1;
-      Engine plain(*model, {});
       expected.push_back(answer_one(plain, alone).tokens);
     }
     for (int round = 0; round < 2; ++round) {
@@ -452,7 +453,9 @@ TEST(DiskTier, PreemptionAndCancellationWhileBlocksWait) {
             add(answers, std::move(one));
           }
         }
-        engine.check_invariants();
+#ifdef NDEBUG
+        engine.check_invariants();  // without NDEBUG a step ends with it
+#endif
       }
       for (const auto& [id, index] : asked) {
         const std::vector<TokenId>& got = answers[id].tokens;

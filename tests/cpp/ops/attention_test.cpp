@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/effort.h"
 #include "base/error.h"
 #include "base/ids.h"
 #include "kv/kv_storage.h"
@@ -295,7 +296,7 @@ TEST_P(Attention, WindowsMatchReference) {
 // Promise 1 with windows. A row alone skips every split, tile and block below its own window; in a batch the same keys
 // are computed for the rows before it and masked for this one. Equal bits show that skipping is exact.
 TEST_P(Attention, SkippingWhatIsBelowTheWindowChangesNoBit) {
-  for (const Problem& problem : windowed_problems()) {
+  for (const Problem& problem : some_of(windowed_problems(), 3)) {
     const auto table = make_rotations(problem.head_dim, 1600);
     Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
     const Matrix all = attend(two, problem, table);
@@ -462,7 +463,7 @@ struct SharedChunks : SharedProblem {
 // Promise 1 for shared prefixes: reading a block once for the rows of several sequences changes no bit of any.
 TEST_P(Attention, SharedPrefixesChangeNoBit) {
   Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
-  for (unsigned seed = 0; seed < 120; ++seed) {
+  for (unsigned seed = 0; seed < 120; seed += is_reduced() ? 5 : 1) {
     const SharedProblem problem(seed);
     const auto table = make_rotations(problem.head_dim, 800);
     const Matrix alone = problem.attend(two, table, false);

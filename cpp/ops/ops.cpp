@@ -107,8 +107,7 @@ bool same_blocks(const AttentionPlan& plan, const AttentionRun& a, const Attenti
          std::equal(blocks, blocks + ceil_div(num_keys, kBlockTokens), plan.blocks.data() + b.block_begin);
 }
 
-// A wrong claim of equal blocks would be a wrong answer, and to compare a few hundred ids costs nothing beside the
-// step.
+// A wrong claim of equal blocks would be a wrong answer, and to compare a few hundred ids costs nothing.
 void check_shared_keys(const AttentionPlan& plan) {
   for (std::size_t i = 0; i < plan.segments.size(); ++i) {
     const AttentionSegment& segment = plan.segments[i];
@@ -116,8 +115,7 @@ void check_shared_keys(const AttentionPlan& plan) {
     NB_CHECK(i > 0, invalid_argument, "attention: segment 0 shares keys with none before it");
     const AttentionSegment& before = plan.segments[i - 1];
     const int32_t runs = std::min(segment.run_count, before.run_count);
-    NB_CHECK(segment.row_count > 0 && before.row_count > 0, invalid_argument, "attention: segments ", i - 1, " and ", i,
-             " share keys without rows");
+    NB_CHECK(segment.row_count > 0 && before.row_count > 0, invalid_argument, "attention: segment ", i, " lacks rows");
     NB_CHECK(segment.shared_runs >= 0 && segment.shared_keys >= 0 && segment.shared_keys % kBlockTokens == 0 &&
                  segment.shared_runs + (segment.shared_keys > 0 ? 1 : 0) <= runs,
              invalid_argument, "attention: segment ", i, " cannot share ", segment.shared_runs, " runs and ",

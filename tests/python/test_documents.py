@@ -51,6 +51,7 @@ BUILD_LINES = tuple(
         r"auditwheel repair .*",
         r"tests/run\.sh( --\w+)*",
         r"\.ci/run",
+        r"\S+/build/bin/llama-quantize .*",
         r"(CC=\S+ |CXX=\S+ )*cmake (-S|-B|--build|--install|--preset) .*",
         r"ctest .*",
         r"pre-commit (install|run.*)",

@@ -279,9 +279,10 @@ constexpr bool kBiasedDot = false;
 #endif
 
 #if !defined(NB_ISA_AVX512BF16)
+// Nobody calls these where kBf16Dot is false; whoever does shall notice.
 constexpr bool kBf16Dot = false;
-inline F dot_bf16(F acc, I, I) { return acc; }
-inline void pack_bf16(const float*, int, void*) {}
+inline F dot_bf16(F, I, I) { __builtin_trap(); }
+inline void pack_bf16(const float*, int, void*) { __builtin_trap(); }
 #endif
 
 /// Vectors that cover the 16 rows of a tile.

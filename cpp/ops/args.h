@@ -15,16 +15,19 @@ enum class ActType : uint8_t { f32, bf16, int8 };
 
 /// Rows ready for a matrix product, made by the `prepare` kernel of the same backend.
 /// int8: per 32 columns, value = code * scale, code in [-127, 127]; sum is the sum of the 32 codes.
+/// The order of elements is the backend's. Reference and devices: row after row. Tiled tables: panels of 4 rows (the
+/// last has what is left), in them for each 32 columns what row after row of the panel has there.
 struct Activation {
   ActType type;
   int32_t rows;
-  int32_t cols;        ///< rounded up to a multiple of 32; the padding is zero
-  float* values;       ///< [rows, cols], f32 and bf16 types only; on a device bf16 rows hold 2 bytes a value
-  int8_t* codes;       ///< [rows, cols], int8 only
-  float* scales;       ///< [rows, cols / 32], int8 only
-  int32_t* sums;       ///< [rows, cols / 32], int8 only: sum of the codes of each 32
-  int32_t* half_sums;  ///< [rows, cols / 32], int8 only: sum of the first 16 codes of each 32
-  uint16_t* packed;    ///< [rows, cols], the values as bf16; bf16 only, for backends with KernelTable::packs_bf16
+  int32_t cols;              ///< rounded up to a multiple of 32; the padding is zero
+  float* values;             ///< [rows, cols], f32 and bf16 types only; on a device bf16 rows hold 2 bytes a value
+  int8_t* codes;             ///< [rows, cols], int8 only
+  float* scales;             ///< [rows, cols / 32], int8 only
+  float* shifts;             ///< [rows, cols / 32], int8 only: scale * sum
+  int32_t* minus_sums;       ///< [rows, cols / 32], int8 only: -sum
+  int32_t* minus_half_sums;  ///< [rows, cols / 32], int8 only: minus the sum of the first 16 codes of each 32
+  uint16_t* packed;          ///< [rows, cols], the values as bf16; bf16 only, for backends with KernelTable::packs_bf16
 };
 
 /// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.

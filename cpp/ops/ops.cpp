@@ -33,8 +33,9 @@ Activation allocate_activation(ActType type, int rows, std::int64_t cols, ExecCo
   if (type == ActType::int8) {
     act.codes = workspace.allocate_array<int8_t>(size);
     act.scales = workspace.allocate_array<float>(size / 32);
-    act.sums = workspace.allocate_array<int32_t>(size / 32);
-    act.half_sums = workspace.allocate_array<int32_t>(size / 32);
+    act.shifts = workspace.allocate_array<float>(size / 32);
+    act.minus_sums = workspace.allocate_array<int32_t>(size / 32);
+    act.minus_half_sums = workspace.allocate_array<int32_t>(size / 32);
   } else {
     act.values = workspace.allocate_array<float>(size);
     if (type == ActType::bf16 && ctx.kernels->packs_bf16) act.packed = workspace.allocate_array<uint16_t>(size);

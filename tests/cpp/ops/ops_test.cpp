@@ -52,6 +52,21 @@ TEST_P(Ops, RmsNormMatchesReference) {
   }
 }
 
+// The groups of 32 columns of prepared rows, row after row, from an array with `per_group` elements for each.
+template <class T>
+std::vector<T> row_after_row(const T* data, const Activation& act, int per_group, WeightLayout layout) {
+  const int groups = act.cols / 32, panel = layout == WeightLayout::tile16 ? 4 : 1;
+  std::vector<T> out;
+  for (int t = 0; t < act.rows; ++t) {
+    const int first = t / panel * panel, count = std::min(panel, act.rows - first);
+    for (int g = 0; g < groups; ++g) {
+      const T* begin = data + (first * groups + g * count + t - first) * per_group;
+      out.insert(out.end(), begin, begin + per_group);
+    }
+  }
+  return out;
+}
+
 TEST_P(Ops, PrepareInt8EqualsReferenceBitForBit) {
   Matrix x = Matrix::random(7, 100, 5, 2.0f);
   for (int i = 0; i < 32; ++i) x.values[static_cast<std::size_t>(i)] = 0.0f;  // a group of zeros
@@ -62,11 +77,18 @@ TEST_P(Ops, PrepareInt8EqualsReferenceBitForBit) {
     ASSERT_EQ(a.cols, 128);
     ASSERT_EQ(b.cols, 128);
     if (type == ActType::int8) {
-      EXPECT_EQ(std::memcmp(a.codes, b.codes, 7 * 128), 0);
-      EXPECT_EQ(std::memcmp(a.scales, b.scales, 7 * 4 * 4), 0);
-      EXPECT_EQ(std::memcmp(a.sums, b.sums, 7 * 4 * 4), 0);
+      const auto expect_same = [&](const auto* expected, const auto* actual, int per_group) {
+        EXPECT_EQ(row_after_row(expected, a, per_group, WeightLayout::rows),
+                  row_after_row(actual, b, per_group, bench.ctx.kernels->layout));
+      };
+      expect_same(a.codes, b.codes, 32);
+      expect_same(a.scales, b.scales, 1);
+      expect_same(a.shifts, b.shifts, 1);
+      expect_same(a.minus_sums, b.minus_sums, 1);
+      expect_same(a.minus_half_sums, b.minus_half_sums, 1);
     } else {
-      EXPECT_EQ(std::memcmp(a.values, b.values, 7 * 128 * 4), 0);
+      EXPECT_EQ(row_after_row(a.values, a, 32, WeightLayout::rows),
+                row_after_row(b.values, b, 32, bench.ctx.kernels->layout));
     }
   }
 }

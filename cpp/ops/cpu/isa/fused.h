@@ -54,21 +54,18 @@ inline void linear_residual(const LinearResidualArgs& a, const Part& part) {
 inline void norm_gate_up(const NormGateUpArgs& a, const Part& part) {
   const Activation& act =
       prepare_rows(a.x, a.x_stride, nullptr, a.rows, a.gate.cols, a.norm_weight, a.eps, a.scratch_act, part);
-  const StripKernels gate_kernels = find_strip_kernels(a.gate, act), up_kernels = find_strip_kernels(a.up, act);
+  const PairKernels gate_kernels = find_kernels(a.gate, act), up_kernels = find_kernels(a.up, act);
   const Range groups = share(a.out.cols / 32, part);
-  float gate[2][kRowBlock * 16], up[2][kRowBlock * 16];
+  float gate[kRowBlock * 32], up[kRowBlock * 32];
   for (int row = 0; row < a.rows; row += kRowBlock) {
     const int count = a.rows - row < kRowBlock ? a.rows - row : kRowBlock;
     for (int group = groups.begin; group < groups.end; ++group) {
-      for (int half = 0; half < 2; ++half) {
-        compute_strip(gate_kernels, a.gate, 2 * group + half, act, row, count, gate[half]);
-        compute_strip(up_kernels, a.up, 2 * group + half, act, row, count, up[half]);
-      }
+      compute_pair(gate_kernels, a.gate, group, act, row, count, gate, 32);
+      compute_pair(up_kernels, a.up, group, act, row, count, up, 32);
       for (int t = 0; t < count; ++t) {
         F v[kGroupVectors];
         for (int j = 0; j < kGroupVectors; ++j) {
-          const int half = j * kLanes / 16, offset = t * 16 + j * kLanes % 16;
-          v[j] = silu_mul(f_load(gate[half] + offset), f_load(up[half] + offset));
+          v[j] = silu_mul(f_load(gate + t * 32 + j * kLanes), f_load(up + t * 32 + j * kLanes));
         }
         store_group(v, a.out, row + t, group);
       }
@@ -79,25 +76,25 @@ inline void norm_gate_up(const NormGateUpArgs& a, const Part& part) {
 inline void head(const HeadArgs& a, const Part& part) {
   const Activation& act =
       prepare_rows(a.x, a.x_stride, a.row_ids, a.rows, a.weight.cols, a.norm_weight, a.eps, a.scratch_act, part);
-  const StripKernels kernels = find_strip_kernels(a.weight, act);
-  const Range strips = share((a.weight.rows + 15) / 16, part, 2);
+  const PairKernels kernels = find_kernels(a.weight, act);
+  const Range pairs = share((a.weight.rows + 31) / 32, part);
   float* best_value = a.scratch_best + part.index * a.rows;
   int32_t* best_id = a.scratch_best_id + part.index * a.rows;
-  float block[kRowBlock * 16];
+  float block[kRowBlock * 32];
   for (int row = 0; row < a.rows; row += kRowBlock) {
     const int count = a.rows - row < kRowBlock ? a.rows - row : kRowBlock;
     for (int t = row; t < row + count; ++t) best_value[t] = -__builtin_inff(), best_id[t] = 0;
-    for (int strip = strips.begin; strip < strips.end; ++strip) {
-      compute_strip(kernels, a.weight, strip, act, row, count, block);
-      const int outputs = a.weight.rows - 16 * strip < 16 ? a.weight.rows - 16 * strip : 16;
+    for (int pair = pairs.begin; pair < pairs.end; ++pair) {
+      compute_pair(kernels, a.weight, pair, act, row, count, block, 32);
+      const int outputs = a.weight.rows - 32 * pair < 32 ? a.weight.rows - 32 * pair : 32;
       for (int t = 0; t < count; ++t) {
         Best best = {best_value[row + t], best_id[row + t]};
-        update_best(best, block + t * 16, outputs, 16 * strip);
+        update_best(best, block + t * 32, outputs, 32 * pair);
         best_value[row + t] = best.value;
         best_id[row + t] = best.id;
         if (a.logits == nullptr) continue;
-        float* logits = a.logits + (row + t) * a.logits_stride + 16 * strip;
-        for (int r = 0; r < outputs; ++r) logits[r] = block[t * 16 + r];
+        float* logits = a.logits + (row + t) * a.logits_stride + 32 * pair;
+        for (int r = 0; r < outputs; ++r) logits[r] = block[t * 32 + r];
       }
     }
   }

@@ -8,12 +8,20 @@ using quant::Format;
 using quant::tile_shape;
 using quant::TileShape;
 
-/// Rows of x computed together: as many accumulators as the registers hold, or what makes up for joining columns.
-#if defined(NB_PAIR_DOTS)
-constexpr int kMaxRows = 8;
-#else
+/// Rows of a panel of x, see Activation.
+constexpr int kPanelRows = 4;
+/// Rows of x computed together in floats: a multiple of kPanelRows, an accumulator each.
 constexpr int kMaxRows = kLanes == 16 ? 12 : 4;
-#endif
+/// Strips computed together, so that a value of x is loaded once for both; only where registers are plenty.
+constexpr int kMaxStrips = kLanes == 16 ? 2 : 1;
+
+/// Where group g of row t lies in the arrays of x that have one element per row and group; those with one per row and
+/// column have it at 32 times that.
+inline int64_t group_index(const Activation& x, int t, int g) {
+  const int first = t / kPanelRows * kPanelRows;
+  const int count = x.rows - first < kPanelRows ? x.rows - first : kPanelRows;
+  return static_cast<int64_t>(first) * (x.cols / 32) + static_cast<int64_t>(g) * count + (t - first);
+}
 
 constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8; }
 
@@ -32,7 +40,7 @@ struct TileScales {
   const uint8_t* bytes;  // one per row and group, of the formats that have them
   F d, m;
 
-  TileScales(const uint8_t* strip, const uint8_t* tile, int part) {
+  void load(const uint8_t* strip, const uint8_t* tile, int part) {
     const uint8_t* scales = tile + kShape.groups * kShape.group_bytes;
     bytes = scales + part * kLanes;
     const uint8_t* halves = (kFormat == Format::w8_channel ? strip : scales) + part * kLanes * 2;
@@ -83,20 +91,21 @@ struct CodeWalk {
   }
 };
 
-// dots[t] += the products of one group of 32 columns, or of its first or second half only.
+// dots[s][t] += the products of one group of 32 columns, or of its first or second half only. `lanes` is the piece of
+// the first strip, the others follow at `strip_bytes`; row t of x has its 32 codes at codes + 32 * t.
 enum class Half { both, first, second };
 
 #if defined(NB_PAIR_DOTS)
-// The same for an even number of rows, two by two: the same integers, in another order.
+// The same for one strip and an even number of rows, two by two: the same integers, in another order.
 template <Format kFormat, int kRows, Half kHalf>
-inline void dot_group_pairs(const uint8_t* lanes, const int8_t* codes, int cols, I* dots) {
+inline void dot_group_pairs(const uint8_t* lanes, const int8_t* codes, I* dots) {
   PairSums sums[kRows / 2];
   for (int t = 0; t < kRows; t += 2) sums[t / 2] = join_rows(dots[t], dots[t + 1]);
   const auto add = [&](I four, I next, int column) {
     const PairCodes w = join_columns(four, next);
     for (int t = 0; t < kRows; t += 2) {
-      const int8_t* x = codes + t * cols + column;
-      dot_pairs(sums[t / 2], w, x, x + cols);
+      const int8_t* x = codes + 32 * t + column;
+      dot_pairs(sums[t / 2], w, x, x + 32);
     }
   };
   if constexpr (tile_shape(kFormat).code_bits == 8) {
@@ -116,82 +125,116 @@ inline void dot_group_pairs(const uint8_t* lanes, const int8_t* codes, int cols,
 }
 #endif
 
-template <Format kFormat, int kRows, Half kHalf>
-inline void dot_group(const uint8_t* lanes, const int8_t* codes, int cols, I* dots) {
+template <Format kFormat, int kStrips, int kRows, Half kHalf>
+inline void dot_group(const uint8_t* lanes, int64_t strip_bytes, const int8_t* codes, I (&dots)[kStrips][kRows]) {
 #if defined(NB_PAIR_DOTS)
-  if constexpr (kRows % 2 == 0) return dot_group_pairs<kFormat, kRows, kHalf>(lanes, codes, cols, dots);
+  if constexpr (kRows % 2 == 0) return dot_group_pairs<kFormat, kRows, kHalf>(lanes, codes, dots[0]);
 #endif
   if constexpr (tile_shape(kFormat).code_bits == 8) {
+#pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      const I w = i_load(lanes + 64 * j);
-      for (int t = 0; t < kRows; ++t) dots[t] = dot_biased8(dots[t], w, i_broadcast4(codes + t * cols + 4 * j));
+      I w[kStrips];
+      for (int s = 0; s < kStrips; ++s) w[s] = i_load(lanes + s * strip_bytes + 64 * j);
+      for (int t = 0; t < kRows; ++t) {
+        const I x = i_broadcast4(codes + 32 * t + 4 * j);
+        for (int s = 0; s < kStrips; ++s) dots[s][t] = dot_biased8(dots[s][t], w[s], x);
+      }
     }
   } else {
-    CodeWalk<kFormat> walk;
-    walk.lanes = lanes;
+    CodeWalk<kFormat> walk[kStrips];
+    for (int s = 0; s < kStrips; ++s) walk[s].lanes = lanes + s * strip_bytes;
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      walk.step(j);
+      for (int s = 0; s < kStrips; ++s) walk[s].step(j);
       for (int t = 0; t < kRows; ++t) {
-        const int8_t* x = codes + t * cols + 4 * j;
+        const int8_t* x = codes + 32 * t + 4 * j;
         if constexpr (kHalf == Half::both) {
-          dots[t] = dot_u6(dots[t], walk.low, i_broadcast4(x), walk.high, i_broadcast4(x + 16));
+          const I low = i_broadcast4(x), high = i_broadcast4(x + 16);
+          for (int s = 0; s < kStrips; ++s) dots[s][t] = dot_u6(dots[s][t], walk[s].low, low, walk[s].high, high);
         } else {
-          dots[t] = kHalf == Half::first ? dot_u6(dots[t], walk.low, i_broadcast4(x))
-                                         : dot_u6(dots[t], walk.high, i_broadcast4(x + 16));
+          const I half = i_broadcast4(kHalf == Half::first ? x : x + 16);
+          for (int s = 0; s < kStrips; ++s) {
+            dots[s][t] = dot_u6(dots[s][t], kHalf == Half::first ? walk[s].low : walk[s].high, half);
+          }
         }
       }
     }
   }
 }
 
-// Sixteen outputs of kRows rows of x, in memory order [row][16].
-template <Format kFormat, int kRows>
-inline void strip_int8(const uint8_t* strip, const Activation& x, int row, float* out) {
+// Sixteen outputs of each of kStrips strips for the kRows rows of the panel that begins at `row`; strip s writes those
+// of row t at out + t * out_stride + 16 s.
+template <Format kFormat, int kStrips, int kRows>
+inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, const Activation& x, int row, float* out,
+                       int64_t out_stride) {
   constexpr TileShape kShape = tile_shape(kFormat);
   constexpr int32_t kZero = kShape.code_bits == 8 && !kBiasedDot ? 0 : kShape.zero;
+  constexpr int kZeroBits = __builtin_ctz(kZero | 1 << 30);  // of a power of two
   const int groups = x.cols / 32;
-  const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.cols;
-  const float* scales = x.scales + static_cast<int64_t>(row) * groups;
-  const int32_t* sums = x.sums + static_cast<int64_t>(row) * groups;
-  const int32_t* half_sums = x.half_sums + static_cast<int64_t>(row) * groups;
   for (int part = 0; part < kParts; ++part) {
-    F acc[kRows];
-    for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
-    const uint8_t* tile = strip + kShape.header_bytes;
+    const int64_t begin = static_cast<int64_t>(row) * groups;
+    const int8_t* codes = x.codes + 32 * begin;
+    const float* scales = x.scales + begin;
+    const float* shifts = x.shifts + begin;
+    const int32_t* minus_sums = x.minus_sums + begin;
+    const int32_t* minus_half_sums = x.minus_half_sums + begin;
+    F acc[kStrips][kRows];
+    for (int s = 0; s < kStrips; ++s) {
+      for (int t = 0; t < kRows; ++t) acc[s][t] = f_zero();
+    }
+    const uint8_t* tile = strips + kShape.header_bytes;
     for (int first = 0; first < groups; first += kShape.groups, tile += kShape.tile_bytes) {
-      const TileScales<kFormat> tile_scales(strip, tile, part);
+      TileScales<kFormat> tile_scales[kStrips];
+      for (int s = 0; s < kStrips; ++s) {
+        tile_scales[s].load(strips + s * strip_bytes, tile + s * strip_bytes, part);
+      }
       for (int i = 0; i < kShape.groups; ++i) {
-        const int g = first + i;
         const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
-        I dots[kRows];
+        I dots[kStrips][kRows];
+        const auto start = [&](const int32_t* sums) {
+          for (int t = 0; t < kRows; ++t) {
+            const I bias = kZero == 0 ? i_set1(0) : shift_left<kZeroBits>(i_set1(sums[t]));
+            for (int s = 0; s < kStrips; ++s) dots[s][t] = bias;
+          }
+        };
+        const auto fold = [&](int half) {
+          F w_scales[kStrips];
+          for (int s = 0; s < kStrips; ++s) w_scales[s] = tile_scales[s].scale(i, half);
+          for (int t = 0; t < kRows; ++t) {
+            const F scale = f_set1(scales[t]);
+            for (int s = 0; s < kStrips; ++s) acc[s][t] = fma(to_float(dots[s][t]), w_scales[s] * scale, acc[s][t]);
+          }
+        };
         if constexpr (kFormat == Format::q6_k) {
           // Two scales a group, so two sums, folded in order.
-          for (int t = 0; t < kRows; ++t) dots[t] = i_set1(-kZero * half_sums[t * groups + g]);
-          dot_group<kFormat, kRows, Half::first>(lanes, codes + 32 * g, x.cols, dots);
-          const F first_scale = tile_scales.scale(i, 0);
-          for (int t = 0; t < kRows; ++t) {
-            acc[t] = fma(to_float(dots[t]), first_scale * f_set1(scales[t * groups + g]), acc[t]);
-            dots[t] = i_set1(-kZero * (sums[t * groups + g] - half_sums[t * groups + g]));
-          }
-          dot_group<kFormat, kRows, Half::second>(lanes, codes + 32 * g, x.cols, dots);
+          int32_t rest[kRows];
+          for (int t = 0; t < kRows; ++t) rest[t] = minus_sums[t] - minus_half_sums[t];
+          start(minus_half_sums);
+          dot_group<kFormat, kStrips, kRows, Half::first>(lanes, strip_bytes, codes, dots);
+          fold(0);
+          start(rest);
+          dot_group<kFormat, kStrips, kRows, Half::second>(lanes, strip_bytes, codes, dots);
+          fold(1);
         } else {
-          for (int t = 0; t < kRows; ++t) dots[t] = i_set1(kZero == 0 ? 0 : -kZero * sums[t * groups + g]);
-          dot_group<kFormat, kRows, Half::both>(lanes, codes + 32 * g, x.cols, dots);
-        }
-        const F scale = tile_scales.scale(i, 1);
-        for (int t = 0; t < kRows; ++t) {
-          acc[t] = fma(to_float(dots[t]), scale * f_set1(scales[t * groups + g]), acc[t]);
+          start(minus_sums);
+          dot_group<kFormat, kStrips, kRows, Half::both>(lanes, strip_bytes, codes, dots);
+          fold(1);
         }
         if constexpr (kShape.has_minimum) {
-          const F minimum = tile_scales.minimum(i);
+          F minimum[kStrips];
+          for (int s = 0; s < kStrips; ++s) minimum[s] = tile_scales[s].minimum(i);
           for (int t = 0; t < kRows; ++t) {
-            const float shift = scales[t * groups + g] * static_cast<float>(sums[t * groups + g]);
-            acc[t] = fma(minimum, f_set1(shift), acc[t]);
+            const F shift = f_set1(shifts[t]);
+            for (int s = 0; s < kStrips; ++s) acc[s][t] = fma(minimum[s], shift, acc[s][t]);
           }
         }
+        codes += 32 * kRows;
+        scales += kRows, shifts += kRows, minus_sums += kRows, minus_half_sums += kRows;
       }
     }
-    for (int t = 0; t < kRows; ++t) f_store(out + t * 16 + part * kLanes, acc[t]);
+    for (int s = 0; s < kStrips; ++s) {
+      for (int t = 0; t < kRows; ++t) f_store(out + t * out_stride + 16 * s + part * kLanes, acc[s][t]);
+    }
   }
 }
 
@@ -213,7 +256,8 @@ inline void unpack_group(const uint8_t* strip, int g, int part, F* w) {
   } else if constexpr (kFormat == Format::f16) {
     for (int k = 0; k < 32; ++k) w[k] = f_load_f16(tile + 32 * k + part * kLanes * 2);
   } else {
-    const TileScales<kFormat> scales(strip, tile, part);
+    TileScales<kFormat> scales;
+    scales.load(strip, tile, part);
     const F scale[2] = {scales.scale(index, 0), scales.scale(index, 1)};
     const I zero = i_set1(-kShape.zero);
     // The four codes in the bytes of each lane, columns k .. k+3.
@@ -240,41 +284,59 @@ inline void unpack_group(const uint8_t* strip, int g, int part, F* w) {
   }
 }
 
-// As strip_int8, for f32 (or bf16-rounded) rows.
+// Offset of group 0 of row t, of kRows that begin with a panel, in an array of one element per row and column; group g
+// follows at 32 * g * (rows of a panel).
+template <int kRows>
+inline int64_t panel_offset(const Activation& x, int t) {
+  return static_cast<int64_t>(t / kPanelRows * kPanelRows) * x.cols + t % kPanelRows * 32;
+}
+
+// As strip_int8 for one strip and f32 (or bf16-rounded) rows: those of one panel, or of kMaxRows / kPanelRows.
 template <Format kFormat, int kRows>
-inline void strip_float(const uint8_t* strip, const Activation& x, int row, float* out) {
-  const float* values = x.values + static_cast<int64_t>(row) * x.cols;
+inline void strip_float(const uint8_t* strip, int64_t, const Activation& x, int row, float* out, int64_t out_stride) {
+  constexpr int kStep = 32 * (kRows < kPanelRows ? kRows : kPanelRows);
   for (int part = 0; part < kParts; ++part) {
+    const float* values = x.values + static_cast<int64_t>(row) * x.cols;
     F acc[kRows];
     for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
-    for (int g = 0; g < x.cols / 32; ++g) {
+    for (int g = 0; g < x.cols / 32; ++g, values += kStep) {
       F w[32];
       unpack_group<kFormat>(strip, g, part, w);
       for (int k = 0; k < 32; ++k) {
-        for (int t = 0; t < kRows; ++t) acc[t] = muladd(w[k], f_set1(values[t * x.cols + 32 * g + k]), acc[t]);
-      }
-    }
-    for (int t = 0; t < kRows; ++t) f_store(out + t * 16 + part * kLanes, acc[t]);
-  }
-}
-
-// As strip_float, two columns a step, for packed rows of bf16 numbers and weights that are bf16.
-template <int kRows>
-inline void strip_bf16(const uint8_t* strip, const Activation& x, int row, float* out) {
-  const uint16_t* packed = x.packed + static_cast<int64_t>(row) * x.cols;
-  for (int part = 0; part < kParts; ++part) {
-    F acc[kRows];
-    for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
-    for (int g = 0; g < x.cols / 32; ++g) {
-      const uint8_t* lanes = tile_address<Format::bf16>(strip, g) + part * kLanes * 4;
-      for (int pair = 0; pair < 16; ++pair) {
-        const I w = i_load(lanes + 64 * pair);
         for (int t = 0; t < kRows; ++t) {
-          acc[t] = dot_bf16(acc[t], w, i_broadcast4(packed + t * x.cols + 32 * g + 2 * pair));
+          acc[t] = muladd(w[k], f_set1(values[panel_offset<kRows>(x, t) + k]), acc[t]);
         }
       }
     }
-    for (int t = 0; t < kRows; ++t) f_store(out + t * 16 + part * kLanes, acc[t]);
+    for (int t = 0; t < kRows; ++t) f_store(out + t * out_stride + part * kLanes, acc[t]);
+  }
+}
+
+// As strip_float for kStrips strips, two columns a step, for packed rows of bf16 numbers and weights that are bf16.
+template <int kStrips, int kRows>
+inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, const Activation& x, int row, float* out,
+                       int64_t out_stride) {
+  constexpr int kStep = 32 * (kRows < kPanelRows ? kRows : kPanelRows);
+  for (int part = 0; part < kParts; ++part) {
+    const uint16_t* packed = x.packed + static_cast<int64_t>(row) * x.cols;
+    F acc[kStrips][kRows];
+    for (int s = 0; s < kStrips; ++s) {
+      for (int t = 0; t < kRows; ++t) acc[s][t] = f_zero();
+    }
+    for (int g = 0; g < x.cols / 32; ++g, packed += kStep) {
+      const uint8_t* lanes = tile_address<Format::bf16>(strips, g) + part * kLanes * 4;
+      for (int pair = 0; pair < 16; ++pair) {
+        I w[kStrips];
+        for (int s = 0; s < kStrips; ++s) w[s] = i_load(lanes + s * strip_bytes + 64 * pair);
+        for (int t = 0; t < kRows; ++t) {
+          const I both = i_broadcast4(packed + panel_offset<kRows>(x, t) + 2 * pair);
+          for (int s = 0; s < kStrips; ++s) acc[s][t] = dot_bf16(acc[s][t], w[s], both);
+        }
+      }
+    }
+    for (int s = 0; s < kStrips; ++s) {
+      for (int t = 0; t < kRows; ++t) f_store(out + t * out_stride + 16 * s + part * kLanes, acc[s][t]);
+    }
   }
 }
 
@@ -314,49 +376,78 @@ inline auto with_format(Format format, const Function& function) {
   return function.template operator()<Format::q8_0>();
 }
 
-using StripKernel = void (*)(const uint8_t*, const Activation&, int, float*);
+using StripKernel = void (*)(const uint8_t* strips, int64_t strip_bytes, const Activation& x, int row, float* out,
+                             int64_t out_stride);
 
-template <int kRows>
-inline StripKernel find_strip_kernel(Format format, ActType type) {
-  return with_format(format, [type]<Format kFormat>() -> StripKernel {
+/// The kernels of one format for every row count.
+struct StripKernels {
+  StripKernel many;             // kMaxRows rows; null where a panel is the most
+  StripKernel few[kPanelRows];  // 1 .. kPanelRows rows; null: there are none
+};
+
+template <int kStrips>
+inline StripKernels find_strip_kernels(Format format, ActType type) {
+  return with_format(format, [type]<Format kFormat>() -> StripKernels {
     if constexpr (is_quantized(kFormat)) {
-      if (type == ActType::int8) return strip_int8<kFormat, kRows>;
+      if (type == ActType::int8) {
+        return {nullptr,
+                {strip_int8<kFormat, kStrips, 1>, strip_int8<kFormat, kStrips, 2>, strip_int8<kFormat, kStrips, 3>,
+                 strip_int8<kFormat, kStrips, 4>}};
+      }
     }
     if constexpr (kFormat == Format::bf16 && kBf16Dot) {
-      if (type == ActType::bf16) return strip_bf16<kRows>;
+      if (type == ActType::bf16) {
+        return {strip_bf16<kStrips, kMaxRows>,
+                {strip_bf16<kStrips, 1>, strip_bf16<kStrips, 2>, strip_bf16<kStrips, 3>, strip_bf16<kStrips, 4>}};
+      }
     }
-    return strip_float<kFormat, kRows>;
+    if constexpr (kStrips > 1) return {};
+    return {strip_float<kFormat, kMaxRows>,
+            {strip_float<kFormat, 1>, strip_float<kFormat, 2>, strip_float<kFormat, 3>, strip_float<kFormat, 4>}};
   });
 }
 
-// The kernels of one format for every row count, looked up once per operator.
-struct StripKernels {
-  StripKernel many;  // kMaxRows rows
-  StripKernel four;
-  StripKernel two;
-  StripKernel one;
+/// What computes the outputs of a matrix, looked up once per operator. Strips come in pairs: the last one has a second
+/// strip of zeros where the rows of the matrix do not fill it.
+struct PairKernels {
+  StripKernels single, both;
 };
 
-inline StripKernels find_strip_kernels(const LinearSegment& w, const Activation& x) {
-  return {find_strip_kernel<kMaxRows>(w.format, x.type), find_strip_kernel<4>(w.format, x.type),
-          find_strip_kernel<2>(w.format, x.type), find_strip_kernel<1>(w.format, x.type)};
+inline PairKernels find_kernels(const LinearSegment& w, const Activation& x) {
+  PairKernels kernels = {find_strip_kernels<1>(w.format, x.type), {}};
+  if constexpr (kMaxStrips == 2) kernels.both = find_strip_kernels<2>(w.format, x.type);
+  return kernels;
 }
 
 inline const uint8_t* strip_address(const LinearSegment& w, int strip) {
   return w.data + strip / 2 * w.pair_stride + strip % 2 * w.strip_bytes;
 }
 
-/// Computes the 16 outputs of a strip for `count` rows from `row`, into out[count][16]; returns nothing.
-inline void compute_strip(const StripKernels& kernels, const LinearSegment& w, int strip, const Activation& x, int row,
-                          int count, float* out) {
-  const uint8_t* data = strip_address(w, strip);
-  while (count >= kMaxRows) {
-    kernels.many(data, x, row, out);
-    row += kMaxRows, count -= kMaxRows, out += kMaxRows * 16;
+inline void run_strips(const StripKernels& kernels, const uint8_t* strips, int64_t strip_bytes, const Activation& x,
+                       int row, int count, float* out, int64_t out_stride) {
+  if (kernels.many != nullptr) {
+    for (; count >= kMaxRows; row += kMaxRows, count -= kMaxRows, out += kMaxRows * out_stride) {
+      kernels.many(strips, strip_bytes, x, row, out, out_stride);
+    }
   }
-  for (; count >= 4; row += 4, count -= 4, out += 4 * 16) kernels.four(data, x, row, out);
-  for (; count >= 2; row += 2, count -= 2, out += 2 * 16) kernels.two(data, x, row, out);
-  if (count > 0) kernels.one(data, x, row, out);
+  for (; count >= kPanelRows; row += kPanelRows, count -= kPanelRows, out += kPanelRows * out_stride) {
+    kernels.few[kPanelRows - 1](strips, strip_bytes, x, row, out, out_stride);
+  }
+  if (count > 0) kernels.few[count - 1](strips, strip_bytes, x, row, out, out_stride);
+}
+
+/// Computes the 32 outputs of a pair of strips for `count` rows from `row`, which begins a panel; those of a row lie
+/// `out_stride` behind those of the row before. A panel alone waits for memory: one strip after the other is one
+/// stream.
+inline void compute_pair(const PairKernels& kernels, const LinearSegment& w, int pair, const Activation& x, int row,
+                         int count, float* out, int64_t out_stride) {
+  const uint8_t* strips = w.data + pair * w.pair_stride;
+  if (count > kPanelRows && kernels.both.few[0] != nullptr) {
+    run_strips(kernels.both, strips, w.strip_bytes, x, row, count, out, out_stride);
+  } else {
+    run_strips(kernels.single, strips, w.strip_bytes, x, row, count, out, out_stride);
+    run_strips(kernels.single, strips + w.strip_bytes, w.strip_bytes, x, row, count, out + 16, out_stride);
+  }
 }
 
 struct Range {
@@ -373,24 +464,28 @@ inline Range share(int size, const Part& part, int unit = 1) {
   return {at(part.index), at(part.index + 1)};
 }
 
-/// Rows handled per pass over a strip: their outputs stay in the first-level cache.
+/// Rows handled per pass over a pair of strips: their outputs stay in the first-level cache. Whole panels.
 constexpr int kRowBlock = 96;
 
 /// This part's share of out (+)= x W^T + bias.
 inline void linear_share(const LinearSegment& w, const Activation& x, const float* bias, bool accumulate, float* out,
                          int64_t out_stride, const Part& part) {
-  const StripKernels kernels = find_strip_kernels(w, x);
-  const Range strips = share((w.rows + 15) / 16, part, 2);
-  float block[kRowBlock * 16];
+  const PairKernels kernels = find_kernels(w, x);
+  const Range pairs = share((w.rows + 31) / 32, part);
+  float block[kRowBlock * 32];
   for (int row = 0; row < x.rows; row += kRowBlock) {
     const int count = x.rows - row < kRowBlock ? x.rows - row : kRowBlock;
-    for (int strip = strips.begin; strip < strips.end; ++strip) {
-      compute_strip(kernels, w, strip, x, row, count, block);
-      const int outputs = w.rows - 16 * strip < 16 ? w.rows - 16 * strip : 16;
-      for (int t = 0; t < count; ++t) {
-        float* target = out + (row + t) * out_stride + 16 * strip;
+    for (int pair = pairs.begin; pair < pairs.end; ++pair) {
+      float* target = out + row * out_stride + 32 * pair;
+      const int outputs = w.rows - 32 * pair < 32 ? w.rows - 32 * pair : 32;
+      if (outputs == 32 && bias == nullptr && !accumulate) {
+        compute_pair(kernels, w, pair, x, row, count, target, out_stride);
+        continue;
+      }
+      compute_pair(kernels, w, pair, x, row, count, block, 32);
+      for (int t = 0; t < count; ++t, target += out_stride) {
         for (int r = 0; r < outputs; ++r) {
-          const float value = bias != nullptr ? block[t * 16 + r] + bias[16 * strip + r] : block[t * 16 + r];
+          const float value = bias != nullptr ? block[t * 32 + r] + bias[32 * pair + r] : block[t * 32 + r];
           target[r] = accumulate ? target[r] + value : value;
         }
       }

@@ -76,7 +76,7 @@ inline float round_bf16(float value) {
 
 /// Stores one group of 32 columns of row t in the form `out` asks for.
 inline void store_group(const F* v, const Activation& out, int t, int group) {
-  const int64_t index = static_cast<int64_t>(t) * (out.cols / 32) + group;
+  const int64_t index = group_index(out, t, group);
   if (out.type != ActType::int8) {
     float* values = out.values + index * 32;
     for (int j = 0; j < kGroupVectors; ++j) f_store(values + j * kLanes, v[j]);
@@ -97,8 +97,9 @@ inline void store_group(const F* v, const Activation& out, int t, int group) {
     for (int i = 0; i < 16; ++i) sums[half] += codes[16 * half + i];
   }
   out.scales[index] = peak / 127.0f;
-  out.sums[index] = sums[0] + sums[1];
-  out.half_sums[index] = sums[0];
+  out.shifts[index] = out.scales[index] * static_cast<float>(sums[0] + sums[1]);
+  out.minus_sums[index] = -(sums[0] + sums[1]);
+  out.minus_half_sums[index] = -sums[0];
 }
 
 /// Row `x` of `cols` columns becomes row t of `out`; normalised if `weight` is not null.

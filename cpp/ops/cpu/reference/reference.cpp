@@ -47,17 +47,20 @@ void rms_norm(const RmsNormArgs& a, const Part& part) {
 }
 
 // Source of the recipe: symmetric, scale = max|x| / 127, round to nearest even.
-void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* sum, int32_t* half_sum) {
+void quantize_group(const float* x, const Activation& out, int64_t group) {
   float largest = 0.0f;
   for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(x[i]));
-  *scale = largest / 127.0f;
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-  *sum = 0;
+  int32_t sum = 0;
   for (int i = 0; i < 32; ++i) {
-    codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
-    *sum += codes[i];
-    if (i == 15) *half_sum = *sum;
+    const auto code = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+    out.codes[32 * group + i] = code;
+    sum += code;
+    if (i == 15) out.minus_half_sums[group] = -sum;
   }
+  out.minus_sums[group] = -sum;
+  out.scales[group] = largest / 127.0f;
+  out.shifts[group] = out.scales[group] * static_cast<float>(sum);
 }
 
 void prepare(const PrepareArgs& a, const Part& part) {
@@ -68,9 +71,7 @@ void prepare(const PrepareArgs& a, const Part& part) {
     std::copy_n(a.x + t * a.x_stride, a.cols, row.begin());
     if (out.type == ActType::int8) {
       for (int g = 0; g < out.cols / 32; ++g) {
-        const int64_t group = static_cast<int64_t>(t) * (out.cols / 32) + g;
-        quantize_group(row.data() + 32 * g, out.codes + 32 * group, out.scales + group, out.sums + group,
-                       out.half_sums + group);
+        quantize_group(row.data() + 32 * g, out, static_cast<int64_t>(t) * (out.cols / 32) + g);
       }
     } else {
       for (int i = 0; i < out.cols; ++i) {
@@ -105,9 +106,7 @@ float dot_int8(const LinearSegment& w, int row, const Activation& x, int t) {
       for (int i = begin; i < begin + scale_cols; ++i) sum += (weights.codes[i] - info.zero) * codes[i];
       result = std::fmaf(static_cast<float>(sum), weights.scales[begin / 16] * x.scales[group], result);
     }
-    if (info.has_minimum) {
-      result = std::fmaf(weights.minimum, x.scales[group] * static_cast<float>(x.sums[group]), result);
-    }
+    if (info.has_minimum) result = std::fmaf(weights.minimum, x.shifts[group], result);
   }
   return result;
 }

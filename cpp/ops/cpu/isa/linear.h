@@ -162,6 +162,17 @@ inline void dot_group(const uint8_t* lanes, int64_t strip_bytes, const int8_t* c
   }
 }
 
+/// How far ahead of use weights that stream through are fetched: more than the processor looks ahead by itself.
+constexpr int kPrefetchBytes = 4096;
+
+// Fetches the next kBytes, in whole lines, kPrefetchBytes ahead of p. The last fetches of a matrix reach behind it,
+// which no processor minds.
+template <int kBytes>
+inline void prefetch_ahead(const uint8_t* p) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + kPrefetchBytes + i);
+}
+
 // Sixteen outputs of each of kStrips strips for the kRows rows of the panel that begins at `row`; strip s writes those
 // of row t at out + t * out_stride + 16 s.
 template <Format kFormat, int kStrips, int kRows>
@@ -190,6 +201,7 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, const Activat
       }
       for (int i = 0; i < kShape.groups; ++i) {
         const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
+        if constexpr (kStrips == 1) prefetch_ahead<kShape.tile_bytes / kShape.groups>(lanes);
         I dots[kStrips][kRows];
         const auto start = [&](const int32_t* sums) {
           for (int t = 0; t < kRows; ++t) {
@@ -484,9 +496,14 @@ inline void linear_share(const LinearSegment& w, const Activation& x, const floa
       }
       compute_pair(kernels, w, pair, x, row, count, block, 32);
       for (int t = 0; t < count; ++t, target += out_stride) {
-        for (int r = 0; r < outputs; ++r) {
-          const float value = bias != nullptr ? block[t * 32 + r] + bias[32 * pair + r] : block[t * 32 + r];
-          target[r] = accumulate ? target[r] + value : value;
+        float* const value = block + 32 * t;
+        if (bias != nullptr) {
+          for (int r = 0; r < outputs; ++r) value[r] += bias[32 * pair + r];
+        }
+        if (accumulate && outputs == 32) {
+          for (int r = 0; r < 32; r += kLanes) f_store(target + r, f_load(target + r) + f_load(value + r));
+        } else {
+          for (int r = 0; r < outputs; ++r) target[r] = accumulate ? target[r] + value[r] : value[r];
         }
       }
     }

@@ -92,14 +92,11 @@ inline void store_group(const F* v, const Activation& out, int t, int group) {
   const F inverse = f_set1(peak > 0.0f ? 127.0f / peak : 0.0f);
   int8_t* codes = out.codes + index * 32;
   for (int j = 0; j < kGroupVectors; ++j) store_low_bytes(codes + j * kLanes, round_to_int(v[j] * inverse));
-  int32_t sums[2] = {};
-  for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < 16; ++i) sums[half] += codes[16 * half + i];
-  }
+  const int32_t half_sum = sum_16_bytes(codes), sum = half_sum + sum_16_bytes(codes + 16);
   out.scales[index] = peak / 127.0f;
-  out.shifts[index] = out.scales[index] * static_cast<float>(sums[0] + sums[1]);
-  out.minus_sums[index] = -(sums[0] + sums[1]);
-  out.minus_half_sums[index] = -sums[0];
+  out.shifts[index] = out.scales[index] * static_cast<float>(sum);
+  out.minus_sums[index] = -sum;
+  out.minus_half_sums[index] = -half_sum;
 }
 
 /// Row `x` of `cols` columns becomes row t of `out`; normalised if `weight` is not null.

@@ -285,6 +285,21 @@ inline F dot_bf16(F, I, I) { __builtin_trap(); }
 inline void pack_bf16(const float*, int, void*) { __builtin_trap(); }
 #endif
 
+#if defined(NB_ISA_AVX512) || defined(NB_ISA_AVX2)
+/// Sum of 16 signed bytes.
+inline int32_t sum_16_bytes(const int8_t* p) {
+  const __m128i biased = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(-128));
+  const __m128i halves = _mm_sad_epu8(biased, _mm_setzero_si128());
+  return _mm_cvtsi128_si32(_mm_add_epi32(halves, _mm_unpackhi_epi64(halves, halves))) - 16 * 128;
+}
+#else
+inline int32_t sum_16_bytes(const int8_t* p) {
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += p[i];
+  return sum;
+}
+#endif
+
 /// Vectors that cover the 16 rows of a tile.
 constexpr int kParts = 16 / kLanes;
 

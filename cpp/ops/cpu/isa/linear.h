@@ -162,22 +162,22 @@ inline void dot_group(const uint8_t* lanes, int64_t strip_bytes, const int8_t* c
   }
 }
 
-/// How far ahead of use weights that stream through are fetched: more than the processor looks ahead by itself.
-constexpr int kPrefetchBytes = 4096;
+/// How far ahead of use a strip alone is fetched: more than the processor looks ahead by itself.
+constexpr int64_t kStreamAhead = 4096;
 
-// Fetches the next kBytes, in whole lines, kPrefetchBytes ahead of p. The last fetches of a matrix reach behind it,
-// which no processor minds.
+// Fetches the next kBytes, in whole lines, `ahead` bytes behind p. The last fetches of a matrix reach beyond it, which
+// no processor minds.
 template <int kBytes>
-inline void prefetch_ahead(const uint8_t* p) {
+inline void prefetch_ahead(const uint8_t* p, int64_t ahead) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + kPrefetchBytes + i);
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + ahead + i);
 }
 
 // Sixteen outputs of each of kStrips strips for the kRows rows of the panel that begins at `row`; strip s writes those
-// of row t at out + t * out_stride + 16 s.
+// of row t at out + t * out_stride + 16 s. Fetches what lies `ahead` bytes behind what it reads, unless that is 0.
 template <Format kFormat, int kStrips, int kRows>
-inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, const Activation& x, int row, float* out,
-                       int64_t out_stride) {
+inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead, const Activation& x, int row,
+                       float* out, int64_t out_stride) {
   constexpr TileShape kShape = tile_shape(kFormat);
   constexpr int32_t kZero = kShape.code_bits == 8 && !kBiasedDot ? 0 : kShape.zero;
   constexpr int kZeroBits = __builtin_ctz(kZero | 1 << 30);  // of a power of two
@@ -201,7 +201,11 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, const Activat
       }
       for (int i = 0; i < kShape.groups; ++i) {
         const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
-        if constexpr (kStrips == 1) prefetch_ahead<kShape.tile_bytes / kShape.groups>(lanes);
+        if (ahead != 0) {
+          for (int s = 0; s < kStrips; ++s) {
+            prefetch_ahead<kShape.tile_bytes / kShape.groups>(lanes + s * strip_bytes, ahead);
+          }
+        }
         I dots[kStrips][kRows];
         const auto start = [&](const int32_t* sums) {
           for (int t = 0; t < kRows; ++t) {
@@ -305,7 +309,8 @@ inline int64_t panel_offset(const Activation& x, int t) {
 
 // As strip_int8 for one strip and f32 (or bf16-rounded) rows: those of one panel, or of kMaxRows / kPanelRows.
 template <Format kFormat, int kRows>
-inline void strip_float(const uint8_t* strip, int64_t, const Activation& x, int row, float* out, int64_t out_stride) {
+inline void strip_float(const uint8_t* strip, int64_t, int64_t, const Activation& x, int row, float* out,
+                        int64_t out_stride) {
   constexpr int kStep = 32 * (kRows < kPanelRows ? kRows : kPanelRows);
   for (int part = 0; part < kParts; ++part) {
     const float* values = x.values + static_cast<int64_t>(row) * x.cols;
@@ -326,8 +331,8 @@ inline void strip_float(const uint8_t* strip, int64_t, const Activation& x, int 
 
 // As strip_float for kStrips strips, two columns a step, for packed rows of bf16 numbers and weights that are bf16.
 template <int kStrips, int kRows>
-inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, const Activation& x, int row, float* out,
-                       int64_t out_stride) {
+inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, int64_t ahead, const Activation& x, int row,
+                       float* out, int64_t out_stride) {
   constexpr int kStep = 32 * (kRows < kPanelRows ? kRows : kPanelRows);
   for (int part = 0; part < kParts; ++part) {
     const uint16_t* packed = x.packed + static_cast<int64_t>(row) * x.cols;
@@ -339,7 +344,11 @@ inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, const Activat
       const uint8_t* lanes = tile_address<Format::bf16>(strips, g) + part * kLanes * 4;
       for (int pair = 0; pair < 16; ++pair) {
         I w[kStrips];
-        for (int s = 0; s < kStrips; ++s) w[s] = i_load(lanes + s * strip_bytes + 64 * pair);
+        for (int s = 0; s < kStrips; ++s) {
+          const uint8_t* both = lanes + s * strip_bytes + 64 * pair;
+          if (ahead != 0) __builtin_prefetch(both + ahead);
+          w[s] = i_load(both);
+        }
         for (int t = 0; t < kRows; ++t) {
           const I both = i_broadcast4(packed + panel_offset<kRows>(x, t) + 2 * pair);
           for (int s = 0; s < kStrips; ++s) acc[s][t] = dot_bf16(acc[s][t], w[s], both);
@@ -388,8 +397,8 @@ inline auto with_format(Format format, const Function& function) {
   return function.template operator()<Format::q8_0>();
 }
 
-using StripKernel = void (*)(const uint8_t* strips, int64_t strip_bytes, const Activation& x, int row, float* out,
-                             int64_t out_stride);
+using StripKernel = void (*)(const uint8_t* strips, int64_t strip_bytes, int64_t ahead, const Activation& x, int row,
+                             float* out, int64_t out_stride);
 
 /// The kernels of one format for every row count.
 struct StripKernels {
@@ -435,17 +444,17 @@ inline const uint8_t* strip_address(const LinearSegment& w, int strip) {
   return w.data + strip / 2 * w.pair_stride + strip % 2 * w.strip_bytes;
 }
 
-inline void run_strips(const StripKernels& kernels, const uint8_t* strips, int64_t strip_bytes, const Activation& x,
-                       int row, int count, float* out, int64_t out_stride) {
-  if (kernels.many != nullptr) {
-    for (; count >= kMaxRows; row += kMaxRows, count -= kMaxRows, out += kMaxRows * out_stride) {
-      kernels.many(strips, strip_bytes, x, row, out, out_stride);
-    }
+// The first rows fetch what lies `ahead` bytes behind, the others find it fetched.
+inline void run_strips(const StripKernels& kernels, const uint8_t* strips, int64_t strip_bytes, int64_t ahead,
+                       const Activation& x, int row, int count, float* out, int64_t out_stride) {
+  while (count > 0) {
+    int rows = count < kPanelRows ? count : kPanelRows;
+    StripKernel kernel = kernels.few[rows - 1];
+    if (count >= kMaxRows && kernels.many != nullptr) rows = kMaxRows, kernel = kernels.many;
+    kernel(strips, strip_bytes, ahead, x, row, out, out_stride);
+    ahead = 0;
+    row += rows, count -= rows, out += rows * out_stride;
   }
-  for (; count >= kPanelRows; row += kPanelRows, count -= kPanelRows, out += kPanelRows * out_stride) {
-    kernels.few[kPanelRows - 1](strips, strip_bytes, x, row, out, out_stride);
-  }
-  if (count > 0) kernels.few[count - 1](strips, strip_bytes, x, row, out, out_stride);
 }
 
 /// Computes the 32 outputs of a pair of strips for `count` rows from `row`, which begins a panel; those of a row lie
@@ -454,11 +463,12 @@ inline void run_strips(const StripKernels& kernels, const uint8_t* strips, int64
 inline void compute_pair(const PairKernels& kernels, const LinearSegment& w, int pair, const Activation& x, int row,
                          int count, float* out, int64_t out_stride) {
   const uint8_t* strips = w.data + pair * w.pair_stride;
+  const int64_t bytes = w.strip_bytes;
   if (count > kPanelRows && kernels.both.few[0] != nullptr) {
-    run_strips(kernels.both, strips, w.strip_bytes, x, row, count, out, out_stride);
+    run_strips(kernels.both, strips, bytes, w.pair_stride, x, row, count, out, out_stride);
   } else {
-    run_strips(kernels.single, strips, w.strip_bytes, x, row, count, out, out_stride);
-    run_strips(kernels.single, strips + w.strip_bytes, w.strip_bytes, x, row, count, out + 16, out_stride);
+    run_strips(kernels.single, strips, bytes, kStreamAhead, x, row, count, out, out_stride);
+    run_strips(kernels.single, strips + bytes, bytes, kStreamAhead, x, row, count, out + 16, out_stride);
   }
 }
 

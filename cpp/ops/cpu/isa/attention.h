@@ -288,25 +288,26 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
   for (int b = first_block; b < num_blocks; ++b) cells[b] = kv_cell(a.kv, blocks[begin / 16 + b], 0, kv_head);
   const uint8_t* values[kTileKeys / 16];
   for (int b = first_block; b < num_blocks; ++b) values[b] = kv_cell(a.kv, blocks[begin / 16 + b], 1, kv_head);
-  prefetch_cells(values + first_block, num_blocks - first_block, a.kv.cell_bytes);
+  // The first columns fetch what is read next: the values of these keys, then the keys of the next tile.
+  const int64_t to_values = values[first_block] - cells[first_block];
   with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
     in_halves<side_by_side(columns.value)>(first_block, num_blocks, [&](auto count, int b) {
-      score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim,
-                                                       s.scores + c * kTileKeys + 16 * b);
+      score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b,
+                                                       c == first ? to_values : 0);
     });
   });
   soften_columns<kFormat>(a, tile, run_index, begin, num_blocks, first_span, last_span, seen, s);
   const int more = (range.end < end ? range.end : end) - begin - kTileKeys;
-  if (more > 0) {
-    const int next_blocks = more < kTileKeys ? (more + 15) / 16 : kTileKeys / 16;
-    for (int b = 0; b < next_blocks; ++b) cells[b] = kv_cell(a.kv, blocks[begin / 16 + 4 + b], 0, kv_head);
-    prefetch_cells(cells, next_blocks, a.kv.cell_bytes);
+  const uint8_t* later[kTileKeys / 16];
+  for (int b = 0; b < num_blocks - first_block; ++b) {
+    const int next = begin / 16 + kTileKeys / 16 + b;
+    later[b] = 16 * b < more ? kv_cell(a.kv, blocks[next], 0, kv_head) : values[first_block + b];
   }
   with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
     in_halves<side_by_side(columns.value)>(0, dim / kLanes, [&](auto count, int v) {
       value_cells<kFormat, columns.value, count.value>(values + first_block, num_blocks - first_block, dim, v * kLanes,
                                                        s.scores + c * kTileKeys + kWeightFloats<kFormat> * first_block,
-                                                       s.acc + c * dim);
+                                                       s.acc + c * dim, c == first ? later : nullptr);
     });
   });
 }

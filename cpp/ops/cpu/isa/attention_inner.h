@@ -59,9 +59,15 @@ constexpr bool kPacksPairs = kFormat == quant::KvFormat::bf16&& kBf16Dot;
 template <quant::KvFormat kFormat>
 constexpr int kWeightFloats = kPacksPairs<kFormat> ? 8 : 16;
 
-// Scores of kColumns columns against the 16 keys of each of kCells cells.
+// Asks for a line that is read soon, `ahead` bytes behind p, unless that is 0: blocks lie too far apart for the
+// processor to guess what comes next, and to ask for whole cells at once would wait.
+inline void fetch_line(const uint8_t* p, int64_t ahead) {
+  if (ahead != 0) __builtin_prefetch(p + ahead, 0, 3);
+}
+
+// Scores of kColumns columns against the 16 keys of each of kCells cells. Fetches as many bytes `ahead` of them.
 template <quant::KvFormat kFormat, int kColumns, int kCells>
-inline void score_cells(const uint8_t* const* cells, int dim, const float* q, float* scores) {
+inline void score_cells(const uint8_t* const* cells, int dim, const float* q, float* scores, int64_t ahead) {
   for (int part = 0; part < kParts; ++part) {
     F acc[kCells][kColumns];
     const uint8_t* keys[kCells];
@@ -73,7 +79,10 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
       const uint8_t* pairs = reinterpret_cast<const uint8_t*>(q);
       for (int d = 0; d < dim; d += 2) {
         I key[kCells];
-        for (int i = 0; i < kCells; ++i) key[i] = i_load(keys[i] + d * 32);
+        for (int i = 0; i < kCells; ++i) {
+          fetch_line(keys[i] + d * 32, ahead);
+          key[i] = i_load(keys[i] + d * 32);
+        }
         for (int c = 0; c < kColumns; ++c) {
           const I query = i_broadcast4(pairs + c * dim * 4 + d * 2);
           for (int i = 0; i < kCells; ++i) acc[i][c] = dot_bf16(acc[i][c], key[i], query);
@@ -83,6 +92,7 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
       for (int d = 0; d < dim; d += 2) {
         F first[kCells], second[kCells];
         for (int i = 0; i < kCells; ++i) {
+          fetch_line(keys[i] + d * 32, ahead);
           const I pair = i_load(keys[i] + d * 32);
           first[i] = bits_to_float(shift_left<16>(pair));
           second[i] = bits_to_float(pair & i_set1(static_cast<int32_t>(0xffff0000u)));
@@ -99,7 +109,10 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
     } else {
       for (int d = 0; d < dim; ++d) {
         F key[kCells];
-        for (int i = 0; i < kCells; ++i) key[i] = bits_to_float(i_load(keys[i] + d * 64));
+        for (int i = 0; i < kCells; ++i) {
+          fetch_line(keys[i] + d * 64, ahead);
+          key[i] = bits_to_float(i_load(keys[i] + d * 64));
+        }
         for (int c = 0; c < kColumns; ++c) {
           const F query = f_set1(q[c * dim + d]);
           for (int i = 0; i < kCells; ++i) acc[i][c] = muladd(key[i], query, acc[i][c]);
@@ -113,21 +126,25 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
 }
 
 // acc += p V over the 16 keys of each of `num_cells` cells, for kColumns columns and kVectors * kLanes dimensions from
-// `first_dim` on.
+// `first_dim` on. Fetches the same part of the cells in `later`, unless that is null; there are as many.
 template <quant::KvFormat kFormat, int kColumns, int kVectors>
-inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int first_dim, const float* p,
-                        float* acc) {
+inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int first_dim, const float* p, float* acc,
+                        const uint8_t* const* later) {
   F sums[kVectors][kColumns];
   for (int v = 0; v < kVectors; ++v) {
     for (int c = 0; c < kColumns; ++c) sums[v][c] = f_load(acc + c * dim + first_dim + v * kLanes);
   }
   for (int i = 0; i < num_cells; ++i, p += kWeightFloats<kFormat>) {
     const uint8_t* values = cells[i] + first_dim * 4;
+    const int64_t ahead = later != nullptr ? later[i] - cells[i] : 0;
     if constexpr (kPacksPairs<kFormat>) {
       const uint8_t* pairs = reinterpret_cast<const uint8_t*>(p);
       for (int pair = 0; pair < 8; ++pair, values += dim * 4) {
         I value[kVectors];
-        for (int v = 0; v < kVectors; ++v) value[v] = i_load(values + v * kLanes * 4);
+        for (int v = 0; v < kVectors; ++v) {
+          fetch_line(values + v * kLanes * 4, ahead);
+          value[v] = i_load(values + v * kLanes * 4);
+        }
         for (int c = 0; c < kColumns; ++c) {
           const I weights = i_broadcast4(pairs + c * kTileKeys * 4 + pair * 4);
           for (int v = 0; v < kVectors; ++v) sums[v][c] = dot_bf16(sums[v][c], value[v], weights);
@@ -137,6 +154,7 @@ inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int
       for (int pair = 0; pair < 8; ++pair, values += dim * 4) {
         F first[kVectors], second[kVectors];
         for (int v = 0; v < kVectors; ++v) {
+          fetch_line(values + v * kLanes * 4, ahead);
           const I both = i_load(values + v * kLanes * 4);
           first[v] = bits_to_float(shift_left<16>(both));
           second[v] = bits_to_float(both & i_set1(static_cast<int32_t>(0xffff0000u)));
@@ -153,7 +171,10 @@ inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int
     } else {
       for (int key = 0; key < 16; ++key, values += dim * 4) {
         F value[kVectors];
-        for (int v = 0; v < kVectors; ++v) value[v] = bits_to_float(i_load(values + v * kLanes * 4));
+        for (int v = 0; v < kVectors; ++v) {
+          fetch_line(values + v * kLanes * 4, ahead);
+          value[v] = bits_to_float(i_load(values + v * kLanes * 4));
+        }
         for (int c = 0; c < kColumns; ++c) {
           const F weight = f_set1(p[c * kTileKeys + key]);
           for (int v = 0; v < kVectors; ++v) sums[v][c] = muladd(value[v], weight, sums[v][c]);
@@ -212,12 +233,5 @@ inline void hide_keys(const HiddenKeys& keys, float* scores, KeyRange& seen) {
     seen.end = seen.begin;
   } else if (hidden != 0) {
     for (int k = 0; k < kTileKeys; k += kLanes) f_store(scores + k, f_load(scores + k) + f_load(keys.added + k));
-  }
-}
-
-// Asks for cells that are read soon: blocks lie too far apart for the processor to guess what comes next.
-inline void prefetch_cells(const uint8_t* const* cells, int count, int64_t bytes) {
-  for (int i = 0; i < count; ++i) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(cells[i] + at, 0, 3);
   }
 }

@@ -39,6 +39,7 @@ COVERED_BY = {
     "cpp/model/families/qwen3.cpp": "tests/cpp/model/family_test.cpp",
     "cpp/model/model.cpp": "tests/cpp/model/decoder_test.cpp",
     "cpp/ops/backends.cpp": "tests/cpp/ops/ops_test.cpp",
+    "cpp/ops/check_plan.cpp": "tests/cpp/ops/attention_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx2.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx512.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx512bf16.cpp": "tests/cpp/ops/ops_test.cpp",

@@ -24,7 +24,7 @@ struct Activation {
   float* values;             ///< [rows, cols], f32 and bf16 types only; on a device bf16 rows hold 2 bytes a value
   int8_t* codes;             ///< [rows, cols], int8 only
   float* scales;             ///< [rows, cols / 32], int8 only
-  float* shifts;             ///< [rows, cols / 32], int8 only: scale * sum
+  float* shifts;             ///< [rows, cols / 32]; int8: scale * sum; with `packed`: sum of the values of each 32
   int32_t* minus_sums;       ///< [rows, cols / 32], int8 only: -sum
   int32_t* minus_half_sums;  ///< [rows, cols / 32], int8 only: minus the sum of the first 16 codes of each 32
   uint16_t* packed;          ///< [rows, cols], the values as bf16; bf16 only, for backends with KernelTable::packs_bf16

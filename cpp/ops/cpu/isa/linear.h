@@ -361,6 +361,84 @@ inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
   }
 }
 
+// The codes of the 32 columns of a group as pairs of bf16 numbers, without the scale: exact, for they are small. Pair i
+// holds columns 2i and 2i + 1.
+template <Format kFormat>
+inline void unpack_pairs(const uint8_t* lanes, I* pairs) {
+  constexpr TileShape kShape = tile_shape(kFormat);
+  const I byte = i_set1(255), high_half = i_set1(static_cast<int32_t>(0xffff0000u)), zero = i_set1(-kShape.zero);
+  const auto bits_of = [&](I code) { return float_to_bits(to_float(kShape.zero == 0 ? code : code + zero)); };
+  // From the codes in the bytes of each lane, columns 4j .. 4j+3.
+  const auto store_two = [&](I codes, int j) {
+    pairs[2 * j] = (bits_of(shift_right<8>(codes) & byte) & high_half) | shift_right<16>(bits_of(codes & byte));
+    pairs[2 * j + 1] =
+        (bits_of(shift_right<24>(codes)) & high_half) | shift_right<16>(bits_of(shift_right<16>(codes) & byte));
+  };
+  if constexpr (kShape.code_bits == 8) {
+    for (int j = 0; j < 8; ++j) store_two(i_load(lanes + 64 * j), j);
+  } else {
+    CodeWalk<kFormat> walk;
+    walk.lanes = lanes;
+    for (int j = 0; j < 4; ++j) {
+      walk.step(j);
+      store_two(walk.low, j);
+      store_two(walk.high, 4 + j);
+    }
+  }
+}
+
+// As strip_float for quantized weights and packed rows of bf16 numbers: products of codes, which lose nothing, summed
+// per scale and folded as integer sums are.
+template <Format kFormat, int kRows>
+inline void strip_codes(const uint8_t* strip, int64_t, int64_t ahead, const Activation& x, int row, float* out,
+                        int64_t out_stride) {
+  constexpr TileShape kShape = tile_shape(kFormat);
+  constexpr int kPanel = kRows < kPanelRows ? kRows : kPanelRows;
+  const int groups = x.cols / 32;
+  for (int part = 0; part < kParts; ++part) {
+    const uint16_t* packed = x.packed + static_cast<int64_t>(row) * x.cols;
+    const float* sums = x.shifts + static_cast<int64_t>(row) * groups;
+    F acc[kRows];
+    for (int t = 0; t < kRows; ++t) acc[t] = f_zero();
+    const uint8_t* tile = strip + kShape.header_bytes;
+    for (int first = 0; first < groups; first += kShape.groups, tile += kShape.tile_bytes) {
+      TileScales<kFormat> scales;
+      scales.load(strip, tile, part);
+      for (int i = 0; i < kShape.groups; ++i, packed += 32 * kPanel, sums += kPanel) {
+        const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
+        if (ahead != 0) prefetch_ahead<kShape.tile_bytes / kShape.groups>(lanes, ahead);
+        I pairs[16];
+        unpack_pairs<kFormat>(lanes, pairs);
+        F dots[kRows];
+        const auto add = [&](int begin, int end) {
+          for (int t = 0; t < kRows; ++t) dots[t] = f_zero();
+          for (int pair = begin; pair < end; ++pair) {
+            for (int t = 0; t < kRows; ++t) {
+              dots[t] = dot_bf16(dots[t], pairs[pair], i_broadcast4(packed + panel_offset<kRows>(x, t) + 2 * pair));
+            }
+          }
+          const F scale = scales.scale(i, begin / 8);
+          for (int t = 0; t < kRows; ++t) acc[t] = fma(dots[t], scale, acc[t]);
+        };
+        if constexpr (kFormat == Format::q6_k) {
+          add(0, 8);
+          add(8, 16);
+        } else {
+          add(0, 16);
+        }
+        if constexpr (kShape.has_minimum) {
+          const F minimum = scales.minimum(i);
+          for (int t = 0; t < kRows; ++t) {
+            const float sum = sums[static_cast<int64_t>(t / kPanelRows * kPanelRows) * groups + t % kPanelRows];
+            acc[t] = fma(minimum, f_set1(sum), acc[t]);
+          }
+        }
+      }
+    }
+    for (int t = 0; t < kRows; ++t) f_store(out + t * out_stride + part * kLanes, acc[t]);
+  }
+}
+
 /// Calls function.operator()<format>() with the format as a constant.
 template <class Function>
 inline auto with_format(Format format, const Function& function) {
@@ -423,6 +501,12 @@ inline StripKernels find_strip_kernels(Format format, ActType type) {
       }
     }
     if constexpr (kStrips > 1) return {};
+    if constexpr (is_quantized(kFormat) && kBf16Dot) {
+      if (type == ActType::bf16) {
+        return {strip_codes<kFormat, kMaxRows>,
+                {strip_codes<kFormat, 1>, strip_codes<kFormat, 2>, strip_codes<kFormat, 3>, strip_codes<kFormat, 4>}};
+      }
+    }
     return {strip_float<kFormat, kMaxRows>,
             {strip_float<kFormat, 1>, strip_float<kFormat, 2>, strip_float<kFormat, 3>, strip_float<kFormat, 4>}};
   });

@@ -68,10 +68,10 @@ inline void load_group(const float* x, const float* weight, float inverse, int b
 }
 
 /// Rounds to bf16, nearest even; values are finite.
-inline float round_bf16(float value) {
-  uint32_t bits = __builtin_bit_cast(uint32_t, value);
-  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return __builtin_bit_cast(float, bits);
+inline F round_bf16(F value) {
+  const I bits = float_to_bits(value);
+  const I odd = shift_right<16>(bits) & i_set1(1);
+  return bits_to_float((bits + i_set1(0x7fff) + odd) & i_set1(static_cast<int32_t>(0xffff0000u)));
 }
 
 /// Stores one group of 32 columns of row t in the form `out` asks for.
@@ -79,10 +79,15 @@ inline void store_group(const F* v, const Activation& out, int t, int group) {
   const int64_t index = group_index(out, t, group);
   if (out.type != ActType::int8) {
     float* values = out.values + index * 32;
-    for (int j = 0; j < kGroupVectors; ++j) f_store(values + j * kLanes, v[j]);
-    if (out.type == ActType::bf16) {
-      for (int i = 0; i < 32; ++i) values[i] = round_bf16(values[i]);
-      if (kBf16Dot) pack_bf16(values, 32, out.packed + index * 32);
+    F sum = f_zero();
+    for (int j = 0; j < kGroupVectors; ++j) {
+      const F value = out.type == ActType::bf16 ? round_bf16(v[j]) : v[j];
+      f_store(values + j * kLanes, value);
+      sum = sum + value;
+    }
+    if (kBf16Dot && out.type == ActType::bf16) {
+      pack_bf16(values, 32, out.packed + index * 32);
+      out.shifts[index] = sum_lanes(sum);
     }
     return;
   }

@@ -38,6 +38,7 @@ inline F keep_if_ge(F a, F x, F y) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_m
 inline I round_to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline F bits_to_float(I a) { return {_mm512_castsi512_ps(a.v)}; }
+inline I float_to_bits(F a) { return {_mm512_castps_si512(a.v)}; }
 
 inline I i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I i_load(const void* p) { return {_mm512_loadu_si512(p)}; }
@@ -133,6 +134,7 @@ inline F keep_if_ge(F a, F x, F y) { return {_mm256_and_ps(a.v, _mm256_cmp_ps(x.
 inline I round_to_int(F a) { return {_mm256_cvtps_epi32(a.v)}; }
 inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.v)}; }
 inline F bits_to_float(I a) { return {_mm256_castsi256_ps(a.v)}; }
+inline I float_to_bits(F a) { return {_mm256_castps_si256(a.v)}; }
 
 inline I i_set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
 inline I i_load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
@@ -225,6 +227,7 @@ inline int32_t round_one(float a) { return static_cast<int32_t>((a + 12582912.0f
 inline I round_to_int(F a) { NB_EACH_LANE(I, round_one(a.v[i])); }
 inline F to_float(I a) { NB_EACH_LANE(F, static_cast<float>(a.v[i])); }
 inline F bits_to_float(I a) { NB_EACH_LANE(F, __builtin_bit_cast(float, a.v[i])); }
+inline I float_to_bits(F a) { NB_EACH_LANE(I, __builtin_bit_cast(int32_t, a.v[i])); }
 
 inline I i_set1(int32_t x) { NB_EACH_LANE(I, x); }
 inline I i_load(const void* p) {

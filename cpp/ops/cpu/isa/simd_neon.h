@@ -43,6 +43,7 @@ inline F keep_if_ge(F a, F x, F y) {
 inline I round_to_int(F a) { return {vcvtnq_s32_f32(a.low), vcvtnq_s32_f32(a.high)}; }
 inline F to_float(I a) { return {vcvtq_f32_s32(a.low), vcvtq_f32_s32(a.high)}; }
 inline F bits_to_float(I a) { return {vreinterpretq_f32_s32(a.low), vreinterpretq_f32_s32(a.high)}; }
+inline I float_to_bits(F a) { return {vreinterpretq_s32_f32(a.low), vreinterpretq_s32_f32(a.high)}; }
 
 inline I i_set1(int32_t x) { return {vdupq_n_s32(x), vdupq_n_s32(x)}; }
 inline I i_load(const void* p) {

@@ -1,0 +1,14 @@
+// Whether an attention plan can be computed: what a kernel could only answer with wrong numbers is refused before.
+//
+// Stateless; safe from any thread.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace nb::ops {
+
+/// Throws invalid_argument that names the run or segment: keys or positions that are not all given or do not ascend, a
+/// row too far from a run for the rotation table, segments that do not share the keys they claim to share.
+void check_plan(const AttentionPlan& plan, const RopeTable& table);
+
+}  // namespace nb::ops

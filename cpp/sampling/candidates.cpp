@@ -49,10 +49,14 @@ void Candidates::mask(TokenId token) { edit()[static_cast<std::size_t>(token)] =
 
 void Candidates::blame(const char* field) { blamed_.push_back(field); }
 
-void Candidates::settle() {
+float Candidates::find_maxima() {
   make_room(maxima_, num_blocks(logits_.size()));
   max_ = block_maxima(logits_, std::span(maxima_).first(num_blocks(logits_.size())));
-  if (max_ > kMinusInfinity) return;
+  return max_;
+}
+
+void Candidates::settle() {
+  if (find_maxima() > kMinusInfinity) return;
   NB_CHECK(!blamed_.empty(), internal, "no token can be drawn: all ", logits_.size(), " logits are -infinity or NaN");
   std::string fields = blamed_.front();
   for (std::size_t i = 1; i < blamed_.size(); ++i) fields += std::string(" and ") + blamed_[i];
@@ -210,6 +214,22 @@ void Candidates::keep_share(double share) {
     if (mass >= wanted) break;
   }
   keep_from(ranked_[crossing].logit, ranked_[crossing].id);
+}
+
+std::int32_t Candidates::rank_of(TokenId token) const {
+  NB_ASSERT(ids_.empty());
+  const std::size_t index = static_cast<std::size_t>(token);
+  const float own = std::isnan(logits_[index]) ? kMinusInfinity : logits_[index];
+  std::int32_t before = 0;
+  for (std::size_t block = 0; block < num_blocks(logits_.size()); ++block) {
+    if (maxima_[block] < own) continue;
+    const std::size_t begin = block * kBlockLogits;
+    const auto logits = logits_.subspan(begin, std::min(kBlockLogits, logits_.size() - begin));
+    for (const float logit : logits) before += logit > own ? 1 : 0;
+    const std::size_t lower_ids = std::clamp(index, begin, begin + logits.size()) - begin;
+    for (const float logit : logits.first(lower_ids)) before += logit == own ? 1 : 0;
+  }
+  return before + 1;
 }
 
 TokenId Candidates::best() const {

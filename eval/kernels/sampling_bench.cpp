@@ -160,6 +160,11 @@ std::vector<Case> make_cases() {
   add("temperature 0.8", [](auto&) {});
   add("temperature 0.8, top_k 50", [](auto& p) { p.top_k = 50; });
   add("temperature 0.8, top_p 0.9", [](auto& p) { p.top_p = 0.9; });
+  add("temperature 0.8, top_p 0.95", [](auto& p) { p.top_p = 0.95; });
+  add("temperature 0.8, top_k 40, top_p 0.95", [](auto& p) {
+    p.top_k = 40;
+    p.top_p = 0.95;
+  });
   add("temperature 0.8, min_p 0.05", [](auto& p) { p.min_p = 0.05; });
   const auto all = [](auto& p) {
     p.top_k = 50;
@@ -174,6 +179,15 @@ std::vector<Case> make_cases() {
     p.frequency_penalty = 0.2;
   });
   add("temperature 0.8, logprobs 20", [](auto& p) { p.logprobs = 20; });
+  cases.back().scores = true;
+  add("greedy with a masked token", [](auto& p) {
+    p.temperature = 0.0;
+    p.bad_words_token_ids = {{7}};
+  });
+  add("greedy, logprobs 20", [](auto& p) {
+    p.temperature = 0.0;
+    p.logprobs = 20;
+  });
   cases.back().scores = true;
   return cases;
 }

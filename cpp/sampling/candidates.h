@@ -86,6 +86,7 @@ class Candidates {
   std::vector<TokenId>& touched() { return touched_; }
 
  private:
+  std::span<const float> block_at(std::size_t block) const;
   void gather(float floor, std::size_t count);
   double keep_within(double nats);
   float floor_of_most_likely(std::size_t count);

@@ -77,6 +77,22 @@ NB_INLINE float block_max(const float* logits) {
   return all[0] > all[1] ? all[0] : all[1];
 }
 
+using FourInts = std::int32_t __attribute__((vector_size(16)));
+
+NB_INLINE std::uint64_t block_reaching(const float* logits, float floor) {
+  std::uint64_t mask = 0;
+  for (std::size_t half = 0; half < 2; ++half) {
+    FourInts bits{};
+    FourInts bit = {1, 2, 4, 8};
+    for (std::size_t i = 0; i < kBlockLogits / 2; i += 4, bit <<= 4) {
+      bits |= (four_at(logits + half * kBlockLogits / 2 + i) >= floor) & bit;
+    }
+    const auto all = static_cast<std::uint32_t>((bits[0] | bits[1]) | (bits[2] | bits[3]));
+    mask |= static_cast<std::uint64_t>(all) << (half * kBlockLogits / 2);
+  }
+  return mask;
+}
+
 #define NB_ROW_KERNELS(isa, target)                                                                                \
   target void maxima_##isa(const float* logits, std::size_t num_blocks, float* maxima) {                           \
     for (std::size_t b = 0; b < num_blocks; ++b) maxima[b] = block_max(logits + b * kBlockLogits);                 \
@@ -88,7 +104,8 @@ NB_INLINE float block_max(const float* logits) {
   }                                                                                                                \
   target void sums_##isa(const float* logits, std::size_t num_blocks, float max, float scale, float* sums) {       \
     for (std::size_t b = 0; b < num_blocks; ++b) sums[b] = block_sum(logits + b * kBlockLogits, max, scale);       \
-  }
+  }                                                                                                                \
+  target std::uint64_t reaching_##isa(const float* logits, float floor) { return block_reaching(logits, floor); }
 
 NB_ROW_KERNELS(plain, )
 #if defined(__x86_64__)
@@ -100,11 +117,11 @@ NB_ROW_KERNELS(avx512, __attribute__((target("avx512f,avx512dq,avx512vl"))))
 
 std::span<const RowKernels> row_kernels() {
   static const std::vector<RowKernels> list = [] {
-    std::vector<RowKernels> usable = {{"plain", maxima_plain, weights_plain, sums_plain}};
+    std::vector<RowKernels> usable = {{"plain", maxima_plain, weights_plain, sums_plain, reaching_plain}};
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) usable.push_back({"avx2", maxima_avx2, weights_avx2, sums_avx2});
+    if (__builtin_cpu_supports("avx2")) usable.push_back({"avx2", maxima_avx2, weights_avx2, sums_avx2, reaching_avx2});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      usable.push_back({"avx512", maxima_avx512, weights_avx512, sums_avx512});
+      usable.push_back({"avx512", maxima_avx512, weights_avx512, sums_avx512, reaching_avx512});
     }
 #endif
     return usable;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 namespace nb::sampling {
@@ -21,6 +22,8 @@ struct RowKernels {
   /// sums[b] = the weights of block b added up: weights i, i + 8, ... one after the other for each i < 8, then these
   /// eight as ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)).
   void (*sums)(const float* logits, std::size_t num_blocks, float max, float scale, float* sums);
+  /// Bit i says that logit i of one block is at least `floor`; NaN is not.
+  std::uint64_t (*reaching)(const float* logits, float floor);
 };
 
 /// The variants that this machine can run, slowest first; the first one is plain C++.

@@ -64,6 +64,11 @@ double exp_sums(std::span<const float> logits, float max, float scale, std::span
   return total;
 }
 
+std::uint64_t reaching(std::span<const float> block, float floor) {
+  if (block.size() == kBlockLogits) return kernels().reaching(block.data(), floor);
+  return kernels().reaching(padded(block).data(), floor);
+}
+
 namespace {
 
 /// Calls function(piece, scratch) for pieces of the row; `scratch` has room for what belongs to a block.

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "base/ids.h"
@@ -26,6 +27,9 @@ void exp_weights(std::span<const float> logits, float max, float scale, std::spa
 
 /// sums[b] = the weights of block b added up; returns the sum over all blocks. Same conditions as exp_weights.
 double exp_sums(std::span<const float> logits, float max, float scale, std::span<float> sums);
+
+/// Bit i says that logit i of one block, which may be short, is at least `floor` > -infinity; NaN is not.
+std::uint64_t reaching(std::span<const float> block, float floor);
 
 /// log sum exp(logits) with an absolute error below 5e-6 (plus that of a double near the result), NaN and +infinity as
 /// above; NaN if no logit is above -infinity.

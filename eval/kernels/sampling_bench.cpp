@@ -23,6 +23,7 @@
 #include "ops/backends.h"
 #include "ops/ops.h"
 #include "quant/format.h"
+#include "sampling/row_kernels.h"
 #include "sampling/sampler.h"
 
 namespace {
@@ -246,6 +247,7 @@ void run(const std::string& backend, int num_threads, int num_rounds, double giv
   }
   std::printf("{\n  \"backend\": \"%s\", \"threads\": %d, \"weight_format\": \"w4\", \"vocab_size\": %d,\n",
               step.backend(), step.num_threads(), kVocab);
+  std::printf("  \"row_kernels\": \"%s\",\n", nb::sampling::row_kernels().back().name);
   const double measured_gb_per_s = step.bytes() / *std::min_element(reads.begin(), reads.end()) / 1e6;
   const double step_ms = step.bytes() / std::max(measured_gb_per_s, given_gb_per_s) / 1e6;
   std::printf(

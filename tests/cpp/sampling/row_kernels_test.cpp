@@ -84,6 +84,20 @@ TEST(RowKernels, MaximaAreThoseOfALoop) {
   }
 }
 
+TEST(RowKernels, ReachingNamesTheLogitsFromAFloorUp) {
+  const auto logits = hard_logits();
+  for (const RowKernels& kernels : row_kernels()) {
+    for (std::size_t block = 0; block < kBlocks; ++block) {
+      const float* const begin = logits.data() + block * kBlockLogits;
+      for (const float floor : {-kHuge, -86.6f, -0.0f, 0.0f, 3.0f, begin[63], kHuge}) {
+        std::uint64_t expected = 0;
+        for (std::size_t i = 0; i < kBlockLogits; ++i) expected |= std::uint64_t{begin[i] >= floor} << i;
+        EXPECT_EQ(kernels.reaching(begin, floor), expected) << kernels.name << " block " << block << " floor " << floor;
+      }
+    }
+  }
+}
+
 // The order that the sums are documented to have, written out.
 TEST(RowKernels, SumsAddEightLanesThenFoldThem) {
   std::mt19937 random(4);

@@ -43,6 +43,7 @@ COVERED_BY = {
     "cpp/ops/cpu/isa/kernels_avx2.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx512.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_avx512bf16.cpp": "tests/cpp/ops/ops_test.cpp",
+    "cpp/ops/cpu/isa/kernels_avxvnni.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_neon.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_neon_dotprod.cpp": "tests/cpp/ops/ops_test.cpp",
     "cpp/ops/cpu/isa/kernels_neon_i8mm.cpp": "tests/cpp/ops/ops_test.cpp",

@@ -39,11 +39,19 @@ bool state_enabled(unsigned long long mask) { return (enabled_state() & mask) ==
 constexpr unsigned long long kAvxState = 0x6;      // XMM, YMM
 constexpr unsigned long long kAvx512State = 0xe6;  // and opmask, ZMM
 
+// CPUID leaf 7, subleaf 1, EAX bit 4; not every compiler we build with knows the name for __builtin_cpu_supports.
+bool names_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool has_subleaf = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && eax >= 1;
+  return has_subleaf && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) != 0;
+}
+
 const Feature kFeatures[] = {
     {"sse4.2", [] { return __builtin_cpu_supports("sse4.2") != 0; }},
     {"f16c", [] { return __builtin_cpu_supports("f16c") != 0 && state_enabled(kAvxState); }},
     {"fma", [] { return __builtin_cpu_supports("fma") != 0 && state_enabled(kAvxState); }},
     {"avx2", [] { return __builtin_cpu_supports("avx2") != 0 && state_enabled(kAvxState); }},
+    {"avxvnni", [] { return names_avxvnni() && state_enabled(kAvxState); }},
     {"avx512f", [] { return __builtin_cpu_supports("avx512f") != 0 && state_enabled(kAvx512State); }},
     {"avx512bw", [] { return __builtin_cpu_supports("avx512bw") != 0 && state_enabled(kAvx512State); }},
     {"avx512dq", [] { return __builtin_cpu_supports("avx512dq") != 0 && state_enabled(kAvx512State); }},
@@ -84,7 +92,9 @@ const std::vector<Backend>& host_backends() {
   static const std::vector<Backend> list = [] {
     std::vector<Backend> tables = {host_backend(&reference_kernels()), host_backend(scalar_kernels())};
 #if defined(__x86_64__)
-    tables.push_back(host_backend(avx2_kernels(), has("avx2") && has("fma") && has("f16c"), "avx2, fma, f16c"));
+    const bool has_avx2 = has("avx2") && has("fma") && has("f16c");
+    tables.push_back(host_backend(avx2_kernels(), has_avx2, "avx2, fma, f16c"));
+    tables.push_back(host_backend(avxvnni_kernels(), has_avx2 && has("avxvnni"), "avx2, fma, f16c, avxvnni"));
     const bool has_avx512 =
         has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni");
     tables.push_back(host_backend(avx512_kernels(), has_avx512, "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni"));

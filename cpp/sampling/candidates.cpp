@@ -1,7 +1,7 @@
 #include "sampling/candidates.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -49,10 +49,20 @@ void Candidates::mask(TokenId token) { edit()[static_cast<std::size_t>(token)] =
 
 void Candidates::blame(const char* field) { blamed_.push_back(field); }
 
-void Candidates::settle() {
+/// The logits of a block; the last one may be short.
+std::span<const float> Candidates::block_at(std::size_t block) const {
+  const std::size_t begin = block * kBlockLogits;
+  return logits_.subspan(begin, std::min(kBlockLogits, logits_.size() - begin));
+}
+
+float Candidates::find_maxima() {
   make_room(maxima_, num_blocks(logits_.size()));
   max_ = block_maxima(logits_, std::span(maxima_).first(num_blocks(logits_.size())));
-  if (max_ > kMinusInfinity) return;
+  return max_;
+}
+
+void Candidates::settle() {
+  if (find_maxima() > kMinusInfinity) return;
   NB_CHECK(!blamed_.empty(), internal, "no token can be drawn: all ", logits_.size(), " logits are -infinity or NaN");
   std::string fields = blamed_.front();
   for (std::size_t i = 1; i < blamed_.size(); ++i) fields += std::string(" and ") + blamed_[i];
@@ -70,20 +80,14 @@ void Candidates::keep_from(float floor, TokenId last_id) {
   make_room(kept_logits_, logits_.size());
   make_room(kept_ids_, logits_.size());
   const float lowest = std::max(floor, -kMaxFinite);
-  std::array<std::uint32_t, kBlockLogits> places;
   std::size_t kept = 0;
   for (std::size_t block = 0; block < num_blocks(logits_.size()); ++block) {
     if (maxima_[block] < lowest) continue;
-    const std::size_t begin = block * kBlockLogits;
-    const std::size_t end = std::min(begin + kBlockLogits, logits_.size());
-    std::size_t found = 0;  // places first, without a branch on what cannot be predicted; NaN fails the comparison
-    for (std::size_t i = begin; i < end; ++i) {
-      places[found] = static_cast<std::uint32_t>(i);
-      found += logits_[i] >= lowest ? 1 : 0;
-    }
-    for (std::size_t n = 0; n < found; ++n) {
-      const float logit = std::min(logits_[places[n]], kMaxFinite);
-      const TokenId id = id_at(places[n]);
+    // All places first: writing what is kept must not disturb what is still to be compared.
+    for (std::uint64_t places = reaching(block_at(block), lowest); places != 0; places &= places - 1) {
+      const std::size_t place = block * kBlockLogits + static_cast<std::size_t>(std::countr_zero(places));
+      const float logit = std::min(logits_[place], kMaxFinite);
+      const TokenId id = id_at(place);
       kept_logits_[kept] = logit;
       kept_ids_[kept] = id;
       kept += logit > lowest || id <= last_id ? 1 : 0;
@@ -117,12 +121,11 @@ void Candidates::gather(float floor, std::size_t count) {
     return std::nextafter(ranked_.back().logit, std::numeric_limits<float>::infinity());
   };
   ranked_.clear();
-  std::size_t block = 0;
-  for (std::size_t begin = 0; begin < logits_.size(); begin += kBlockLogits, ++block) {
+  for (std::size_t block = 0; block < num_blocks(logits_.size()); ++block) {
     if (maxima_[block] < floor) continue;
-    const std::size_t end = std::min(begin + kBlockLogits, logits_.size());
-    for (std::size_t i = begin; i < end; ++i) {
-      if (!(logits_[i] >= floor)) continue;
+    for (std::uint64_t places = reaching(block_at(block), floor); places != 0; places &= places - 1) {
+      const std::size_t i = block * kBlockLogits + static_cast<std::size_t>(std::countr_zero(places));
+      if (logits_[i] < floor) continue;  // it may have risen
       ranked_.push_back({id_at(i), std::min(logits_[i], kMaxFinite)});
       if (ranked_.size() == room) floor = cut();
     }
@@ -210,6 +213,22 @@ void Candidates::keep_share(double share) {
     if (mass >= wanted) break;
   }
   keep_from(ranked_[crossing].logit, ranked_[crossing].id);
+}
+
+std::int32_t Candidates::rank_of(TokenId token) const {
+  NB_ASSERT(ids_.empty());
+  const std::size_t index = static_cast<std::size_t>(token);
+  const float own = std::isnan(logits_[index]) ? kMinusInfinity : logits_[index];
+  std::int32_t before = 0;
+  for (std::size_t block = 0; block < num_blocks(logits_.size()); ++block) {
+    if (maxima_[block] < own) continue;
+    const auto logits = block_at(block);
+    const std::size_t begin = block * kBlockLogits;
+    for (const float logit : logits) before += logit > own ? 1 : 0;
+    const std::size_t lower_ids = std::clamp(index, begin, begin + logits.size()) - begin;
+    for (const float logit : logits.first(lower_ids)) before += logit == own ? 1 : 0;
+  }
+  return before + 1;
 }
 
 TokenId Candidates::best() const {

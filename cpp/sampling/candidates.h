@@ -41,6 +41,9 @@ class Candidates {
   /// itself had nothing to draw.
   void settle();
 
+  /// The part of settle() that cannot fail: ends editing. Returns max_logit(), -infinity if there is nothing to draw.
+  float find_maxima();
+
   // ---- afterwards ----
 
   /// Number of candidates, those that cannot be drawn included until a filter drops them.
@@ -69,6 +72,9 @@ class Candidates {
   /// The `count` most likely, or all if there are fewer, in descending order. Valid until the next call.
   std::span<const Candidate> most_likely(std::size_t count);
 
+  /// 1 + the number of tokens in front of `token`, while no filter has dropped any; a NaN stands with -infinity.
+  std::int32_t rank_of(TokenId token) const;
+
   /// The most likely candidate.
   TokenId best() const;
 
@@ -80,6 +86,7 @@ class Candidates {
   std::vector<TokenId>& touched() { return touched_; }
 
  private:
+  std::span<const float> block_at(std::size_t block) const;
   void gather(float floor, std::size_t count);
   double keep_within(double nats);
   float floor_of_most_likely(std::size_t count);

@@ -1,12 +1,14 @@
 // Times the barrier of the thread pool and the operators of a backend, one line each, beside the machine's limits.
 //
-//   op_bench [BACKEND] [THREADS]
+//   op_bench [BACKEND] [THREADS] [--only TEXT]
 //   op_bench --ceilings [THREADS]
 //
-// BACKEND may be a device, or "all" for every one of the CPU but the reference. A line is the median of 15 samples,
-// fewer for what takes long. On the CPU the limits are measured before and, to compare, after (ceilings.h); a line
-// names the share of the one that binds it: few rows and decode attention read memory, many rows multiply.
-// Weights are packed from random values, and where few rows read them there are copies enough to miss every cache.
+// BACKEND may be a device, or "all" for every one of the CPU but the reference. TEXT keeps the lines whose operator and
+// format, as they are printed with one space between them, contain it: q4_k, "head", "linear q8_0". A line is the
+// median of 15 samples, fewer for what takes long. On the CPU the limits are measured before and, to compare, after
+// (ceilings.h); a line names the share of the one that binds it: few rows and decode attention read memory, many rows
+// multiply. Weights are packed from random values, and where few rows read them there are copies enough to miss every
+// cache.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -15,7 +17,9 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -34,6 +38,19 @@ namespace {
 using nb::DType;
 using nb::Tensor;
 using nb::quant::Format;
+
+// Which lines are wanted.
+struct Filter {
+  std::string text;
+  int num_kept = 0;
+
+  bool keeps(const std::string& op, const std::string& format) {
+    const bool kept = (op + " " + format).find(text) != std::string::npos;
+    num_kept += kept ? 1 : 0;
+    return kept;
+  }
+  bool keeps(const char* op, Format format) { return keeps(op, std::string(nb::quant::to_string(format))); }
+};
 
 struct Machine {
   Machine(const std::string& name, int num_threads)
@@ -126,7 +143,7 @@ constexpr std::int64_t kBeyondCaches = std::int64_t{192} << 20;
 
 // A weight of random values again and again, in memory of its own.
 struct Copies {
-  Copies(Machine& machine, Format format, int num_matrices, int rows, int cols, nb::ops::Grouping grouping,
+  Copies(Machine& machine, Format format, const std::vector<int>& matrix_rows, int cols, nb::ops::Grouping grouping,
          bool beyond_caches)
       : arena(nb::HostArena::create()) {
     const std::vector<float> values = random_values(static_cast<std::size_t>(cols));
@@ -136,8 +153,8 @@ struct Copies {
     const auto read = [&](std::int32_t, std::int32_t count, std::byte* out) {
       for (int i = 0; i < count; ++i) std::memcpy(out + i * row_bytes, row.data(), row.size());
     };
-    const std::vector<nb::ops::MatrixSource> sources(static_cast<std::size_t>(num_matrices),
-                                                     {"bench", format, rows, cols, read, {}});
+    std::vector<nb::ops::MatrixSource> sources;
+    for (const int rows : matrix_rows) sources.push_back({"bench", format, rows, cols, read, {}});
     std::int64_t bytes = 0;
     do {
       weights.push_back(
@@ -158,14 +175,14 @@ void print_product(const Machine& machine, const char* name, Format format, int 
                    const nb::ops::LinearWeight& weight, double seconds) {
   const double gb_s = static_cast<double>(weight.bytes) / seconds / 1e9;
   const double gop_s = 2.0 * num_outputs * cols * num_rows / seconds / 1e9;
-  std::printf("%-13s %-10s %4d rows x %5d x %5d %10.1f us %8.1f GB/s %9.1f GOP/s%s\n", name,
+  std::printf("%-13s %-10s %4d rows x %4d x %6d %10.1f us %8.1f GB/s %9.1f GOP/s%s\n", name,
               nb::quant::to_string(format), num_rows, cols, num_outputs, seconds * 1e6, gb_s, gop_s,
               share_of_product(machine, weight.act_type, num_rows, gb_s, gop_s).c_str());
   std::fflush(stdout);
 }
 
 void bench_linear(Machine& machine, Format format, int num_rows) {
-  Copies copies(machine, format, 1, kInner, kWidth, nb::ops::Grouping::stacked, num_rows <= 8);
+  Copies copies(machine, format, {kInner}, kWidth, nb::ops::Grouping::stacked, num_rows <= 8);
   const nb::Buffer x = machine.place(random_values(static_cast<std::size_t>(num_rows) * kWidth));
   const nb::Buffer out = machine.place(std::vector<float>(static_cast<std::size_t>(num_rows) * kInner));
   const nb::ops::Activation act =
@@ -179,27 +196,78 @@ void bench_linear(Machine& machine, Format format, int num_rows) {
 }
 
 // norm + gate/up + SiLU, and down + residual: the two fused operators that hold most of a layer's weights.
-void bench_ffn(Machine& machine, Format format, int num_rows) {
+void bench_ffn(Machine& machine, Format format, int num_rows, Filter& filter) {
   const auto count = static_cast<std::size_t>(num_rows);
   const nb::Buffer x = machine.place(random_values(count * kWidth));
   const nb::Buffer scale = machine.place(std::vector<float>(kWidth, 1.0f));
   const nb::ops::Norm norm{Tensor(scale.data(), DType::f32, {kWidth}), 1e-6f};
   const Tensor rows(x.data(), DType::f32, {num_rows, kWidth});
-  {
-    Copies copies(machine, format, 2, kInner, kWidth, nb::ops::Grouping::interleaved32, num_rows <= 8);
+  if (filter.keeps("norm_gate_up", format)) {
+    Copies copies(machine, format, {kInner, kInner}, kWidth, nb::ops::Grouping::interleaved32, num_rows <= 8);
     const double seconds = seconds_of(machine, [&] {
       nb::ops::norm_gate_up(rows, norm, copies.next(), copies.weights[0].act_type, machine.ctx);
       machine.workspace.reset();
     });
     print_product(machine, "norm_gate_up", format, num_rows, kWidth, 2 * kInner, copies.weights[0], seconds);
   }
-  Copies copies(machine, format, 1, kWidth, kInner, nb::ops::Grouping::stacked, num_rows <= 8);
+  if (!filter.keeps("down_residual", format)) return;
+  Copies copies(machine, format, {kWidth}, kInner, nb::ops::Grouping::stacked, num_rows <= 8);
   const nb::Buffer inner = machine.place(random_values(count * kInner));
   const nb::ops::Activation act =
       nb::ops::prepare(Tensor(inner.data(), DType::f32, {num_rows, kInner}), copies.weights[0].act_type, machine.ctx);
   const double seconds = seconds_of(machine, [&] { nb::ops::linear_residual(rows, act, copies.next(), machine.ctx); });
   print_product(machine, "down_residual", format, num_rows, kInner, kWidth, copies.weights[0], seconds);
   machine.workspace.reset();
+}
+
+// Norm + queries, keys and values + rotation and writing of keys, of one layer.
+void bench_qkv(Machine& machine, Format format, int width, int kv_width, int head_dim, int num_rows) {
+  const auto count = static_cast<std::size_t>(num_rows);
+  const nb::Buffer x = machine.place(random_values(count * static_cast<std::size_t>(width)));
+  const nb::Buffer scale = machine.place(std::vector<float>(static_cast<std::size_t>(width), 1.0f));
+  const nb::Buffer q = machine.place(std::vector<float>(count * static_cast<std::size_t>(width)));
+  const nb::Buffer rotations = machine.place(random_values(count * static_cast<std::size_t>(head_dim)));
+  const nb::ops::RopeTable rope{rotations.as<const float>(), head_dim, num_rows};
+  const int num_blocks = (num_rows + nb::kBlockTokens - 1) / nb::kBlockTokens;
+  nb::kv::KvStorage storage({nb::quant::KvFormat::bf16, 1, kv_width / head_dim, head_dim}, num_blocks, machine.memory);
+  std::vector<std::int32_t> positions(count);
+  std::iota(positions.begin(), positions.end(), 0);
+  Copies copies(machine, format, {width, kv_width, kv_width}, width, nb::ops::Grouping::stacked, num_rows <= 8);
+  const nb::ops::Norm norm{Tensor(scale.data(), DType::f32, {width}), 1e-6f};
+  const double seconds = seconds_of(machine, [&] {
+    nb::ops::norm_qkv(Tensor(q.data(), DType::f32, {num_rows, width}), storage.layer(0),
+                      Tensor(x.data(), DType::f32, {num_rows, width}), norm, copies.next(), {}, positions, positions,
+                      rope, machine.ctx);
+    machine.workspace.reset();
+  });
+  print_product(machine, "norm_qkv", format, num_rows, width, width + 2 * kv_width, copies.weights[0], seconds);
+}
+
+// The last norm, the product with every word's weights, and the argmax; with the logits in memory too or without them.
+void bench_head(Machine& machine, Format format, int width, int vocab, Filter& filter) {
+  const bool greedy = filter.keeps("head_greedy", format), full = filter.keeps("head_logits", format);
+  if (!greedy && !full) return;
+  Copies copies(machine, format, {vocab}, width, nb::ops::Grouping::stacked, true);
+  const nb::Buffer scale = machine.place(std::vector<float>(static_cast<std::size_t>(width), 1.0f));
+  const nb::ops::Norm norm{Tensor(scale.data(), DType::f32, {width}), 1e-6f};
+  for (const int num_rows : {1, 8}) {
+    const auto count = static_cast<std::size_t>(num_rows);
+    const nb::Buffer x = machine.place(random_values(count * static_cast<std::size_t>(width)));
+    const nb::Buffer out = machine.place(std::vector<float>(full ? count * static_cast<std::size_t>(vocab) : 1));
+    std::vector<std::int32_t> row_ids(count), best(count);
+    std::iota(row_ids.begin(), row_ids.end(), 0);
+    for (const bool logits : {false, true}) {
+      if (!(logits ? full : greedy)) continue;
+      const Tensor target = logits ? Tensor(out.data(), DType::f32, {num_rows, vocab}) : Tensor();
+      const double seconds = seconds_of(machine, [&] {
+        nb::ops::head(target, best, Tensor(x.data(), DType::f32, {num_rows, width}), row_ids, norm, copies.next(),
+                      machine.ctx);
+        machine.workspace.reset();
+      });
+      print_product(machine, logits ? "head_logits" : "head_greedy", format, num_rows, width, vocab, copies.weights[0],
+                    seconds);
+    }
+  }
 }
 
 void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, int rows) {
@@ -260,22 +328,38 @@ void print_ceilings(const ceilings::Ceilings& limits) {
   std::fflush(stdout);
 }
 
-void bench(const std::string& backend, int num_threads, ceilings::Ceilings limits) {
+void bench(const std::string& backend, int num_threads, ceilings::Ceilings limits, Filter& filter) {
   Machine machine(backend, num_threads);
   std::printf("backend %s, %d threads\n", machine.backend.kernels->name, machine.pool.num_threads());
   if (machine.memory == nullptr) {
     machine.limits = limits;
-    bench_threads(machine);
+    if (filter.keeps("barrier", "")) bench_threads(machine);
   }
   for (int id = 0; id < nb::quant::kNumFormats; ++id) {
     const auto format = static_cast<Format>(id);
     // On a device quantized weights become bf16.
     if (machine.memory != nullptr && nb::quant::format_info(format).is_quantized()) continue;
-    for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
-    for (int rows : {1, 512}) bench_ffn(machine, format, rows);
+    if (filter.keeps("linear", format)) {
+      for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
+    }
+    for (int rows : {1, 512}) bench_ffn(machine, format, rows, filter);
   }
+  // Shapes of models of 0.1, 0.5 and 1.5 billion parameters, whose rows fill the blocks of these formats.
+  const bool on_device = machine.memory != nullptr;
+  const Format usual = on_device ? Format::bf16 : Format::q8_0;
+  for (const auto& [format, width, kv_width, head_dim] :
+       {std::tuple{usual, 576, 192, 64}, {on_device ? Format::bf16 : Format::q4_k, 1536, 256, 128}}) {
+    if (!filter.keeps("norm_qkv", format)) continue;
+    for (int rows : {1, 8, 512}) bench_qkv(machine, format, width, kv_width, head_dim, rows);
+  }
+  bench_head(machine, usual, 576, 49152, filter);
+  bench_head(machine, usual, 896, 151936, filter);
+  bench_head(machine, on_device ? Format::bf16 : Format::q6_k, 1536, 151936, filter);
   for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32}) {
-    for (int rows : {1, 256}) bench_attention(machine, format, 2048, rows);
+    if (!filter.keeps("attention", nb::quant::to_string(format))) continue;
+    bench_attention(machine, format, 2048, 1);
+    bench_attention(machine, format, 4096, 1);
+    bench_attention(machine, format, 2048, 256);
   }
 }
 
@@ -283,8 +367,16 @@ void bench(const std::string& backend, int num_threads, ceilings::Ceilings limit
 
 int main(int argc, char** argv) {
   try {
-    const std::string name = argc > 1 ? argv[1] : "";
-    const int threads = argc > 2 ? std::atoi(argv[2]) : nb::ThreadPool::default_num_threads();
+    Filter filter;
+    std::vector<std::string> words(argv + 1, argv + argc);
+    const auto only = std::find(words.begin(), words.end(), "--only");
+    if (only != words.end()) {
+      if (only + 1 == words.end()) throw std::invalid_argument("--only wants a part of an operator and format");
+      filter.text = only[1];
+      words.erase(only, only + 2);
+    }
+    const std::string name = words.empty() ? "" : words[0];
+    const int threads = words.size() > 1 ? std::atoi(words[1].c_str()) : nb::ThreadPool::default_num_threads();
     nb::ThreadPool pool(threads);
     const bool all = name == "all";
     const bool on_device = name != "--ceilings" && !all && nb::ops::find_backend(name).kernels->memory != nullptr;
@@ -293,8 +385,9 @@ int main(int argc, char** argv) {
     if (name == "--ceilings") return 0;
     for (const std::string& backend : all ? nb::ops::available_backends() : std::vector<std::string>{name}) {
       if (all && (backend == "reference" || nb::ops::find_backend(backend).kernels->memory != nullptr)) continue;
-      bench(backend, threads, limits);
+      bench(backend, threads, limits, filter);
     }
+    if (filter.num_kept == 0) throw std::invalid_argument("no operator and format contains '" + filter.text + "'");
     if (!on_device) {
       std::printf("again, after the operators\n");
       print_ceilings(ceilings::measure(pool));

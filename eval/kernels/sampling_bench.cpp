@@ -23,6 +23,7 @@
 #include "ops/backends.h"
 #include "ops/ops.h"
 #include "quant/format.h"
+#include "sampling/row_kernels.h"
 #include "sampling/sampler.h"
 
 namespace {
@@ -160,6 +161,11 @@ std::vector<Case> make_cases() {
   add("temperature 0.8", [](auto&) {});
   add("temperature 0.8, top_k 50", [](auto& p) { p.top_k = 50; });
   add("temperature 0.8, top_p 0.9", [](auto& p) { p.top_p = 0.9; });
+  add("temperature 0.8, top_p 0.95", [](auto& p) { p.top_p = 0.95; });
+  add("temperature 0.8, top_k 40, top_p 0.95", [](auto& p) {
+    p.top_k = 40;
+    p.top_p = 0.95;
+  });
   add("temperature 0.8, min_p 0.05", [](auto& p) { p.min_p = 0.05; });
   const auto all = [](auto& p) {
     p.top_k = 50;
@@ -174,6 +180,15 @@ std::vector<Case> make_cases() {
     p.frequency_penalty = 0.2;
   });
   add("temperature 0.8, logprobs 20", [](auto& p) { p.logprobs = 20; });
+  cases.back().scores = true;
+  add("greedy with a masked token", [](auto& p) {
+    p.temperature = 0.0;
+    p.bad_words_token_ids = {{7}};
+  });
+  add("greedy, logprobs 20", [](auto& p) {
+    p.temperature = 0.0;
+    p.logprobs = 20;
+  });
   cases.back().scores = true;
   return cases;
 }
@@ -232,6 +247,7 @@ void run(const std::string& backend, int num_threads, int num_rounds, double giv
   }
   std::printf("{\n  \"backend\": \"%s\", \"threads\": %d, \"weight_format\": \"w4\", \"vocab_size\": %d,\n",
               step.backend(), step.num_threads(), kVocab);
+  std::printf("  \"row_kernels\": \"%s\",\n", nb::sampling::row_kernels().back().name);
   const double measured_gb_per_s = step.bytes() / *std::min_element(reads.begin(), reads.end()) / 1e6;
   const double step_ms = step.bytes() / std::max(measured_gb_per_s, given_gb_per_s) / 1e6;
   std::printf(

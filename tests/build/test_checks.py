@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -250,3 +251,57 @@ def test_symbols_refuses_what_is_no_object(tmp_path: Path) -> None:
     code, output = run("check_isa_symbols.py", tmp_path / "kernels_x.o")
     assert code == 1
     assert "nm:" in output
+
+
+# ---- check_isa_instructions.py ----
+
+LISTING = """
+kernels_x.o:     file format elf64-x86-64
+
+0000000000000000 <work>:
+   0:\tc5 f5 fd c2          \tvpaddw %ymm2,%ymm1,%ymm0
+   4:\tc4 e2 75 50 c2       \t{vex} vpdpbusd %ymm2,%ymm1,%ymm0
+   9:\tc4 e2 75 04 c2       \tvpmaddubsw %ymm2,%ymm1,%ymm0
+   e:\t62 f2 75 48 50 c2    \tvpdpbusd %zmm2,%zmm1,%zmm0
+  14:\t64 62 f1 7c 28 58 c1 \tvaddps %fs:(%rcx),%ymm16,%ymm0
+  1b:\tf3 0f 59 c1          \tmulss  %xmm1,%xmm0
+  1f:\t48 b8 62 62 62 62 62 \tmovabs $0x6262626262626262,%rax
+  26:\t62 62 62\x20
+  29:\tc3                   \tret
+"""
+KEPT = {  # lines of the listing that stay, and what is found then
+    ("avxvnni", (0, 1, 6, 7, 8)): [],
+    ("avxvnni", (0, 1, 2, 8)): ["vpmaddubsw %ymm2,%ymm1,%ymm0 is not for avxvnni"],
+    ("avxvnni", (0, 1, 3, 4, 8)): ["vpdpbusd %zmm2,%zmm1,%zmm0 is EVEX-", "vaddps %fs:(%rcx),%ymm16,%ymm0 is EVEX-"],
+    ("avxvnni", (0, 6, 7, 8)): ["none of 3 instructions matches"],
+    ("avx2", (0, 2, 8)): [],
+    ("avx2", (0, 1, 2, 8)): ["{vex} vpdpbusd %ymm2,%ymm1,%ymm0 is not for avx2"],
+    ("avx512", (0, 3, 4, 8)): [],
+    ("avx512", (0, 1, 8)): ["none of 3 instructions matches"],
+    ("avx512bf16", (0, 3, 8)): ["none of 3 instructions matches"],
+    ("scalar", (5, 8)): [],
+    ("scalar", (0, 5, 8)): ["vpaddw %ymm2,%ymm1,%ymm0 is not for scalar"],
+    ("sse9", (5, 8)): ["there is no rule for sse9"],
+}
+
+
+@pytest.mark.parametrize(("isa", "lines"), KEPT)
+def test_instructions_finds(isa: str, lines: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, rows = LISTING.splitlines()[:4], LISTING.splitlines()[4:]
+    (tmp_path / "listing").write_text("\n".join([*head, *(rows[line] for line in lines)]) + "\n", encoding="utf-8")
+    (tmp_path / "objdump").write_text(f'#!/bin/sh\ncat "{tmp_path}/listing"\n', encoding="utf-8")
+    (tmp_path / "objdump").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    code, output = run("check_isa_instructions.py", tmp_path / f"kernels_{isa}.cpp.o")
+    wanted = KEPT[isa, lines]
+    assert code == (1 if wanted else 0), output
+    assert len(output.splitlines()) == max(1, len(wanted)), output
+    for line, piece in zip(output.splitlines(), wanted, strict=False):
+        assert f"kernels_{isa}.cpp.o: {piece}" in line
+
+
+def test_instructions_refuses_what_is_no_object(tmp_path: Path) -> None:
+    write(tmp_path, {"kernels_avx2.o": "text"})
+    code, output = run("check_isa_instructions.py", tmp_path / "kernels_avx2.o")
+    assert code == 1
+    assert "objdump:" in output

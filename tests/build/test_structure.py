@@ -6,6 +6,7 @@ Each check is a program under tools/ that can be run by hand; test_checks.py sho
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,14 @@ def test_kernel_objects_export_only_their_table() -> None:
     objects = sorted(str(path) for path in Path(build).glob("**/kernels_*.o"))
     assert objects, f"NANOBRAID_BUILD_DIR={build} holds no kernels_*.o"
     run_check("check_isa_symbols.py", *objects)
+
+
+def test_kernel_objects_hold_the_instructions_of_their_name() -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip(f"the rules are for x86-64, this is {platform.machine()}")
+    build = os.environ.get("NANOBRAID_BUILD_DIR")
+    if not build:
+        pytest.skip("NANOBRAID_BUILD_DIR does not name a build folder with kernel objects")
+    objects = sorted(str(path) for path in Path(build).glob("CMakeFiles/nb_kernels_*.dir/**/kernels_*.o"))
+    assert objects, f"NANOBRAID_BUILD_DIR={build} holds no kernels_*.o"
+    run_check("check_isa_instructions.py", *objects)

@@ -166,6 +166,15 @@ TEST_P(Attention, MatchesReference) {
 }
 
 // The window against its definition in double, on the reference backend: softmax over keys p - W < s <= p.
+TEST(AttentionTables, Avx2AndAvxVnniGiveTheSameBits) {
+  if (!is_usable("avx2") || !is_usable("avxvnni")) GTEST_SKIP() << "this machine does not run both";
+  for (const Problem& problem : kProblems) {
+    const auto table = make_rotations(problem.head_dim, 1200);
+    Bench avx2("avx2", 2), vnni("avxvnni", 2);
+    EXPECT_TRUE(same_bits(attend(avx2, problem, table), attend(vnni, problem, table))) << problem.head_dim;
+  }
+}
+
 TEST(AttentionWindow, ReferenceFollowsTheDefinition) {
   constexpr int kKeys = 400, kDim = 16;
   const auto table = make_rotations(kDim, kKeys);

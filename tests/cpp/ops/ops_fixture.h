@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -111,6 +112,12 @@ inline std::vector<std::string> fast_backends() {
     }
   }
   return names;
+}
+
+/// Whether this build has the backend and this machine can run it.
+inline bool is_usable(const std::string& name) {
+  const auto names = available_backends();
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 /// How far attention may be off the reference, relative to the largest output. A table that multiplies bf16 pairs

@@ -290,6 +290,24 @@ TEST_P(Ops, MissingKernelNamesItself) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, Ops, testing::ValuesIn(fast_backends()), backend_test_name);
 
+// One order of lanes, and integer sums that do not depend on the instruction: every bit is the same.
+TEST(Backends, Avx2AndAvxVnniGiveTheSameBits) {
+  if (!is_usable("avx2") || !is_usable("avxvnni")) GTEST_SKIP() << "this machine does not run both";
+  for (int id = 0; id < quant::kNumFormats; ++id) {
+    const auto format = static_cast<quant::Format>(id);
+    for (int rows : {1, 20}) {
+      Bench avx2("avx2", 2), vnni("avxvnni", 2);
+      const LayerResult a = run_layer(avx2, rows, format, true), b = run_layer(vnni, rows, format, true);
+      const std::string what = std::string(quant::to_string(format)) + " rows " + std::to_string(rows);
+      EXPECT_TRUE(same_bits(a.q, b.q)) << what;
+      EXPECT_EQ(a.kv, b.kv) << what;
+      EXPECT_TRUE(same_bits(a.residual, b.residual)) << what;
+      EXPECT_TRUE(same_bits(a.logits, b.logits)) << what;
+      EXPECT_EQ(a.best, b.best) << what;
+    }
+  }
+}
+
 TEST(Backends, AreListedAndForced) {
   const auto names = available_backends();
   ASSERT_GE(names.size(), 2u);

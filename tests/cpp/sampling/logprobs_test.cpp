@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -43,6 +44,33 @@ TEST(Logprobs, AgreeWithASortedSoftmax) {
           EXPECT_EQ(out[1 + i].rank, static_cast<std::int32_t>(i) + 1);
           EXPECT_NEAR(out[1 + i].logprob, expected(order[i]), 5e-6);
         }
+      }
+    }
+  }
+}
+
+// The rank skips blocks; here it is counted token by token, as the definition reads.
+TEST(Logprobs, RanksOfHardRows) {
+  std::mt19937 random(6);
+  Candidates scratch;
+  for (const std::size_t size : {1u, 15u, 64u, 65u, 129u, 700u}) {
+    for (int kind = 0; kind < 5; ++kind) {
+      std::vector<float> row(size, 2.5f);  // all equal
+      for (std::size_t i = 0; i < size; ++i) {
+        if (kind == 1) row[i] = static_cast<float>(i / 64);   // ascending by block
+        if (kind == 2) row[i] = -static_cast<float>(i / 64);  // descending by block
+        if (kind == 3) row[i] = std::array{kNan, -kInfinity, kInfinity, 1.0f, 1.0f}[random() % 5];
+        if (kind == 4) row[i] = i < size / 2 ? -kInfinity : kNan;
+      }
+      for (std::size_t token = 0; token < size; token += 1 + size / 40) {
+        std::int32_t before = 0;
+        for (std::size_t i = 0; i < size; ++i) {
+          const float own = std::isnan(row[token]) ? -kInfinity : row[token];
+          before += row[i] > own || (row[i] == own && i < token) ? 1 : 0;
+        }
+        std::vector<TokenLogprob> out(1);
+        score_token(row, static_cast<TokenId>(token), out, scratch);
+        ASSERT_EQ(out[0].rank, before + 1) << "size " << size << " kind " << kind << " token " << token;
       }
     }
   }

@@ -5,10 +5,12 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <random>
 
 #include "base/effort.h"
 #include "base/error.h"
+#include "base/rng.h"
 #include "sampling/naive_sampler.h"
 
 namespace nb::sampling {
@@ -91,6 +93,55 @@ TEST(Sampler, DrawsFollowTheExactDistribution) {
     ASSERT_GE(freedom, 5);
     // Five standard deviations above the mean of the chi-square distribution.
     EXPECT_LT(statistic, freedom + 5.0 * std::sqrt(2.0 * freedom)) << "case " << i;
+  }
+}
+
+/// Rows whose front is hard to find, of a size that fills neither blocks nor vectors.
+std::vector<std::vector<float>> hard_rows(std::size_t size) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> usual = random_row(21, size, 2.0f);
+  std::vector<std::vector<float>> rows(5, usual);
+  std::fill(rows[0].begin(), rows[0].end(), 3.0f);         // all equal
+  for (float& logit : rows[1]) logit = std::round(logit);  // ties at every place
+  rows[2][size - 1] = 500.0f;                              // one takes everything
+  for (std::size_t i = 0; i < size; ++i) {                 // masked and broken, few are left
+    if (i % 97 != 0) rows[3][i] = i % 2 == 0 ? -kInfinity : std::numeric_limits<float>::quiet_NaN();
+  }
+  std::fill(rows[4].begin(), rows[4].end(), -kInfinity);  // one is left
+  rows[4][size / 2] = -1e30f;
+  return rows;
+}
+
+// The slow and obvious sampler: sort all, filter, add up in order of id until the random number is reached. A token is
+// right if the number lies in its part of the sum, give or take what the float sums of the fast one may be off.
+TEST(Sampler, HardRowsGiveTheTokenOfAFullSort) {
+  std::vector<SamplingParams> cases(9);
+  cases[1].top_k = 40;
+  cases[2].top_k = 1'000'000;  // more than the vocabulary has
+  cases[3].top_p = 1e-6;       // one token
+  cases[4].top_p = 0.95;
+  cases[4].temperature = 0.8;
+  cases[5].min_p = 1.0;  // the most likely ones only
+  cases[6].min_p = 0.1;
+  cases[7].top_k = 40;
+  cases[7].top_p = 0.51;
+  cases[7].min_p = 0.01;
+  cases[8].top_p = 0.999999;
+  Sampler sampler;
+  for (const std::size_t size : {1u, 17u, 65u, 1003u, 4999u}) {
+    for (const std::vector<float>& row : hard_rows(size)) {
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        const auto p = naive::distribution(row, {cases[i], zeros(3), 0});
+        for (std::uint64_t seed = 0; seed < 25; ++seed) {
+          const double uniform = uniform_at(seed, 0, 3);
+          const auto token = static_cast<std::size_t>(sampler.sample({row, cases[i], seed, zeros(3)}));
+          const double before = std::accumulate(p.begin(), p.begin() + static_cast<std::ptrdiff_t>(token), 0.0);
+          ASSERT_GT(p[token], 0.0) << "size " << size << " case " << i << " token " << token;
+          ASSERT_LE(before, uniform + 1e-5) << "size " << size << " case " << i << " token " << token;
+          ASSERT_GE(before + p[token], uniform - 1e-5) << "size " << size << " case " << i << " token " << token;
+        }
+      }
+    }
   }
 }
 

@@ -161,6 +161,13 @@ inline void store_low_bytes(int8_t* p, I a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(lanes[i]);
 }
 
+#if defined(NB_ISA_AVXVNNI)
+// Nothing but integers: the sums, and so all bits that depend on them, are those of avx2.
+inline I dot_u6(I acc, I w, I x) { return {_mm256_dpbusd_avx_epi32(acc.v, w.v, x.v)}; }
+inline I dot_u6(I acc, I low, I x_low, I high, I x_high) { return dot_u6(dot_u6(acc, low, x_low), high, x_high); }
+inline I dot_biased8(I acc, I w, I x) { return dot_u6(acc, w, x); }
+constexpr bool kBiasedDot = true;
+#else
 inline I dot_u6(I acc, I w, I x) {
   const __m256i pairs = _mm256_maddubs_epi16(w.v, x.v);
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
@@ -177,6 +184,7 @@ inline I dot_biased8(I acc, I w, I x) {
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 constexpr bool kBiasedDot = false;
+#endif
 
 #elif defined(NB_ISA_NEON)
 

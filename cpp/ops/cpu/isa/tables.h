@@ -8,6 +8,7 @@
 extern "C" {
 const nb::ops::KernelTable* nb_kernels_scalar(void);
 const nb::ops::KernelTable* nb_kernels_avx2(void);
+const nb::ops::KernelTable* nb_kernels_avxvnni(void);
 const nb::ops::KernelTable* nb_kernels_avx512(void);
 const nb::ops::KernelTable* nb_kernels_avx512bf16(void);
 const nb::ops::KernelTable* nb_kernels_neon(void);
@@ -19,6 +20,7 @@ namespace nb::ops {
 
 inline const KernelTable* scalar_kernels() { return nb_kernels_scalar(); }
 inline const KernelTable* avx2_kernels() { return nb_kernels_avx2(); }
+inline const KernelTable* avxvnni_kernels() { return nb_kernels_avxvnni(); }
 inline const KernelTable* avx512_kernels() { return nb_kernels_avx512(); }
 inline const KernelTable* avx512bf16_kernels() { return nb_kernels_avx512bf16(); }
 inline const KernelTable* neon_kernels() { return nb_kernels_neon(); }

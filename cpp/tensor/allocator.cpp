@@ -96,7 +96,8 @@ std::byte* CachingPool::ask_system(std::size_t size, bool& huge) {
   }
   if (size >= kMappedBytes) {
     constexpr std::size_t kPageBytes = 4096;
-    std::byte* const pages = map_pages(round_up(size, kPageBytes), size >= kHugePageBytes ? kHugePageBytes : kPageBytes);
+    std::byte* const pages =
+        map_pages(round_up(size, kPageBytes), size >= kHugePageBytes ? kHugePageBytes : kPageBytes);
     huge = size >= kHugePageBytes && madvise(pages, size, MADV_HUGEPAGE) == 0;
     return pages;
   }

@@ -1,7 +1,7 @@
 // The scratch arena of one step: bump allocation, released by scope, with a high-water mark.
 //
-// When a step needs more than there is, the extra pieces come from the pool, return to it with their scope, and the next
-// `reset` grows the arena to the high-water mark, so after warm-up a step allocates nothing. Not for anything that
+// When a step needs more than there is, the extra pieces come from the pool, return to it with their scope, and the
+// next `reset` grows the arena to the high-water mark, so after warm-up a step allocates nothing. Not for anything that
 // outlives a step. One thread.
 #pragma once
 

@@ -1,5 +1,7 @@
 #include "model/loader.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <atomic>
 #include <charconv>
@@ -301,6 +303,10 @@ std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOpti
       backend.kernels->name, ", ", pool->num_threads(), " threads");
   auto model = std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
                                        options.deterministic, options.fusion);
+#if defined(__GLIBC__)
+  // Opening a file and its tokenizer has taken megabytes that are free again, in the middle of the heap.
+  ::malloc_trim(0);
+#endif
   log(LogLevel::info, "operators: ", describe(model->fusion()));
   return model;
 }

@@ -1,14 +1,18 @@
 #include "model/loader.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <atomic>
 #include <charconv>
+#include <chrono>
 #include <memory>
 #include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "ops/pack_queue.h"
 #include "quant/finite.h"
 #include "quant/format.h"
 #include "tensor/device_memory.h"
@@ -24,6 +28,29 @@ std::int32_t interleaved_row(std::int32_t row, int head_dim) {
   return row - within + 2 * (within % half) + within / half;
 }
 
+// Says how far loading has come, if it takes long.
+class LoadProgress {
+ public:
+  explicit LoadProgress(std::string name) : name_(std::move(name)) {}
+
+  void operator()(std::int64_t done, std::int64_t total) {
+    const Clock::time_point now = Clock::now();
+    if (done >= total || now < next_) return;
+    next_ = now + kInterval;
+    const double seconds = std::chrono::duration<double>(now - begun_).count();
+    const auto megabytes = [](double bytes) { return static_cast<std::int64_t>(bytes / 1e6); };
+    log(LogLevel::info, "loading ", name_, ": ", megabytes(static_cast<double>(done)), " of ",
+        megabytes(static_cast<double>(total)), " MB, ", megabytes(static_cast<double>(done) / seconds), " MB/s");
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::seconds kInterval{3};
+
+  std::string name_;
+  Clock::time_point begun_ = Clock::now(), next_ = begun_ + kInterval;
+};
+
 class Loader {
  public:
   Loader(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source, const std::string& dtype,
@@ -35,7 +62,8 @@ class Loader {
         layout_(backend.kernels->layout),
         memory_(backend.kernels->memory),
         pool_(pool),
-        arena_(HostArena::create()) {}
+        arena_(HostArena::create()),
+        queue_(layout_) {}
 
   ModelWeights run() {
     const int hidden = config_.hidden_size;
@@ -44,6 +72,7 @@ class Loader {
     if (!config_.tie_word_embeddings) weights_.head = pack({matrix(names_.head, config_.vocab_size, hidden)});
     weights_.layers.reserve(static_cast<std::size_t>(config_.num_layers));
     for (int i = 0; i < config_.num_layers; ++i) weights_.layers.push_back(layer(i));
+    queue_.run(pool_, LoadProgress(config_.name));
     if (memory_ != nullptr) move_vectors(*memory_, weights_);  // which were put in order on the host
     arena_->trim();
     source_.release_pages();
@@ -52,6 +81,7 @@ class Loader {
 
   ModelWeights run_layer(int index) {
     weights_.layers.push_back(layer(index));
+    queue_.run(pool_);
     return std::move(weights_);
   }
 
@@ -165,11 +195,14 @@ class Loader {
         " holds NaN or infinity; nanobraid inspect --check-tensors counts them");
   }
 
+  // On the host, packed when all is known, see run. What goes to a device is packed at once, in memory of its own,
+  // which is given back.
   ops::LinearWeight pack(std::vector<ops::MatrixSource> group, ops::Grouping grouping = ops::Grouping::stacked) {
-    // What goes to a device is packed in memory of its own, which is given back at once.
-    const std::shared_ptr<HostArena> arena = memory_ == nullptr ? arena_ : HostArena::create(1);
-    ops::LinearWeight weight = ops::pack_linear(group, grouping, dtype_, layout_, *arena, pool_);
-    if (memory_ != nullptr) {
+    ops::LinearWeight weight;
+    if (memory_ == nullptr) {
+      weight = queue_.add(group, grouping, dtype_, *arena_);
+    } else {
+      weight = ops::pack_linear(group, grouping, dtype_, layout_, *HostArena::create(1), pool_);
       if (!weights_.expanded) note_expansion(group);
       ops::move_to(*memory_, weight);
     }
@@ -185,6 +218,7 @@ class Loader {
   const DeviceMemory* memory_;  // of the device the weights are for; null: the host
   ThreadPool& pool_;
   std::shared_ptr<HostArena> arena_;
+  ops::PackQueue queue_;
   ModelWeights weights_;
 };
 
@@ -269,6 +303,10 @@ std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOpti
       backend.kernels->name, ", ", pool->num_threads(), " threads");
   auto model = std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),
                                        options.deterministic, options.fusion);
+#if defined(__GLIBC__)
+  // Opening a file and its tokenizer has taken megabytes that are free again, in the middle of the heap.
+  ::malloc_trim(0);
+#endif
   log(LogLevel::info, "operators: ", describe(model->fusion()));
   return model;
 }

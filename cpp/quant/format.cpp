@@ -27,7 +27,6 @@
 
 #include "base/dtype.h"
 #include "base/error.h"
-#include "quant/k_scale.h"
 #include "quant/tile_shape.h"
 
 namespace nb::quant {
@@ -102,7 +101,17 @@ void read_q5_1(const std::uint8_t* row, std::int64_t group, int, CodeGroup& out)
   add_fifth_bits(block + 4, out);
 }
 
-// Scale and minimum of group g of q4_k and q5_k, from the head of the block.
+struct KScale {
+  int scale, minimum;  // 0 .. 63
+};
+
+// Scale and minimum of group g (0 .. 7), 6 bits each, of the head of a q4_k or q5_k block.
+KScale k_scale(const std::uint8_t* block, int g) {
+  const std::uint8_t* s = block + 4;
+  if (g < 4) return {s[g] & 63, s[g + 4] & 63};
+  return {(s[g + 4] & 15) | s[g - 4] >> 6 << 4, s[g + 4] >> 4 | s[g] >> 6 << 4};
+}
+
 void read_k_scale(const std::uint8_t* block, int g, CodeGroup& out) {
   const KScale k = k_scale(block, g);
   set_scale(out, load_f16(block) * static_cast<float>(k.scale), -(load_f16(block + 2) * static_cast<float>(k.minimum)));

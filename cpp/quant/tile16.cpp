@@ -26,7 +26,6 @@
 
 #include "base/align.h"
 #include "base/dtype.h"
-#include "quant/k_scale.h"
 #include "quant/tile_shape.h"
 
 namespace nb::quant {
@@ -34,39 +33,11 @@ namespace {
 
 constexpr int kLaneBytes = 4;
 constexpr int kVectorBytes = kTileRows * kLaneBytes;
-constexpr int kPlaneOffset = 4 * kVectorBytes;
 
 float load_f16(const std::uint8_t* bytes) {
   std::uint16_t value;
   std::memcpy(&value, bytes, sizeof(value));
   return f16_to_f32(value);
-}
-
-// Scatters `num_dwords` consecutive dwords of one row, one per vector, into lane `row`.
-void scatter_dwords(const std::uint8_t* source, int num_dwords, int row, std::uint8_t* vectors) {
-  for (int j = 0; j < num_dwords; ++j) {
-    std::memcpy(vectors + j * kVectorBytes + row * kLaneBytes, source + j * kLaneBytes, kLaneBytes);
-  }
-}
-
-// Writes the codes of 32 columns of one row into their piece of a tile.
-void pack_codes(int bits, const std::uint8_t* codes, int row, std::uint8_t* piece) {
-  if (bits == 8) {
-    scatter_dwords(codes, 8, row, piece);
-    return;
-  }
-  std::uint8_t bytes[16];
-  for (int i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>((codes[i] & 15) | (codes[i + 16] & 15) << 4);
-  scatter_dwords(bytes, 4, row, piece);
-  if (bits == 4) return;
-  const int extra = bits - 4, per_vector = 4 / extra;
-  std::uint8_t planes[8] = {};
-  for (int i = 0; i < 16; ++i) {
-    const int j = i / 4, shift = j % per_vector * extra;
-    std::uint8_t& byte = planes[j / per_vector * 4 + i % 4];
-    byte = static_cast<std::uint8_t>(byte | codes[i] >> 4 << (4 + shift) | codes[i + 16] >> 4 << shift);
-  }
-  scatter_dwords(planes, extra, row, piece + kPlaneOffset);
 }
 
 std::uint8_t unpack_code(int bits, const std::uint8_t* piece, int row, int k) {
@@ -80,18 +51,6 @@ std::uint8_t unpack_code(int bits, const std::uint8_t* piece, int row, int k) {
   return static_cast<std::uint8_t>(nibble | (plane & ((1 << extra) - 1)) << 4);
 }
 
-void pack_unquantized(Format format, const std::uint8_t* source, int count, int row, std::uint8_t* tile) {
-  if (format == Format::f32) {
-    scatter_dwords(source, count, row, tile);
-    return;
-  }
-  for (int k = 0; k < count; ++k) {
-    const int offset =
-        format == Format::bf16 ? k / 2 * kVectorBytes + row * kLaneBytes + k % 2 * 2 : (k * kTileRows + row) * 2;
-    std::memcpy(tile + offset, source + k * 2, 2);
-  }
-}
-
 void unpack_unquantized(Format format, const std::uint8_t* tile, int count, int row, float* out) {
   for (int k = 0; k < count; ++k) {
     if (format == Format::f32) {
@@ -103,45 +62,6 @@ void unpack_unquantized(Format format, const std::uint8_t* tile, int count, int 
     } else {
       out[k] = load_f16(tile + (k * kTileRows + row) * 2);
     }
-  }
-}
-
-void copy_f16(const std::uint8_t* source, int row, std::uint8_t* lanes) { std::memcpy(lanes + row * 2, source, 2); }
-
-// Copies the scales of one row from the file block that a tile covers.
-void pack_scales(Format format, const std::uint8_t* block, int row, std::uint8_t* scales) {
-  switch (format) {
-    case Format::q4_0:
-    case Format::q5_0:
-    case Format::q8_0:
-    case Format::w8:
-      copy_f16(block, row, scales);
-      break;
-    case Format::q4_1:
-    case Format::q5_1:
-    case Format::w4:
-      copy_f16(block, row, scales);
-      copy_f16(block + 2, row, scales + 32);
-      break;
-    case Format::q4_k:
-    case Format::q5_k:
-      for (int g = 0; g < 8; ++g) {
-        const KScale k = k_scale(block, g);
-        scales[g * kTileRows + row] = static_cast<std::uint8_t>(k.scale);
-        scales[(8 + g) * kTileRows + row] = static_cast<std::uint8_t>(k.minimum);
-      }
-      copy_f16(block, row, scales + 256);
-      copy_f16(block + 2, row, scales + 288);
-      break;
-    case Format::q6_k:
-      for (int sub = 0; sub < 16; ++sub) scales[sub * kTileRows + row] = block[192 + sub];
-      copy_f16(block + 208, row, scales + 256);
-      break;
-    case Format::w8_channel:
-    case Format::f32:
-    case Format::bf16:
-    case Format::f16:
-      break;
   }
 }
 
@@ -167,60 +87,11 @@ void unpack_scales(Format format, const std::uint8_t* strip, const std::uint8_t*
   }
 }
 
-// Columns [begin, begin + tile columns) of one row, clipped to `cols`.
-void pack_tile_row(const FormatInfo& info, const TileShape& shape, const std::uint8_t* row_data, std::int64_t begin,
-                   std::int64_t cols, int row, std::uint8_t* tile) {
-  const std::uint8_t* block = row_data + info.row_header_bytes + begin / info.block_elements * info.block_bytes;
-  for (int g = 0; g < shape.groups && begin + g * kGroupCols < cols; ++g) {
-    const int count = static_cast<int>(std::min<std::int64_t>(kGroupCols, cols - begin - g * kGroupCols));
-    std::uint8_t* piece = tile + g * shape.group_bytes;
-    if (!info.is_quantized()) {
-      pack_unquantized(info.format, block, count, row, piece);
-    } else if (info.format == Format::q4_0 || info.format == Format::q4_1) {
-      scatter_dwords(block + (info.has_minimum ? 4 : 2), 4, row, piece);  // the nibbles are in tile order already
-    } else {
-      CodeGroup group;
-      info.read_group(row_data, begin / kGroupCols + g, count, group);
-      pack_codes(shape.code_bits, group.codes, row, piece);
-    }
-  }
-  pack_scales(info.format, block, row, tile + shape.groups * shape.group_bytes);
-}
-
-// A row of zeros: codes that mean zero in every format, so padding never contributes.
-void clear_tile(const TileShape& shape, std::uint8_t* tile) {
-  std::memset(tile, 0, static_cast<std::size_t>(shape.tile_bytes));
-  if (shape.zero == 0) return;
-  std::uint8_t codes[kGroupCols];
-  std::memset(codes, shape.zero, sizeof(codes));
-  for (int g = 0; g < shape.groups; ++g) {
-    for (int row = 0; row < kTileRows; ++row) pack_codes(shape.code_bits, codes, row, tile + g * shape.group_bytes);
-  }
-}
-
 }  // namespace
 
 std::int64_t strip_bytes(Format format, std::int64_t cols) {
   const TileShape shape = tile_shape(format);
   return shape.header_bytes + ceil_div<std::int64_t>(cols, shape.cols) * shape.tile_bytes;
-}
-
-void pack_strip(Format format, const std::uint8_t* const rows[kTileRows], std::int64_t cols, std::uint8_t* strip) {
-  const FormatInfo& info = format_info(format);
-  const TileShape shape = tile_shape(format);
-  std::memset(strip, 0, static_cast<std::size_t>(shape.header_bytes));
-  for (int row = 0; row < kTileRows && shape.header_bytes > 0; ++row) {
-    if (rows[row] != nullptr) copy_f16(rows[row], row, strip);
-  }
-  std::uint8_t* tile = strip + shape.header_bytes;
-  for (std::int64_t begin = 0; begin < cols; begin += shape.cols, tile += shape.tile_bytes) {
-    // A full tile is overwritten whole, so only a partial one is cleared first.
-    const bool is_partial = begin + shape.cols > cols || std::find(rows, rows + kTileRows, nullptr) != rows + kTileRows;
-    if (is_partial) clear_tile(shape, tile);
-    for (int row = 0; row < kTileRows; ++row) {
-      if (rows[row] != nullptr) pack_tile_row(info, shape, rows[row], begin, cols, row, tile);
-    }
-  }
 }
 
 void unpack_strip_row(Format format, const std::uint8_t* strip, std::int64_t cols, int row, float* out) {

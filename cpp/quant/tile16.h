@@ -1,8 +1,8 @@
 // The CPU weight layout: tiles of 16 output rows by 32, 64 or 256 input columns, repacked from file rows without loss.
 //
 // Lane r of every vector belongs to output row r, so kernels need no horizontal sums. A strip is the tiles of 16 rows
-// in column order, one sequential stream. Layouts are drawn in tile16.cpp, sizes are in tile_shape.h. Safe from any
-// thread.
+// in column order, one sequential stream. Layouts are drawn in tile16.cpp, packing is in tile16_pack.cpp, sizes are
+// in tile_shape.h. Safe from any thread.
 #pragma once
 
 #include <cstdint>

@@ -12,6 +12,26 @@
 #include "tensor/device_memory.h"
 
 namespace nb {
+namespace {
+
+// Pieces from here on are mapped. malloc keeps what it is given back, in as many places as there are threads, and
+// raises the size from which it maps to 32 MB.
+constexpr std::size_t kMappedBytes = std::size_t{128} << 10;
+
+// Zeroed pages, at an address that is a multiple of `alignment` (of 4 KB at least). Throws out_of_memory.
+std::byte* map_pages(std::size_t bytes, std::size_t alignment) {
+  // Map more than needed by the alignment and give back the unaligned ends.
+  void* mapped = mmap(nullptr, bytes + alignment, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  NB_CHECK(mapped != MAP_FAILED, out_of_memory, "cannot allocate ", bytes, " bytes of host memory");
+  const auto address = reinterpret_cast<std::uintptr_t>(mapped);
+  const std::size_t head = round_up(address, static_cast<std::uintptr_t>(alignment)) - address;
+  std::byte* const base = static_cast<std::byte*>(mapped) + head;
+  if (head > 0) munmap(mapped, head);
+  munmap(base + bytes, alignment - head);
+  return base;
+}
+
+}  // namespace
 
 std::shared_ptr<HostArena> HostArena::create(std::size_t region_bytes) {
   return std::shared_ptr<HostArena>(new HostArena(round_up(std::max<std::size_t>(region_bytes, 1), kHugePageBytes)));
@@ -26,15 +46,8 @@ Buffer HostArena::allocate(std::size_t bytes, std::size_t alignment) {
   NB_CHECK(bytes < std::size_t{1} << 46, out_of_memory, "refusing to allocate ", bytes, " bytes of host memory");
   std::size_t offset = round_up(used_, alignment);
   if (regions_.empty() || offset + bytes > regions_.back().bytes) {
-    // Map one huge page more than needed and give back the unaligned ends.
     const std::size_t wanted = std::max(region_bytes_, round_up(bytes, kHugePageBytes));
-    void* mapped = mmap(nullptr, wanted + kHugePageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    NB_CHECK(mapped != MAP_FAILED, out_of_memory, "cannot allocate ", wanted, " bytes of host memory");
-    const auto address = reinterpret_cast<std::uintptr_t>(mapped);
-    const std::size_t head = round_up(address, static_cast<std::uintptr_t>(kHugePageBytes)) - address;
-    std::byte* base = static_cast<std::byte*>(mapped) + head;
-    if (head > 0) munmap(mapped, head);
-    munmap(base + wanted, kHugePageBytes - head);
+    std::byte* const base = map_pages(wanted, kHugePageBytes);
     if (madvise(base, wanted, MADV_HUGEPAGE) == 0) stats_.huge_page_bytes += wanted;
     regions_.push_back({base, wanted});
     ++stats_.system_allocs;
@@ -81,10 +94,15 @@ std::byte* CachingPool::ask_system(std::size_t size, bool& huge) {
              memory_->free_bytes(), " are free, ", stats().in_use_bytes, " in use by this pool");
     return static_cast<std::byte*>(data);
   }
-  const std::size_t alignment = size >= kHugePageBytes ? kHugePageBytes : kBufferAlignment;
-  auto* data = static_cast<std::byte*>(std::aligned_alloc(alignment, round_up(size, alignment)));
+  if (size >= kMappedBytes) {
+    constexpr std::size_t kPageBytes = 4096;
+    std::byte* const pages =
+        map_pages(round_up(size, kPageBytes), size >= kHugePageBytes ? kHugePageBytes : kPageBytes);
+    huge = size >= kHugePageBytes && madvise(pages, size, MADV_HUGEPAGE) == 0;
+    return pages;
+  }
+  auto* data = static_cast<std::byte*>(std::aligned_alloc(kBufferAlignment, size));
   NB_CHECK(data != nullptr, out_of_memory, "cannot allocate ", size, " bytes of host memory");
-  huge = size >= kHugePageBytes && madvise(data, size, MADV_HUGEPAGE) == 0;
   return data;
 }
 
@@ -128,6 +146,8 @@ void CachingPool::trim() {
   for (const auto& [bytes, data] : cached_) {
     if (memory_ != nullptr) {
       memory_->release(data);
+    } else if (bytes >= kMappedBytes) {
+      munmap(data, bytes);
     } else {
       std::free(data);
     }

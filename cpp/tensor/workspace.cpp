@@ -15,6 +15,7 @@ std::byte* Workspace::allocate(std::size_t bytes) {
   if (overflows) {
     overflow_.push_back(pool_->allocate(size));  // may throw: nothing has changed yet
     ++num_growths_;
+    has_overflowed_ = true;
   }
   used_ = begin + size;
   high_water_ = std::max(high_water_, used_);
@@ -50,9 +51,11 @@ const Workspace::Mirror* Workspace::add(const void* host, std::size_t key_bytes,
 void Workspace::reset() {
   used_ = 0;
   mirrors_.clear();
-  if (overflow_.empty()) return;
+  if (!has_overflowed_) return;
+  has_overflowed_ = false;
   overflow_.clear();
   arena_ = Buffer();
+  pool_->trim();  // pieces of sizes that no step will ask for again
   arena_ = pool_->allocate(high_water_);
 }
 

@@ -1,7 +1,8 @@
 // The scratch arena of one step: bump allocation, released by scope, with a high-water mark.
 //
-// When a step needs more than there is, the extra pieces come from the pool and the next `reset` grows the arena to
-// the high-water mark, so after warm-up a step allocates nothing. Not for anything that outlives a step. One thread.
+// When a step needs more than there is, the extra pieces come from the pool, return to it with their scope, and the
+// next `reset` grows the arena to the high-water mark, so after warm-up a step allocates nothing. Not for anything that
+// outlives a step. One thread.
 #pragma once
 
 #include <cstddef>
@@ -56,14 +57,15 @@ class Workspace {
   /// Releases what was allocated since its construction.
   class Scope {
    public:
-    explicit Scope(Workspace& workspace) : workspace_(workspace), mark_(workspace.used_) {}
-    ~Scope() { workspace_.used_ = mark_; }
+    explicit Scope(Workspace& workspace)
+        : workspace_(workspace), mark_(workspace.used_), num_overflow_(workspace.overflow_.size()) {}
+    ~Scope() { workspace_.release_to(mark_, num_overflow_); }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
     Workspace& workspace_;
-    std::size_t mark_;
+    std::size_t mark_, num_overflow_;
   };
 
  private:
@@ -73,6 +75,11 @@ class Workspace {
     Buffer copy;
   };
   static constexpr std::size_t kDerived = ~std::size_t{0};  // in the place of a size: made from something else
+  void release_to(std::size_t mark, std::size_t num_overflow) {
+    used_ = mark;
+    // To the pool, where the next operator finds them: a first step of many layers must not hold a set for each.
+    while (overflow_.size() > num_overflow) overflow_.pop_back();
+  }
   const Mirror* find(const void* host, std::size_t bytes) const;
   const Mirror* add(const void* host, std::size_t key_bytes, const void* data, std::size_t bytes);
   const void* mirror(const void* host, std::size_t bytes);
@@ -84,6 +91,7 @@ class Workspace {
   std::size_t used_ = 0;  // bytes of arena and overflow together
   std::size_t high_water_ = 0;
   std::size_t num_growths_ = 0;
+  bool has_overflowed_ = false;  // since the last reset
 };
 
 }  // namespace nb

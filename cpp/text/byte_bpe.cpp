@@ -19,7 +19,7 @@ ByteBpe::ByteBpe(Vocabulary& vocabulary, const PreTokenizer& pre_tokenizer, std:
     const bool is_merged = std::any_of(parsed.begin(), parsed.end(), [id](const Merge& m) { return m.merged == id; });
     if (!is_byte && !is_merged && !is_special_type(vocabulary.type(id))) vocabulary.set_type(id, TokenType::control);
   }
-  find_whole_tokens();
+  whole_ = std::make_unique<std::atomic<Whole>[]>(static_cast<std::size_t>(vocabulary.size()));
 }
 
 std::vector<Merge> ByteBpe::parse_merges(std::span<const std::string_view> merges) const {
@@ -39,9 +39,19 @@ std::vector<Merge> ByteBpe::parse_merges(std::span<const std::string_view> merge
              ") does not have the form \"left right\"");
     const std::string_view left = merge.substr(0, space);
     const std::string_view right = merge.substr(space + 1);
-    joined.assign(left).append(right);
-    const TokenId merged = known(joined);
-    const Merge found{known(left), known(right), merged};
+    // The part that is wrong is named in the order joined, left, right.
+    Merge found{vocabulary_->find_text(left), vocabulary_->find_text(right), -1};
+    if (found.left >= 0 && found.right >= 0 && vocabulary_->is_spelled(found.left) &&
+        vocabulary_->is_spelled(found.right)) {
+      joined.assign(vocabulary_->stored(found.left)).append(vocabulary_->stored(found.right));
+      found.merged = vocabulary_->find_bytes(joined);  // what the joined text spells: spares to spell it
+    }
+    if (found.merged < 0) {
+      joined.assign(left).append(right);
+      found = {-1, -1, known(joined)};
+      found.left = known(left);
+      found.right = known(right);
+    }
     // The text of an added or unused token is no spelling: what it stands for may differ from what is merged.
     joined.assign(vocabulary_->bytes(found.left)).append(vocabulary_->bytes(found.right));
     const bool keeps_text =
@@ -58,20 +68,21 @@ void ByteBpe::find_byte_tokens() {
   }
 }
 
-void ByteBpe::find_whole_tokens() {
-  whole_.assign(static_cast<std::size_t>(vocabulary_->size()), false);
-  std::vector<TokenId> ids;
-  for (TokenId id = 0; id < vocabulary_->size(); ++id) {
+bool ByteBpe::is_whole(TokenId id) const {
+  std::atomic<Whole>& known = whole_[static_cast<std::size_t>(id)];
+  Whole state = known.load(std::memory_order_relaxed);
+  if (state == Whole::unknown) {
+    bool is_whole = false;
     const std::string_view bytes = vocabulary_->bytes(id);
-    if (vocabulary_->find_bytes(bytes) != id || is_special_type(vocabulary_->type(id))) continue;
-    bool is_whole = pre_tokenizer_.whole_pieces_first;
-    if (!is_whole) {
-      ids.clear();
-      append_merged(bytes, ids);
-      is_whole = ids.size() == 1 && ids[0] == id;
+    if (vocabulary_->find_bytes(bytes) == id && !is_special_type(vocabulary_->type(id))) {
+      std::vector<TokenId> ids;
+      if (!pre_tokenizer_.whole_pieces_first) append_merged(bytes, ids);
+      is_whole = pre_tokenizer_.whole_pieces_first || (ids.size() == 1 && ids[0] == id);
     }
-    whole_[static_cast<std::size_t>(id)] = is_whole;
+    state = is_whole ? Whole::yes : Whole::no;  // whoever else finds it out writes the same
+    known.store(state, std::memory_order_relaxed);
   }
+  return state == Whole::yes;
 }
 
 void ByteBpe::append(std::string_view text, std::vector<TokenId>& ids) const {
@@ -80,7 +91,7 @@ void ByteBpe::append(std::string_view text, std::vector<TokenId>& ids) const {
     text.remove_prefix(piece.size());
     if (piece.size() <= vocabulary_->max_token_bytes()) {
       const TokenId id = vocabulary_->find_bytes(piece);
-      if (id >= 0 && whole_[static_cast<std::size_t>(id)]) {
+      if (id >= 0 && is_whole(id)) {
         ids.push_back(id);
         continue;
       }

@@ -1,12 +1,15 @@
 // Byte-level BPE ("gpt2" in GGUF: SmolLM, GPT-2, Llama 3, Qwen): text without added tokens to ids.
 //
 // Text is split into pieces (pretokenize.h), whose bytes are merged (bpe.h). Not for normalisation or added tokens,
-// which tokenizer.h does before. Immutable after construction; safe to use from any thread.
+// which tokenizer.h does before. Safe to use from any thread after construction: all that changes is what is remembered
+// about tokens.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -33,19 +36,24 @@ class ByteBpe {
   /// Whether a token spells the byte alone.
   bool has_byte(std::uint8_t byte) const { return byte_tokens_[byte] >= 0; }
 
-  std::size_t memory_bytes() const { return merges_.memory_bytes() + whole_.capacity() / 8; }
+  std::size_t memory_bytes() const {
+    return merges_.memory_bytes() + static_cast<std::size_t>(vocabulary_->size()) * sizeof(whole_[0]);
+  }
 
  private:
   std::vector<Merge> parse_merges(std::span<const std::string_view> merges) const;
   void find_byte_tokens();
-  void find_whole_tokens();
+  bool is_whole(TokenId id) const;
   void append_merged(std::string_view piece, std::vector<TokenId>& ids) const;
 
   const Vocabulary* vocabulary_;
   PreTokenizer pre_tokenizer_;
   MergeTable merges_;
   std::array<TokenId, 256> byte_tokens_{};  // -1: the vocabulary lacks the byte
-  std::vector<bool> whole_;                 // tokens that their own bytes are encoded as, so that merging can be spared
+  // Tokens that their own bytes are encoded as, so that merging can be spared. Found out when first asked for: most of
+  // a vocabulary is never met.
+  enum class Whole : std::uint8_t { unknown, no, yes };
+  std::unique_ptr<std::atomic<Whole>[]> whole_;
 };
 
 }  // namespace nb::text

@@ -46,16 +46,24 @@ bool append_spelled(std::string& out, std::string_view text) {
   const std::size_t old_size = out.size();
   const char* position = text.data();
   const char* const end = position + text.size();
+  const auto unit = [&](int i) { return static_cast<std::uint8_t>(position[i]); };
   while (position < end) {
-    const DecodedChar next = decode_utf8(position, end);
-    const bool known = next.status == Utf8Status::valid && next.code_point < kAlphabetEnd;
-    const int byte = known ? letters.byte_of[next.code_point] : -1;
+    // The letters have one or two bytes of UTF-8. A lead byte C0 or C1 would be an overlong form.
+    std::size_t code_point = kAlphabetEnd;
+    int length = 1;
+    if (unit(0) < 0x80) {
+      code_point = unit(0);
+    } else if (unit(0) >= 0xC2 && unit(0) < 0xE0 && position + 1 < end && (unit(1) & 0xC0) == 0x80) {
+      code_point = static_cast<std::size_t>(unit(0) & 0x1F) << 6 | (unit(1) & 0x3F);
+      length = 2;
+    }
+    const int byte = code_point < kAlphabetEnd ? letters.byte_of[code_point] : -1;
     if (byte < 0) {
       out.resize(old_size);
       return false;
     }
     out.push_back(static_cast<char>(static_cast<std::uint8_t>(byte)));
-    position += next.length;
+    position += length;
   }
   return true;
 }
@@ -217,11 +225,13 @@ TokenId Vocabulary::find_byte_token(std::uint8_t byte) const {
 }
 
 TokenId Vocabulary::find_text(std::string_view text) const {
-  if (const TokenId id = find(text, Form::verbatim); id >= 0) return id;
   if (spelling_ == Spelling::byte_level) {
+    // No two tokens have one text, so that the order does not matter; most are spelled.
     const std::optional<std::string> bytes = spelled_bytes(text);
-    return bytes ? find(*bytes, Form::spelled) : -1;
+    const TokenId id = bytes ? find(*bytes, Form::spelled) : -1;
+    return id >= 0 ? id : find(text, Form::verbatim);
   }
+  if (const TokenId id = find(text, Form::verbatim); id >= 0) return id;
   if (const std::optional<std::uint8_t> byte = named_byte(text)) {
     if (const TokenId id = find_byte_token(*byte); id >= 0) return id;
   }

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nanobraid import _core
 from nanobraid._draft import Prepared
 from nanobraid._driver import Call, Driver
 from nanobraid._options import require_one_of
-from nanobraid._requests import params_for
+from nanobraid._requests import is_list_like, params_for
 from nanobraid.composition import Content, Reuse, Segment, reuse_options
 from nanobraid.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError, error_of
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: (begin, count, anchor token ids) of a chunk in its prompt.
 Chunk = tuple[int, int, list[int]]
@@ -31,7 +32,7 @@ def encode_content(tokenizer: Tokenizer, content: Content, where: str, *, at_sta
     """
     if isinstance(content, str):
         ids = tokenizer.encode(content, add_special_tokens=False, at_start=at_start)
-    elif isinstance(content, Sequence | np.ndarray) and not isinstance(content, bytes):
+    elif is_list_like(content) and not isinstance(content, bytes):
         ids = tokenizer.check_token_ids(content, f"{where}: token_ids")
     else:
         raise InvalidArgumentError(f"{where} must be a string or a list of token ids, got {type(content).__name__}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from nanobraid.errors import InvalidArgumentError
 from nanobraid.guided import plan_for
@@ -16,6 +15,12 @@ Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 """One text, several texts, or several lists of token ids."""
 
 
+def is_list_like(value: object) -> bool:
+    """Whether a value is a sequence or a numpy array."""
+    numpy = sys.modules.get("numpy")  # not imported for this: without it nobody has an array
+    return isinstance(value, Sequence) or (numpy is not None and isinstance(value, numpy.ndarray))
+
+
 def encode_prompts(tokenizer: Tokenizer, prompts: Prompts) -> tuple[list[str | None], list[list[int]]]:
     """Returns the prompts as texts (None for those given as ids) and as token ids.
 
@@ -24,7 +29,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Prompts) -> tuple[list[str | N
     """
     if isinstance(prompts, str):
         prompts = [prompts]
-    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Sequence | np.ndarray):
+    if isinstance(prompts, bytes | Mapping) or not is_list_like(prompts):
         raise InvalidArgumentError(
             f"prompts must be a string, a list of strings or a list of token id lists, got {type(prompts).__name__}"
         )
@@ -34,7 +39,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Prompts) -> tuple[list[str | N
         if isinstance(prompt, str):
             texts.append(prompt)
             all_ids.append(tokenizer.encode(prompt))
-        elif isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes):
+        elif is_list_like(prompt) and not isinstance(prompt, bytes):
             texts.append(None)
             all_ids.append(tokenizer.check_token_ids(prompt, f"prompt {i}: token_ids"))
         else:

@@ -15,13 +15,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nanobraid._logging import logger
 from nanobraid.errors import InvalidArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nanobraid.tokenizer import Tokenizer
 
 _MAX_BYTES = 1 << 20
@@ -165,7 +165,7 @@ class GuidedMatcher:
         self._matcher = matcher
         self._text_bits = text_bits
         self._end_word, self._end_bit = end_id // _WORD_BITS, 1 << end_id % _WORD_BITS
-        self.mask = np.zeros_like(text_bits)
+        self.mask = text_bits ^ text_bits  # zeros of its type
         self._address, self._num_bytes = self.mask.ctypes.data, self.mask.nbytes
 
     def fill(self) -> bool:
@@ -177,7 +177,7 @@ class GuidedMatcher:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._num_bytes)
         self._require_no_error()
         may_end = bool(int(self.mask[self._end_word]) & self._end_bit)
-        np.bitwise_and(self.mask, self._text_bits, out=self.mask)
+        self.mask &= self._text_bits
         return may_end
 
     def accept(self, token_id: int) -> bool:
@@ -231,6 +231,8 @@ class _Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        import numpy as np
+
         given = tokenizer.core.token_bytes()
         is_text = np.array([bool(token) for token in given])
         self.end_id = len(given)

@@ -9,9 +9,6 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nanobraid import _core, _logging
 from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
@@ -26,6 +23,8 @@ from nanobraid.sampling_params import SamplingParams, require_int
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Self
 
 _MAX_THREADS = 256
@@ -107,7 +106,7 @@ class LLM(Composing):
         kv_store_path: str | os.PathLike[str] | None = None,
         kv_store_bytes: int | None = None,
     ) -> None:
-        from nanobraid import _export_cache, models
+        from nanobraid import models
 
         backend = backend_of(device)
         require_one_of("dtype", dtype, _DTYPES)
@@ -132,7 +131,11 @@ class LLM(Composing):
         trace = trace_file(trace_path)
         store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
 
-        path = _export_cache.model_file(models.ensure(model))
+        path = models.ensure(model)
+        if path.is_dir():
+            from nanobraid import _export_cache  # importing the exporter takes time and memory
+
+            path = _export_cache.model_file(path)
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():

@@ -43,12 +43,13 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from nanobraid import models
-        from nanobraid._gguf_bytes import gguf_bytes
-        from nanobraid.export.hf_tokenizer import has_hf_tokenizer, read_hf_tokenizer
 
         given = Path(path) if path else None
-        self._path = given if given is not None and given.is_dir() and has_hf_tokenizer(given) else models.ensure(path)
+        self._path = given if given is not None and _has_hf_tokenizer(given) else models.ensure(path)
         if self._path.is_dir():
+            from nanobraid._gguf_bytes import gguf_bytes
+            from nanobraid.export.hf_tokenizer import read_hf_tokenizer
+
             data = gguf_bytes(read_hf_tokenizer(self._path))
             with core_errors():
                 self._core = _core.Tokenizer.from_gguf(data, str(self._path))
@@ -215,3 +216,11 @@ def _check_text(text: object) -> None:
         raise InvalidArgumentError(
             f"text has a lone surrogate {text[error.start]!r} at character {error.start}, which is not Unicode text"
         ) from None
+
+
+def _has_hf_tokenizer(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    from nanobraid.export.hf_tokenizer import has_hf_tokenizer  # importing the exporter takes time and memory
+
+    return has_hf_tokenizer(path)

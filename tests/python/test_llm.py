@@ -20,6 +20,25 @@ import nanobraid as nb
 GREEDY = nb.SamplingParams(temperature=0, max_tokens=16)
 
 
+# --- start -------------------------------------------------------------------------------------------------------
+
+# What most programs never use, and what takes time and memory to import.
+STARTED = """
+import sys
+import nanobraid as nb
+with nb.LLM(sys.argv[1], max_model_len=64) as llm:
+    print(len(llm.generate([[1, 2, 3]], nb.SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids))
+unused = ("asyncio", "http.client", "jinja2", "llguidance", "numpy", "rich", "ssl", "tempfile", "zipfile")
+print(*(name for name in (*unused, "nanobraid.export", "nanobraid.models._hub") if name in sys.modules))
+"""
+
+
+def test_a_first_answer_imports_only_what_it_needs(model_path: Path) -> None:
+    command = [sys.executable, "-c", STARTED, str(model_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split("\n") == ["2", "", ""]
+
+
 # --- generate ----------------------------------------------------------------------------------------------------
 
 

@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nanobraid.errors import (
     DownloadError,
@@ -23,7 +23,7 @@ from nanobraid.errors import (
     ModelNotFoundError,
     UnsupportedError,
 )
-from nanobraid.models import _hub, _known, _repo
+from nanobraid.models import _known, _repo
 from nanobraid.models._cache import (
     Progress,
     announce,
@@ -34,9 +34,11 @@ from nanobraid.models._cache import (
     is_offline,
     models_dir,
 )
-from nanobraid.models._hub import Confirm, Offer
 from nanobraid.models._known import DEFAULT_MODEL, KNOWN_MODELS, KnownModel, announced
 from nanobraid.models._listing import FoundModel, list_models
+
+if TYPE_CHECKING:
+    from nanobraid.models._hub import Confirm, Offer
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -70,8 +72,18 @@ def find_models() -> list[Path]:
     return [model.path for model in list_models()]
 
 
+def __getattr__(name: str) -> Any:
+    if name in ("Confirm", "Offer"):
+        from nanobraid.models import _hub  # what only downloads need takes time and memory to import
+
+        return getattr(_hub, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def hub_state() -> str:
     """The hub that ``org/name`` is downloaded from, or why nothing is."""
+    from nanobraid.models import _hub
+
     return _hub.unavailable_reason() or _hub.endpoint()
 
 
@@ -154,6 +166,10 @@ def _check_existing(path: Path, mode: int) -> Path:
 
 
 def _what_was_tried(name: str, path: Path, repo: _repo.Repo | None, tried: list[str]) -> str:
+    import difflib
+
+    from nanobraid.models import _hub
+
     message = f"no model {name!r}: tried {', '.join(tried)}"
     if name.lower() in KNOWN_MODELS:
         message += f" and the installed packages; 'nanobraid pull {name}' downloads it"
@@ -189,12 +205,16 @@ def ensure(model: str | os.PathLike[str], confirm: Confirm | None = None) -> Pat
         repo = _repo.Repo.parse(name)
         if repo is None or Path(name).exists():
             raise
+        from nanobraid.models import _hub
+
         if _hub.unavailable_reason():
             raise DownloadError(str(missing)) from None
     return _download(repo, confirm)
 
 
 def _download(repo: _repo.Repo, confirm: Confirm | None) -> Path:
+    from nanobraid.models import _hub
+
     offer = _hub.find_offer(repo)
     if confirm is not None:
         confirm(offer)
@@ -221,6 +241,8 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         DownloadError: The download failed, a checksum is wrong, or it is needed and not allowed.
         InvalidArgumentError: The name fits several files of the repository.
     """
+    from nanobraid.models import _hub
+
     known = KNOWN_MODELS.get(name.lower())
     if known is not None:
         return _known.pull_known(known, progress)
@@ -240,6 +262,8 @@ def _parsed(name: str) -> _repo.Repo:
     repo = _repo.Repo.parse(name)
     if repo is not None:
         return repo
+    import difflib
+
     close = difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ModelNotFoundError(

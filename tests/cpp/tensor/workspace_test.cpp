@@ -28,6 +28,30 @@ TEST(Workspace, GrowsOnceThenNeverAgain) {
   EXPECT_EQ(workspace.high_water_bytes(), high);
 }
 
+// A step of many layers, the first of its size: what one layer needs is enough for all, and no piece stays behind.
+TEST(Workspace, AFirstStepHoldsNoMoreThanItsLargestScope) {
+  const auto pool = CachingPool::create();
+  Workspace workspace(pool);
+  constexpr std::size_t kPieceBytes = 1 << 20;
+  const auto held = [&] { return pool->stats().in_use_bytes + pool->stats().cached_bytes; };
+  const auto step = [&](int num_pieces) {
+    workspace.allocate(1000);
+    for (int layer = 0; layer < 20; ++layer) {
+      const Workspace::Scope scope(workspace);
+      for (int i = 0; i < num_pieces; ++i) workspace.allocate(kPieceBytes)[0] = std::byte{1};
+    }
+  };
+  step(3);
+  EXPECT_LE(held(), 4 * kPieceBytes);
+  EXPECT_LE(pool->stats().system_allocs, 4u);
+  workspace.reset();
+  EXPECT_EQ(pool->stats().cached_bytes, 0u);
+  EXPECT_LE(held(), CachingPool::size_class(3 * kPieceBytes + 1024));
+  step(5);  // grows again: neither the old arena nor the pieces are kept
+  workspace.reset();
+  EXPECT_LE(held(), CachingPool::size_class(5 * kPieceBytes + 1024));
+}
+
 TEST(Workspace, PiecesAreAlignedAndDisjointWithinAScope) {
   Workspace workspace(CachingPool::create());
   for (int round = 0; round < 2; ++round) {

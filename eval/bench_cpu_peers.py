@@ -6,9 +6,9 @@
 Every round measures the peers, then nanobraid; a row compares medians, and goes to stderr once it is done. Its columns:
 both sides, their ratio, what it must be and what is aimed at. llama.cpp runs in every configuration of `peers.py`
 in every round; the one with the best median is compared, and named. Limits of the machine are measured before and
-after, the higher counts: the read bandwidth on 2 MB pages and, with --op-bench, the peak of int8 products. Shares of
-them count the bytes of the file that a token needs and the products of its matrices (not the head, of which a prompt
-needs one row; not attention).
+after, where the higher counts, and in every round of a row that is a share of one, where the median counts: the read
+bandwidth on 2 MB pages and, with --op-bench, the peak of int8 products. Shares of them count the bytes of the file that
+a token needs and the products of its matrices (not the head, of which a prompt needs one row; not attention).
 
 `--models` are folders that hold the files named in the rows; a row whose file is missing says so. The Qwen2-shaped
 files come from tools/make_random_model.py and llama-quantize. A file under --files gets the rows prefill and decode.
@@ -159,6 +159,12 @@ def limits_of(before: dict[str, float], after: dict[str, float]) -> dict[str, fl
     return {**both, "read_gb_s": max(both["read_gb_s"], both.get("read_2m_all_gb_s", 0.0))}
 
 
+def median_ceilings(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each ceiling; read_gb_s is the better of its two measurements in every round."""
+    medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    return {**medians, "read_gb_s": statistics.median(limits_of(each, each)["read_gb_s"] for each in rounds)}
+
+
 # ---- measurements: each takes the number of its round and answers {side: {configuration: {metric: value}}} -----------
 
 Measure = Callable[[int], dict[str, Measured]]
@@ -284,9 +290,14 @@ def compare(file: Path, rows: list[Row], args: argparse.Namespace) -> list[dict[
     about: dict[str, Any] = {}
     rounds = []
     load = load_average()
+    ceilings = []
     with KINDS[rows[0].kind](file, {row.metric for row in rows}, args, about) as measure:
         for number in range(args.rounds):
+            if rows[0].kind == "speed":
+                ceilings.append(measure_ceilings(args))
             rounds.append(measure(number))
+    if ceilings:
+        about.update(ceilings=median_ceilings(ceilings), every_ceiling=ceilings)
     return [result_of(row, rounds, about, load) for row in rows]
 
 
@@ -423,7 +434,7 @@ def main() -> int:
     report.update(ceilings_before=before, ceilings_after=after, limits=limits, load_after=load_average())
     for row, result in done:
         for side in result.get("sides", {}).values():
-            side["shares"] = shares(row, side["median"], works[row.model], limits)
+            side["shares"] = shares(row, side["median"], works[row.model], result["about"].get("ceilings", limits))
     report["rows"] = [result for _, result in done]
     title = f"{report['cpu']}, {args.threads} threads, medians of {args.rounds} rounds"
     print(f"{title}; load {report['load_before']:.2f} before, {report['load_after']:.2f} after")

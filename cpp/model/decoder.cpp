@@ -58,9 +58,7 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     observe(LayerInput::gate_up, hidden);
     const ops::Activation gated =
         ops::norm_gate_up(hidden, {layer.ffn_norm, config_.rms_norm_eps}, layer.gate_up, layer.down.act_type, ctx);
-    if (gated.values != nullptr) {
-      observe(LayerInput::down, Tensor(gated.values, DType::f32, {gated.rows, gated.cols}));
-    }
+    if (observer && gated.values != nullptr) observer(i, LayerInput::down, ops::values_of(gated, ctx));
     ops::linear_residual(hidden, gated, layer.down, ctx);
     weights_.release(i);
   }

@@ -13,10 +13,13 @@ namespace nb::ops {
 /// What enters a matrix product. bf16 values are stored as f32 rounded to bf16 on the CPU, as bf16 on a device.
 enum class ActType : uint8_t { f32, bf16, int8 };
 
+/// Rows of a panel, see Activation.
+inline constexpr int kPanelRows = 4;
+
 /// Rows ready for a matrix product, made by the `prepare` kernel of the same backend.
 /// int8: per 32 columns, value = code * scale, code in [-127, 127]; sum is the sum of the 32 codes.
-/// The order of elements is the backend's. Reference and devices: row after row. Tiled tables: panels of 4 rows (the
-/// last has what is left), in them for each 32 columns what row after row of the panel has there.
+/// The order of elements is the backend's. Reference and devices: row after row. Tiled tables: panels of kPanelRows
+/// (the last has what is left), in them for each 32 columns what row after row of the panel has there.
 struct Activation {
   ActType type;
   int32_t rows;

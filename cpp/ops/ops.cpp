@@ -144,6 +144,20 @@ Activation prepare(Tensor x, ActType type, ExecContext& ctx) {
   return out;
 }
 
+Tensor values_of(const Activation& x, ExecContext& ctx) {
+  NB_ASSERT(x.values != nullptr && ctx.kernels->memory == nullptr);
+  Tensor out = allocate_f32(x.rows, x.cols, *ctx.workspace);
+  const int panel = ctx.kernels->layout == WeightLayout::tile16 ? kPanelRows : 1;
+  for (int t = 0; t < x.rows; ++t) {
+    const int first = t / panel * panel, count = std::min(panel, x.rows - first);
+    for (int g = 0; g < x.cols / 32; ++g) {
+      const std::int64_t at = std::int64_t{first} * x.cols + std::int64_t{32} * (g * count + t - first);
+      std::copy_n(x.values + at, 32, out.as<float>() + t * out.row_stride + 32 * g);
+    }
+  }
+  return out;
+}
+
 void linear(Tensor out, const Activation& x, const LinearSegment& weight, Tensor bias, bool accumulate,
             ExecContext& ctx) {
   NB_CHECK(x.cols == round_up(weight.cols, 32), invalid_argument, "linear: x has ", x.cols, " columns, the weight ",

@@ -56,6 +56,9 @@ void rms_norm(Tensor out, Tensor x, const Norm& norm, ExecContext& ctx);
 /// Rows ready for a product with `weight`, in the workspace of ctx. x f32[T, cols].
 Activation prepare(Tensor x, ActType type, ExecContext& ctx);
 
+/// The values of rows that are not int8, f32[rows, cols] in the workspace of ctx, row after row.
+Tensor values_of(const Activation& x, ExecContext& ctx);
+
 /// out = x W^T (+ bias) or, with accumulate, out += x W^T (+ bias), for one segment. out f32[T, rows].
 void linear(Tensor out, const Activation& x, const LinearSegment& weight, Tensor bias, bool accumulate,
             ExecContext& ctx);

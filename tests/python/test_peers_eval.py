@@ -132,6 +132,10 @@ def test_shares_of_the_limits(bench: Any) -> None:
     limits = bench.limits_of({"read_gb_s": 30.0, **ceilings}, {"read_gb_s": 35.0, **ceilings, "int8_dot_gop_s": 800.0})
     assert limits == {"read_gb_s": 40.5, "int8_dot_gop_s": 900.0, "read_2m_all_gb_s": 40.5}
     assert bench.limits_of({"read_gb_s": 30.0}, {"read_gb_s": 35.0}) == {"read_gb_s": 35.0}  # without op_bench
+    rounds = [
+        {"read_gb_s": read, "read_2m_all_gb_s": other} for read, other in ((10.0, 40.0), (30.0, 20.0), (50.0, 9.0))
+    ]
+    assert bench.median_ceilings(rounds) == {"read_gb_s": 40.0, "read_2m_all_gb_s": 20.0}
     work = bench.Work(bytes_per_token=81_000_000, ops_per_token=900_000_000)
     assert bench.shares(bench.Row("speed", "decode", "x"), 250, work, limits) == {"of_read": pytest.approx(0.5)}
     assert bench.shares(bench.Row("speed", "prefill", "x"), 600, work, limits) == {"of_int8": pytest.approx(0.6)}

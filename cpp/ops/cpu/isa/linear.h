@@ -8,8 +8,6 @@ using quant::Format;
 using quant::tile_shape;
 using quant::TileShape;
 
-/// Rows of a panel of x, see Activation.
-constexpr int kPanelRows = 4;
 /// Rows of x computed together in floats: a multiple of kPanelRows, an accumulator each.
 constexpr int kMaxRows = kLanes == 16 ? 12 : 4;
 /// Strips computed together, so that a value of x is loaded once for both; only where registers are plenty.

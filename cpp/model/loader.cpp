@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <atomic>
 #include <charconv>
-#include <chrono>
 #include <memory>
 #include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "model/load_progress.h"
 #include "ops/pack_queue.h"
 #include "quant/finite.h"
 #include "quant/format.h"
@@ -27,29 +27,6 @@ std::int32_t interleaved_row(std::int32_t row, int head_dim) {
   const int within = row % head_dim, half = head_dim / 2;
   return row - within + 2 * (within % half) + within / half;
 }
-
-// Says how far loading has come, if it takes long.
-class LoadProgress {
- public:
-  explicit LoadProgress(std::string name) : name_(std::move(name)) {}
-
-  void operator()(std::int64_t done, std::int64_t total) {
-    const Clock::time_point now = Clock::now();
-    if (done >= total || now < next_) return;
-    next_ = now + kInterval;
-    const double seconds = std::chrono::duration<double>(now - begun_).count();
-    const auto megabytes = [](double bytes) { return static_cast<std::int64_t>(bytes / 1e6); };
-    log(LogLevel::info, "loading ", name_, ": ", megabytes(static_cast<double>(done)), " of ",
-        megabytes(static_cast<double>(total)), " MB, ", megabytes(static_cast<double>(done) / seconds), " MB/s");
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::seconds kInterval{3};
-
-  std::string name_;
-  Clock::time_point begun_ = Clock::now(), next_ = begun_ + kInterval;
-};
 
 class Loader {
  public:

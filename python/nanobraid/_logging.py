@@ -16,6 +16,9 @@ logger = logging.getLogger("nanobraid")
 
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
+#: How the core's lines begin that say how far the loading of a model has come.
+LOADING = "loading "
+
 _FORMAT = "nanobraid: %(levelname)s: %(message)s"
 _handler = logging.StreamHandler()
 _handler.setFormatter(logging.Formatter(_FORMAT))
@@ -32,15 +35,21 @@ def follow_python_level() -> None:
     _core.set_log_level(name)
 
 
-def show_on_stderr(level: str) -> None:
+def show_on_stderr(level: str, *, loading: bool = False) -> None:
     """Prints lines of this level and above to stderr.
 
     Args:
         level: error, warning, info or debug.
+        loading: Print also, whatever the level, how far loading has come when it takes long.
     """
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno >= LEVELS[level] or (loading and record.getMessage().startswith(LOADING))
+
+    _handler.filters[:] = [is_wanted]
     if _handler not in logger.handlers:
         logger.addHandler(_handler)
-    logger.setLevel(LEVELS[level])
+    logger.setLevel(min(LEVELS[level], logging.INFO) if loading else LEVELS[level])
     follow_python_level()
 
 

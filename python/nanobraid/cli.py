@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.command is None:
                 parser.print_help(sys.stderr)
                 return 2
-            _logging.show_on_stderr(options.log_level or _env_level())
+            _logging.show_on_stderr(options.log_level or _env_level(), loading=sys.stderr.isatty())
             status = int(options.run(options))
             sys.stdout.flush()
             return status

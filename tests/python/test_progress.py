@@ -81,3 +81,21 @@ def test_on_a_terminal(model_path: Path) -> None:
     assert run.wait(timeout=120) == 0, text.decode()
     assert b"tokens/s" in text
     assert b"/24" in text
+
+
+@pytest.mark.parametrize(
+    ("level", "loading", "shown"), [("warning", True, 1), ("warning", False, 0), ("info", False, 2)]
+)
+def test_a_terminal_sees_how_far_loading_has_come(level: str, loading: bool, shown: int) -> None:
+    """What the command does in a terminal: lines of loading at any level, no others."""
+    program = f"""
+from nanobraid import _logging
+_logging.show_on_stderr({level!r}, loading={loading})
+_logging._sink("info", "loading big: 300 of 900 MB, 40 MB/s")
+_logging._sink("info", "loaded big")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert len(lines) == shown
+    if shown:
+        assert lines[0] == "nanobraid: INFO: loading big: 300 of 900 MB, 40 MB/s"

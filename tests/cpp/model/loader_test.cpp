@@ -3,8 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+
+#include "base/log.h"
 #include "io/expect_error.h"
 #include "io/gguf_source.h"
+#include "model/load_progress.h"
 #include "model/naive_llama.h"
 
 namespace nb::model {
@@ -136,6 +140,24 @@ TEST(LoadModel, RefusesBadOptions) {
       ErrorCode::invalid_argument, [&] { load_model(path, {.num_threads = 1000}); }, "1000");
   expect_error(
       ErrorCode::io, [&] { load_model(scratch.path("nowhere.gguf"), {}); }, "nowhere.gguf");
+}
+
+TEST(LoadProgress, SpeaksAfterEachIntervalUntilAllIsRead) {
+  using namespace std::chrono_literals;
+  std::vector<std::string> lines;
+  const LogLevel level = log_level();
+  set_log_level(LogLevel::info);
+  set_log_sink([&](LogLevel, const std::string& line) { lines.push_back(line); });
+  LoadProgress often("often", 0ns), seldom("seldom", 1h);
+  for (const std::int64_t done : {2'000'000, 4'000'000, 9'000'000}) {
+    often(done, 9'000'000);
+    seldom(done, 9'000'000);
+  }
+  set_log_sink({});
+  set_log_level(level);
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].rfind("loading often: 2 of 9 MB, ", 0), 0u) << lines[0];
+  EXPECT_EQ(lines[1].rfind("loading often: 4 of 9 MB, ", 0), 0u) << lines[1];
 }
 
 }  // namespace

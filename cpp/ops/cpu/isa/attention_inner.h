@@ -59,13 +59,8 @@ constexpr bool kPacksPairs = kFormat == quant::KvFormat::bf16&& kBf16Dot;
 template <quant::KvFormat kFormat>
 constexpr int kWeightFloats = kPacksPairs<kFormat> ? 8 : 16;
 
-// Asks for a line that is read soon, `ahead` bytes behind p, unless that is 0: blocks lie too far apart for the
-// processor to guess what comes next, and to ask for whole cells at once would wait.
-inline void fetch_line(const uint8_t* p, int64_t ahead) {
-  if (ahead != 0) __builtin_prefetch(p + ahead, 0, 3);
-}
-
-// Scores of kColumns columns against the 16 keys of each of kCells cells. Fetches as many bytes `ahead` of them.
+// Scores of kColumns columns against the 16 keys of each of kCells cells. Fetches what lies `ahead` of each line as it
+// is used: blocks lie too far apart for the processor to guess, and to ask for whole cells at once would wait.
 template <quant::KvFormat kFormat, int kColumns, int kCells>
 inline void score_cells(const uint8_t* const* cells, int dim, const float* q, float* scores, int64_t ahead) {
   for (int part = 0; part < kParts; ++part) {

@@ -163,12 +163,18 @@ inline void dot_group(const uint8_t* lanes, int64_t strip_bytes, const int8_t* c
 /// How far ahead of use a strip alone is fetched: more than the processor looks ahead by itself.
 constexpr int64_t kStreamAhead = 4096;
 
-// Fetches the next kBytes, in whole lines, `ahead` bytes behind p. The last fetches of a matrix reach beyond it, which
-// no processor minds.
+// Asks for the line `ahead` bytes behind p, unless that is 0: for what the processor does not guess in time. A line
+// that lies beyond what is there does no harm.
+inline void fetch_line(const uint8_t* p, int64_t ahead) {
+  if (ahead != 0) __builtin_prefetch(p + ahead, 0, 3);
+}
+
+// The same for the lines of the next kBytes.
 template <int kBytes>
-inline void prefetch_ahead(const uint8_t* p, int64_t ahead) {
+inline void fetch_lines(const uint8_t* p, int64_t ahead) {
+  if (ahead == 0) return;
 #pragma GCC unroll 16
-  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + ahead + i);
+  for (int i = 0; i < kBytes; i += 64) fetch_line(p + i, ahead);
 }
 
 // Sixteen outputs of each of kStrips strips for the kRows rows of the panel that begins at `row`; strip s writes those
@@ -199,10 +205,8 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
       }
       for (int i = 0; i < kShape.groups; ++i) {
         const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
-        if (ahead != 0) {
-          for (int s = 0; s < kStrips; ++s) {
-            prefetch_ahead<kShape.tile_bytes / kShape.groups>(lanes + s * strip_bytes, ahead);
-          }
+        for (int s = 0; s < kStrips; ++s) {
+          fetch_lines<kShape.tile_bytes / kShape.groups>(lanes + s * strip_bytes, ahead);
         }
         I dots[kStrips][kRows];
         const auto start = [&](const int32_t* sums) {
@@ -344,7 +348,7 @@ inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
         I w[kStrips];
         for (int s = 0; s < kStrips; ++s) {
           const uint8_t* both = lanes + s * strip_bytes + 64 * pair;
-          if (ahead != 0) __builtin_prefetch(both + ahead);
+          fetch_line(both, ahead);
           w[s] = i_load(both);
         }
         for (int t = 0; t < kRows; ++t) {
@@ -404,7 +408,7 @@ inline void strip_codes(const uint8_t* strip, int64_t, int64_t ahead, const Acti
       scales.load(strip, tile, part);
       for (int i = 0; i < kShape.groups; ++i, packed += 32 * kPanel, sums += kPanel) {
         const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
-        if (ahead != 0) prefetch_ahead<kShape.tile_bytes / kShape.groups>(lanes, ahead);
+        fetch_lines<kShape.tile_bytes / kShape.groups>(lanes, ahead);
         I pairs[16];
         unpack_pairs<kFormat>(lanes, pairs);
         F dots[kRows];

@@ -242,6 +242,15 @@ LayerResult run_layer(Bench& bench, int rows, quant::Format format, bool extras)
   return result;
 }
 
+void expect_same_layer(const LayerResult& a, const LayerResult& b, quant::Format format, int rows) {
+  const std::string what = std::string(quant::to_string(format)) + " rows " + std::to_string(rows);
+  EXPECT_TRUE(same_bits(a.q, b.q)) << what;
+  EXPECT_EQ(a.kv, b.kv) << what;
+  EXPECT_TRUE(same_bits(a.residual, b.residual)) << what;
+  EXPECT_TRUE(same_bits(a.logits, b.logits)) << what;
+  EXPECT_EQ(a.best, b.best) << what;
+}
+
 TEST_P(Ops, FusedOperatorsEqualTheirParts) {
   for (int id = 0; id < quant::kNumFormats; ++id) {
     const auto format = static_cast<quant::Format>(id);
@@ -251,12 +260,7 @@ TEST_P(Ops, FusedOperatorsEqualTheirParts) {
         const KernelTable table = with_fused(*small.backend.kernels, {});
         small.ctx.kernels = &table;
         const LayerResult a = run_layer(fused, rows, format, extras), b = run_layer(small, rows, format, extras);
-        const std::string what = std::string(quant::to_string(format)) + " rows " + std::to_string(rows);
-        EXPECT_TRUE(same_bits(a.q, b.q)) << what;
-        EXPECT_EQ(a.kv, b.kv) << what;
-        EXPECT_TRUE(same_bits(a.residual, b.residual)) << what;
-        EXPECT_TRUE(same_bits(a.logits, b.logits)) << what;
-        EXPECT_EQ(a.best, b.best) << what;
+        expect_same_layer(a, b, format, rows);
       }
     }
   }
@@ -298,12 +302,7 @@ TEST(Backends, Avx2AndAvxVnniGiveTheSameBits) {
     for (int rows : {1, 20}) {
       Bench avx2("avx2", 2), vnni("avxvnni", 2);
       const LayerResult a = run_layer(avx2, rows, format, true), b = run_layer(vnni, rows, format, true);
-      const std::string what = std::string(quant::to_string(format)) + " rows " + std::to_string(rows);
-      EXPECT_TRUE(same_bits(a.q, b.q)) << what;
-      EXPECT_EQ(a.kv, b.kv) << what;
-      EXPECT_TRUE(same_bits(a.residual, b.residual)) << what;
-      EXPECT_TRUE(same_bits(a.logits, b.logits)) << what;
-      EXPECT_EQ(a.best, b.best) << what;
+      expect_same_layer(a, b, format, rows);
     }
   }
 }

@@ -20,6 +20,7 @@ from typing import Any
 from machine import cpu_name, load_average, read_bandwidth
 
 METRICS = {"prefill": "pp_tok_s", "decode": "tg_tok_s"}
+FACTS = ("backend", "dtype", "kv_dtype", "weight_bytes")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -32,7 +33,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     file, dtype = split_name(name)
     command = [sys.executable, "-m", "nanobraid", "bench", "--model", file, "--dtype", dtype, "--json"]
     command += ["--pp", str(args.pp), "--tg", str(args.tg), "--threads", str(args.threads), "--repeat", "1"]
-    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {key: measured[key] for key in (*METRICS.values(), *FACTS)}
 
 
 def summarize(rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -40,11 +42,11 @@ def summarize(rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     names = list(rounds[0])
     rows: list[dict[str, Any]] = []
     for name in names:
-        row: dict[str, Any] = {"name": Path(name).name}
+        row: dict[str, Any] = {"name": name}
         for metric, key in METRICS.items():
             row[metric] = statistics.median(each[name][key] for each in rounds)
             row[f"{metric}_ratio"] = row[metric] / (rows[0][metric] if rows else row[metric])
-        row.update({key: rounds[0][name][key] for key in ("backend", "dtype", "kv_dtype", "weight_bytes")})
+        row.update({key: rounds[0][name][key] for key in FACTS})
         rows.append(row)
     return rows
 
@@ -61,10 +63,10 @@ def main() -> int:
     for name in args.names:
         if not Path(split_name(name)[0]).is_file():
             parser.error(f"{split_name(name)[0]} is not a file")
-    if len(set(args.names)) < len(args.names):
+    if len({Path(name).name for name in args.names}) < len(args.names):
         parser.error("a name stands twice")
     before = {"load": load_average(), "read_gb_s": read_bandwidth(args.threads)}
-    rounds = [{name: measure(name, args) for name in args.names} for _ in range(args.rounds)]
+    rounds = [{Path(name).name: measure(name, args) for name in args.names} for _ in range(args.rounds)]
     rows = summarize(rounds)
     for row in rows:
         print(

@@ -110,9 +110,9 @@ class LlamaServer:
         self.cache = cache
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+            self.port: int = probe.getsockname()[1]
         self._command = [str(binary), "-m", str(model), "-t", str(threads), "-np", str(slots)]
-        self._command += ["-c", str(slots * context), "--host", "127.0.0.1", "--port", str(self._port)]
+        self._command += ["-c", str(slots * context), "--host", "127.0.0.1", "--port", str(self.port)]
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -144,7 +144,7 @@ class LlamaServer:
         begin = time.perf_counter()
         while time.perf_counter() - begin < seconds and self._process.poll() is None:
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 status = await reader.readline()
                 writer.close()
@@ -160,7 +160,7 @@ class LlamaServer:
     async def stream(self, prompt: Ids, max_tokens: int) -> AsyncIterator[Piece]:
         begin = time.perf_counter()
         first = 0.0
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             body = json.dumps(
                 {

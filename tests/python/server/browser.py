@@ -44,18 +44,9 @@ class Browser:
             "--disable-extensions",
             "--disable-dev-shm-usage",
         ]
+        launcher = [sys.executable, "-c", LAUNCHER, str(command_in), str(answer_out)]
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                LAUNCHER,
-                str(command_in),
-                str(answer_out),
-                chromium,
-                *options,
-                f"--user-data-dir={profile}",
-                "about:blank",
-            ],
+            [*launcher, chromium, *options, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(command_in, answer_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -457,12 +457,12 @@ def test_the_live_view_shows_the_state(tab: Browser, stub: Stub) -> None:
         "kv-chunked": "96",
     }
     texts |= {"kv-cached": "416", "kv-free": "1,024", "model": "smollm2-135m", "uptime": "up 1 h 7 min"}
-    texts |= {"blocks": "2,048, 755 MB"}
+    texts |= {"blocks": "2,048 blocks, 755 MB"}
     for name, text in texts.items():
         assert tab.run(f"document.getElementById('{name}').textContent") == text
     rows = tab.run("[...document.querySelectorAll('#requests td')].map((cell) => cell.textContent)")
     assert rows[:5] == ["chatcmpl-81f0c2", "running", "1,204", "87", "3.2 s"]
-    assert rows[5:] == ["chatcmpl-81f0c3", "waiting", "88", "0", "1 min 11 s"]
+    assert rows[5:] == ["chatcmpl-81f0c3", "waiting", "88", "0", "1:11"]
     share = "document.querySelector('#kv .used').getBoundingClientRect().width"
     tab.until(f"Math.abs({share} / document.getElementById('kv').getBoundingClientRect().width - 0.25) < 0.01")
     rate = float(tab.until("Number(document.getElementById('rate-value').textContent)"))

@@ -54,6 +54,8 @@ _PARAMS = (
     ("stop", "stop_sequences"),
     ("user", "metadata.user_id"),
     ("parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
+    ("continue_final_message", "messages"),
+    ("add_generation_prompt", "messages"),
 )
 
 
@@ -256,6 +258,8 @@ def _prompt(fields: Fields) -> Json:
     fields.serve("speed", "standard")
     messages_input.cache_control(fields)
     chat: Json = {"model": fields.text("model"), "messages": messages_input.messages(fields)}
+    if chat["messages"][-1]["role"] == "assistant":  # the beginning of the answer
+        chat |= {"continue_final_message": True, "add_generation_prompt": False}
     chat |= _tools(fields)
     output = fields.child("output_config")
     kwargs = _thinking(fields)

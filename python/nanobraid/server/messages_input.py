@@ -43,9 +43,9 @@ def messages(fields: Fields) -> list[Message]:
         else:
             result.append({"role": "system", "content": _texts(turn, "content")})
         turn.close()
-    if result[-1]["role"] == "assistant":
+    if result[-1]["role"] == "assistant" and "tool_calls" in result[-1]:
         last = f"messages[{len(fields.take('messages')) - 1}]"
-        raise errors.unsupported(last, "the last message must be the user's; an answer cannot be begun for the model")
+        raise errors.invalid_value(last, f"{last}: a tool_use block must be followed by its tool_result")
     return result
 
 
@@ -155,7 +155,8 @@ def _tool_result(block: Fields) -> Message:
     block.refuse({"toolset_name": "there are no toolsets here"})
     content = "" if block.take("content") is None else _texts(block, "content")
     if block.flag("is_error"):
-        content = f"Error: {content}" if isinstance(content, str) else [{"type": "text", "text": "Error: "}, *content]
+        first, *rest = _parts(content)
+        content = _content([{**first, "text": f"Error: {first['text']}"}, *rest])
     return {"role": "tool", "tool_call_id": block.need_text("tool_use_id"), "content": content}
 
 

@@ -14,15 +14,22 @@ from nanobraid.server import errors
 #: Fields of nanobraid's chat completions that neither OpenAI's Responses nor Anthropic's Messages have. Requests to
 #: those carry them under the same names.
 EXTENSIONS = (
+    "allowed_token_ids",
     "cache_salt",
     "chunks",
     "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
     "logit_bias",
     "min_p",
+    "min_tokens",
     "presence_penalty",
     "repetition_penalty",
     "reuse",
     "seed",
+    "stop_token_ids",
+    "structured_outputs",
+    "timeout_s",
     "top_k",
 )
 

@@ -11,6 +11,8 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from nanobraid.server.errors import ApiError
+from nanobraid.server.request_fields import EXTENSIONS
+from nanobraid.server.schema import ChatRequest, parse
 
 Json = dict[str, Any]
 
@@ -21,6 +23,13 @@ def checked(kind: Any, data: Json, extras: frozenset[str] = frozenset()) -> Any:
     unknown = set(_unknown(value)) - extras
     assert not unknown, f"{type(value).__name__} does not know {sorted(unknown)}"
     return value
+
+
+def assert_extensions_reach_chat(to_chat: Callable[[Any], Json], body: Json) -> None:
+    """Every field that chat has beyond the interface can be used, and is one that chat has."""
+    for name in EXTENSIONS:
+        assert name in ChatRequest.model_fields
+        assert to_chat({**body, name: 1})[name] == 1
 
 
 @cache
@@ -76,7 +85,9 @@ class Object:
             return self.place({**base, name: value})
 
         if name in self.honoured:
-            assert to_chat(send(self.honoured[name])) != _translated(to_chat, self.place(bare))
+            chat = to_chat(send(self.honoured[name]))
+            assert chat != _translated(to_chat, self.place(bare))
+            parse(ChatRequest, chat, strict=True)  # chat knows whatever it is asked
         elif name in self.served:
             same, other = self.served[name]
             for value in same:

@@ -29,7 +29,7 @@ from scripted_chat import (  # noqa: E402
     text,
     thought,
 )
-from sdk_types import Object, assert_refused, checked  # noqa: E402
+from sdk_types import Object, assert_extensions_reach_chat, assert_refused, checked  # noqa: E402
 
 from nanobraid.server import errors  # noqa: E402
 from nanobraid.server.errors import ApiError  # noqa: E402
@@ -161,7 +161,14 @@ def test_a_tool_that_failed_says_so_to_the_model() -> None:
     assert to_chat(bare({**block, "is_error": False}))["messages"][0]["content"] == "no such city"
     several = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     content = to_chat(bare({**block, "content": several, "is_error": True}))["messages"][0]["content"]
-    assert content == [{"type": "text", "text": "Error: "}, *several]
+    assert content == [{"type": "text", "text": "Error: a"}, several[1]]
+
+
+def test_an_answer_that_the_client_has_begun_is_continued() -> None:
+    begun = {"role": "assistant", "content": "The best answer is ("}
+    sent = to_chat({**ASK, "messages": [HI, begun]})
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    assert sent == {**to_chat(ASK), "messages": [HI, begun], **more}
 
 
 @pytest.mark.parametrize("name", ["all", "reasoning", "calls", "text"])
@@ -261,7 +268,7 @@ def test_marks_for_the_cache_are_taken_wherever_they_may_stand() -> None:
 
 
 def test_fields_of_ours_go_on_to_chat_and_unknown_ones_are_ignored_unless_strict() -> None:
-    assert to_chat({**ASK, "min_p": 0.1, "seed": 3})["min_p"] == 0.1
+    assert_extensions_reach_chat(to_chat, ASK)
     odd = {**ASK, "n": 7}
     assert to_chat(odd) == to_chat(ASK)
     assert_refused(lambda body: to_chat(body, strict=True), odd, "n", "unknown_parameter")
@@ -434,6 +441,7 @@ def test_what_is_counted_is_the_prompt_of_the_same_request_for_an_answer() -> No
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
+CALLED = {"type": "tool_use", "id": "c1", "name": "weather", "input": {}}
 FAILED = {"type": "tool_result", "tool_use_id": "c1", "content": [IMAGE]}
 
 
@@ -451,7 +459,8 @@ FAILED = {"type": "tool_result", "tool_use_id": "c1", "content": [IMAGE]}
         ({**ASK, "messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({**ASK, "messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "invalid_value"),
         ({**ASK, "messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_type"),
-        ({**ASK, "messages": [HI, {"role": "assistant", "content": "("}]}, "messages[1]", "unsupported_parameter"),
+        ({**ASK, "messages": [HI, {"role": "assistant", "content": [CALLED]}]}, "messages[1]", "invalid_value"),
+        ({**ASK, "max_tokens": True}, "max_tokens", "invalid_type"),
         (bare(IMAGE), "messages[0].content[0].type", "unsupported_parameter"),
         (bare({"type": "document"}), "messages[0].content[0].type", "unsupported_parameter"),
         (bare(FAILED), "messages[0].content[0].content[0].type", "unsupported_parameter"),

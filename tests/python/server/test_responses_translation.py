@@ -31,7 +31,7 @@ from scripted_chat import (  # noqa: E402
     text,
     thought,
 )
-from sdk_types import Object, assert_refused, checked  # noqa: E402
+from sdk_types import Object, assert_extensions_reach_chat, assert_refused, checked  # noqa: E402
 
 from nanobraid.server import errors  # noqa: E402
 from nanobraid.server.errors import ApiError  # noqa: E402
@@ -122,6 +122,21 @@ def test_items_of_one_turn_become_one_message() -> None:
     ]
 
 
+def test_reasoning_of_several_items_is_joined_and_a_summary_stands_for_what_is_not_there() -> None:
+    shown = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "no"}]}
+    body = {
+        "input": [
+            {
+                **shown,
+                "content": [{"type": "reasoning_text", "text": "Hm, "}, {"type": "reasoning_text", "text": "so "}],
+            },
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "yes"}]},
+            {"role": "assistant", "content": "Yes."},
+        ]
+    }
+    assert to_chat(body)["messages"] == [{"role": "assistant", "content": "Yes.", "reasoning_content": "Hm, so yes"}]
+
+
 @pytest.mark.parametrize("name", ["all", "reasoning", "calls", "text", "cut call"])
 def test_an_answer_sent_back_is_the_message_it_was_made_of(name: str) -> None:
     source = completion(SCRIPTS[name])
@@ -175,7 +190,7 @@ def test_log_probabilities_are_asked_for_by_include_or_by_their_number() -> None
 
 
 def test_fields_of_ours_go_on_to_chat_and_unknown_ones_are_ignored_unless_strict() -> None:
-    assert to_chat({**ASK, "min_p": 0.1, "seed": 3})["min_p"] == 0.1
+    assert_extensions_reach_chat(to_chat, ASK)
     odd = {**ASK, "messages": [], "n": 7}
     assert to_chat(odd) == to_chat(ASK)
     assert_refused(lambda body: to_chat(body, strict=True), odd, "messages", "unknown_parameter")

@@ -25,7 +25,9 @@ from nanobraid.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from nanobraid._chat_inputs import ChatOptions
 
 _MAX_THREADS = 256
 _DTYPES = ("auto", "int8", "bf16", "f32")
@@ -406,15 +408,20 @@ class LLM(Composing):
         prompt = self._tokenizer.decode(ids, skip_special_tokens=False)
         return RequestOutput(**{**vars(output), "prompt": prompt})
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
         """Returns the token ids that `chat` would give to the model.
 
+        Args:
+            messages: As for `chat`.
+            options: ``add_generation_prompt``, ``tools``, ``template_kwargs`` and ``continue_final_message``, as for
+                `ChatTemplate.render`.
+
         Raises:
-            InvalidArgumentError, ChatTemplateError: As `chat`.
+            InvalidArgumentError, ChatTemplateError: As `ChatTemplate.render`; or the model has no template.
         """
         if self._chat_template is None:
             self._chat_template = ChatTemplate.of(self._tokenizer)
-        return self._chat_template.encode(messages, self._tokenizer, add_generation_prompt=add_generation_prompt)
+        return self._chat_template.encode(messages, self._tokenizer, **options)
 
     def score(self, text_or_ids: str | Sequence[int]) -> ScoreOutput:
         """Returns how likely each token of a text is, given those before it.

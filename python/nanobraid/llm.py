@@ -270,10 +270,7 @@ class LLM(Composing):
         params = params_for(sampling_params, len(prompt_ids))
         shared = call_options(cache_salt, timeout_s, streams=False)
         options = [self._request(ids, p, i) | shared for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))]
-        drafts = [
-            Draft(self._tokenizer, what, include_stop=p.include_stop_str_in_output)
-            for what, p in zip(options, params, strict=True)
-        ]
+        drafts = [Draft(self._tokenizer, what, p) for what, p in zip(options, params, strict=True)]
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
             progress = len(prompt_ids) > 1
@@ -337,7 +334,7 @@ class LLM(Composing):
         (text,), (ids,) = encode_prompts(self._tokenizer, text_or_ids)
         (params,) = params_for(sampling_params, 1)
         options = self._request(ids, params) | call_options(cache_salt, timeout_s, streams=streams)
-        draft = Draft(self._tokenizer, options, include_stop=params.include_stop_str_in_output)
+        draft = Draft(self._tokenizer, options, params)
         return Prepared(text, ids, options, draft)
 
     def _stream(self, request: Prepared) -> Generator[StreamPiece, None, None]:

@@ -16,10 +16,20 @@ from nanobraid.server.responses import effort_kwargs, renamed, stem
 
 Json = dict[str, Any]
 
-_REFUSED = {
+_STORED = "nothing is stored between requests"
+_REFUSED = {  # those of the beta interface too
+    "betas": "beta features are not served",
+    "billing_policy": "nothing is billed",
+    "compaction": "the context is never shortened silently",
     "container": "there are no containers here",
-    "diagnostics": "nothing is stored between requests",
+    "context_management": "the context is never shortened silently",
+    "diagnostics": _STORED,
+    "fallback_credit_token": "there is one model",
+    "fallbacks": "there is one model",
     "inference_geo": "the model runs where the server runs",
+    "mcp_servers": "the server calls no tools",
+    "output_format": "it is output_config.format now",
+    "thread": _STORED,
     "user_profile_id": "there are no user profiles here",
     "workspace_id": "there are no workspaces here",
 }
@@ -253,6 +263,7 @@ def _prompt(fields: Fields) -> Json:
         effort = effort_kwargs(output.choice("effort", _EFFORTS))
         kwargs = {**effort, **kwargs}  # whether to think at all is said by `thinking`, if it is there
         chat["response_format"] = _format(output)
+        output.refuse({"task_budget": "the model does not know of budgets"})
         output.close()
     chat["chat_template_kwargs"] = template_kwargs(fields, kwargs) or None
     return chat

@@ -261,10 +261,6 @@ class Metrics:
         if record.decode_s is not None and record.generated_tokens > 1:
             self._per_token.observe(record.decode_s / (record.generated_tokens - 1))
 
-    def aborted(self, count: int) -> None:
-        """Counts answers that nobody waited for to the end, or that failed before the engine took them."""
-        self._finished["abort"] += count
-
     def mean_request_seconds(self) -> float:
         """Of the requests that have ended, from arrival to end; 0 if none has."""
         return self._e2e.sum / max(self._e2e.count, 1)

@@ -24,11 +24,12 @@ from nanobraid.outputs import RequestMetrics, StreamPiece
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.server import errors, reasoning
 from nanobraid.server.errors import ApiError
-from nanobraid.server.metrics import Metrics, RequestRecord
+from nanobraid.server.metrics import Metrics
 from nanobraid.server.page import LiveRequests
 from nanobraid.server.schema import Generation
 from nanobraid.server.settings import Settings
 from nanobraid.server.tools import ToolUse
+from nanobraid.server.watch import Watch
 from nanobraid.tokenizer import Tokenizer
 
 #: Comes before the pieces of an answer once the engine has taken the request.
@@ -307,12 +308,15 @@ class Service:
         Raises:
             ApiError: Something is wrong with the request, or the queue is full; by the first step.
         """
-        live = self.live.add(caller.request_id, num_prompt)
-        before_s = time.perf_counter() - caller.arrived
-        num_open = params.n
-        counts = [0] * params.n
-        last = [0.0] * params.n
-        clock, observe_gap = time.perf_counter, self.metrics.observe_token_gap
+        watch = Watch(
+            self.metrics,
+            self.live,
+            request_id=caller.request_id,
+            arrived=caller.arrived,
+            num_prompt=num_prompt,
+            num_answers=params.n,
+        )
+        look = watch.piece
         try:
             if reuse is not None:
                 pieces = self._composed(prompt, params, salt=salt, timeout_s=timeout_s, reuse=reuse)
@@ -320,27 +324,10 @@ class Service:
                 pieces = self._plain(prompt, params, salt=salt, timeout_s=timeout_s, streams=streams)
             async with aclosing(pieces):
                 async for piece in pieces:
-                    if piece is not ACCEPTED:
-                        i, num_tokens = piece.index, len(piece.token_ids)
-                        now = clock()
-                        if num_tokens:
-                            if counts[i]:
-                                observe_gap((now - last[i]) / num_tokens)
-                            last[i] = now
-                            counts[i] += num_tokens
-                            live.tokens += num_tokens
-                            live.running = True
-                        if piece.finish_reason is not None and piece.metrics is not None:
-                            num_open -= 1
-                            record = RequestRecord.of(
-                                piece.metrics,
-                                piece.reuse,
-                                finish_reason=piece.finish_reason,
-                                prompt_tokens=num_prompt,
-                                generated_tokens=counts[i],
-                                before_s=before_s,
-                            )
-                            self.metrics.observe(record)
+                    if piece is ACCEPTED:
+                        watch.accepted()
+                    else:
+                        look(piece)
                     yield piece
         except OverloadedError as error:
             self.metrics.rejected("draining" if self.draining else "queue_full")
@@ -350,8 +337,7 @@ class Service:
                 raise self.busy() from None
             raise
         finally:
-            self.live.remove(live)
-            self.metrics.aborted(num_open)
+            watch.close()
 
     async def _plain(
         self, prompt: Any, params: SamplingParams, *, salt: str, timeout_s: float | None, streams: bool

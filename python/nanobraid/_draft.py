@@ -10,14 +10,57 @@ from nanobraid import _core
 from nanobraid.composition import ReuseReport, report_of
 from nanobraid.errors import error_of
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamPiece, TokenLogprobs
+from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
+
+
+class _Text:
+    """The text of an answer as it grows: whole characters, up to a stop string, with the control tokens to be kept."""
+
+    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
+        self._tokenizer = tokenizer
+        self._options, self._params = options, params
+        specials = set(tokenizer.special_tokens.values()) if params.keep_special_token_ids else set()
+        self._kept = specials.intersection(params.keep_special_token_ids)  # what else was named is text anyway
+        self._num_tokens = 0
+        self._has_text = False
+        self._decoder = self._begin()
+
+    def _begin(self) -> _core.TextStream:
+        return self._tokenizer.stream(
+            # A grammar counts the space that a text would begin without.
+            at_start=self._options["guided"] is None and not self._has_text,
+            stop=self._options["stop"],
+            include_stop=self._params.include_stop_str_in_output,
+            min_tokens=max(0, self._options["min_tokens"] - self._num_tokens),
+        )
+
+    @property
+    def stop_reason(self) -> str | None:
+        return self._decoder.stop_reason
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._kept and self._decoder.stop_reason is None:
+            # What was held back, as the beginning of a character or a stop string, is not going to be one any more.
+            text = self._decoder.finish()
+            self._has_text = self._has_text or bool(text)
+            self._num_tokens += 1
+            self._decoder = self._begin()
+            return text + self._tokenizer.token_text(token_id)
+        self._num_tokens += 1
+        text = self._decoder.push(token_id)
+        self._has_text = self._has_text or bool(text)
+        return text
+
+    def finish(self) -> str:
+        return self._decoder.finish()
 
 
 class _Answer:
     """One of the answers to a prompt as it grows."""
 
-    def __init__(self, decoder: _core.TextStream, has_logprobs: bool) -> None:
-        self.decoder = decoder
+    def __init__(self, text: _Text, has_logprobs: bool) -> None:
+        self.decoder = text
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = [] if has_logprobs else None
         self.texts: list[str] = []
@@ -55,30 +98,21 @@ class Draft:
     Args:
         tokenizer: The model's.
         options: What the request was submitted with.
-        include_stop: Stop strings are part of the text.
+        params: What they were made from.
 
     Attributes:
         reuse_requested: The mode of reuse that the user wanted.
         downgrade_reason: Why the request is served in the mode ``exact`` instead, if it is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], *, include_stop: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
         self._tokenizer = tokenizer
         self.reuse_requested = "exact"
         self.downgrade_reason: str | None = None
         self._scores_prompt = options["prompt_logprobs"] is not None
         self._prompt_output: _core.StepOutput | None = None
         self._answers = [
-            _Answer(
-                tokenizer.stream(
-                    at_start=options["guided"] is None,  # a grammar counts the space that a text would begin without
-                    stop=options["stop"],
-                    include_stop=include_stop,
-                    min_tokens=options["min_tokens"],
-                ),
-                options["logprobs"] is not None,
-            )
-            for _ in range(options["n"])
+            _Answer(_Text(tokenizer, options, params), options["logprobs"] is not None) for _ in range(options["n"])
         ]
 
     @property

@@ -106,37 +106,35 @@ class RequestRecord:
         finish_reason: One of `FINISH_REASONS`.
         prompt_tokens: Of the prompt.
         generated_tokens: Of the answer.
-        cached_tokens: Prompt tokens whose keys and values were reused, in whichever way.
-        prefix_tokens: Of them, those of the prefix cache.
-        isolated_tokens: Of them, those of chunks.
+        prefix_tokens: Prompt tokens taken from the prefix cache; None if nobody said.
+        isolated_tokens: Prompt tokens taken from chunks as they are.
         recomputed_tokens: Tokens of chunks that were computed again.
-        mode: How chunks were used: ``exact``, ``isolated`` or ``blend``.
-        queue_s: Seconds in the engine before the first step.
-        prefill_s: From the first step to the first token; None if none came.
+        mode: How chunks were used: ``exact``, ``isolated`` or ``blend``; None if nobody said.
+        queue_s: Seconds in the engine before the first step; None if nobody said.
+        prefill_s: From the first step to the first token; None if none came, or nobody said.
         ttft_s: From the arrival to the first token; None if none came.
-        decode_s: From the first token to the last one.
+        decode_s: From the first token to the last one; None if nobody said.
         e2e_s: From the arrival to the end.
     """
 
     finish_reason: str
     prompt_tokens: int
     generated_tokens: int
-    cached_tokens: int
-    prefix_tokens: int
+    prefix_tokens: int | None
     isolated_tokens: int
     recomputed_tokens: int
-    mode: str
-    queue_s: float
+    mode: str | None
+    queue_s: float | None
     prefill_s: float | None
     ttft_s: float | None
-    decode_s: float
+    decode_s: float | None
     e2e_s: float
 
     @classmethod
     def of(
         cls,
         metrics: RequestMetrics,
-        reuse: ReuseReport | None,
+        reuse: ReuseReport,
         *,
         finish_reason: str,
         prompt_tokens: int,
@@ -154,24 +152,47 @@ class RequestRecord:
             before_s: Seconds from the arrival of the request to its submission to the engine.
         """
         began = generated_tokens > 0 or finish_reason in ("stop", "length")
-        prefix, isolated, recomputed, mode = 0, 0, 0, "exact"
-        if reuse is not None:
-            prefix, isolated, recomputed = reuse.exact_prefix, reuse.isolated, reuse.recomputed
-            mode = reuse.mode_served
         return cls(
             finish_reason=finish_reason,
             prompt_tokens=prompt_tokens,
             generated_tokens=generated_tokens,
-            cached_tokens=prefix + isolated,
-            prefix_tokens=prefix,
-            isolated_tokens=isolated,
-            recomputed_tokens=recomputed,
-            mode=mode,
+            prefix_tokens=reuse.exact_prefix,
+            isolated_tokens=reuse.isolated,
+            recomputed_tokens=reuse.recomputed,
+            mode=reuse.mode_served,
             queue_s=metrics.queue_ms / 1e3,
             prefill_s=max(0.0, metrics.ttft_ms - metrics.queue_ms) / 1e3 if began else None,
             ttft_s=before_s + metrics.ttft_ms / 1e3 if began else None,
-            decode_s=max(0.0, metrics.total_ms - metrics.ttft_ms) / 1e3,
+            decode_s=max(0.0, metrics.total_ms - metrics.ttft_ms) / 1e3 if began else None,
             e2e_s=before_s + metrics.total_ms / 1e3,
+        )
+
+    @classmethod
+    def cut_off(
+        cls, finish_reason: str, *, prompt_tokens: int, generated_tokens: int, ttft_s: float | None, e2e_s: float
+    ) -> RequestRecord:
+        """Of an answer whose last piece was not waited for, because the client has gone, or never came.
+
+        Args:
+            finish_reason: Why it ended.
+            prompt_tokens: Of its prompt.
+            generated_tokens: Seen so far.
+            ttft_s: As the attribute.
+            e2e_s: As the attribute.
+        """
+        return cls(
+            finish_reason=finish_reason,
+            prompt_tokens=prompt_tokens,
+            generated_tokens=generated_tokens,
+            prefix_tokens=None,
+            isolated_tokens=0,
+            recomputed_tokens=0,
+            mode=None,
+            queue_s=None,
+            prefill_s=None,
+            ttft_s=ttft_s,
+            decode_s=None,
+            e2e_s=e2e_s,
         )
 
 
@@ -188,7 +209,9 @@ class Metrics:
         self._labels = (("model_name", model_name), ("engine", "0"))
         self._config = engine.llm.config
         self._start = time.time()
-        self._tokens = dict.fromkeys(("prompt", "prompt_cached", "prefix_hits", "isolated", "recomputed"), 0)
+        self._tokens = dict.fromkeys(
+            ("prompt", "prompt_cached", "prefix_queries", "prefix_hits", "isolated", "recomputed"), 0
+        )
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
         self._rejected = dict.fromkeys(REJECTION_REASONS, 0)
         self._modes = dict.fromkeys(_REUSE_MODES, 0)
@@ -211,25 +234,36 @@ class Metrics:
         """
         if record.finish_reason not in self._finished:
             raise ValueError(f"finish_reason must be one of {', '.join(FINISH_REASONS)}, got {record.finish_reason!r}")
-        if record.mode not in self._modes:
+        if record.mode is not None and record.mode not in self._modes:
             raise ValueError(f"mode must be one of {', '.join(_REUSE_MODES)}, got {record.mode!r}")
         self._finished[record.finish_reason] += 1
-        self._modes[record.mode] += 1
-        self._tokens["prompt"] += record.prompt_tokens
-        self._tokens["prompt_cached"] += record.cached_tokens
-        self._tokens["prefix_hits"] += record.prefix_tokens
+        if record.mode is not None:
+            self._modes[record.mode] += 1
+        if record.prefix_tokens is not None:
+            self._tokens["prefix_queries"] += record.prompt_tokens
+            self._tokens["prefix_hits"] += record.prefix_tokens
+            self._tokens["prompt_cached"] += record.prefix_tokens + record.isolated_tokens
+        if record.prefix_tokens is not None or record.ttft_s is not None:
+            self._tokens["prompt"] += record.prompt_tokens
         self._tokens["isolated"] += record.isolated_tokens
         self._tokens["recomputed"] += record.recomputed_tokens
         self._prompt_lengths.observe(record.prompt_tokens)
         self._answer_lengths.observe(record.generated_tokens)
-        self._queue.observe(record.queue_s)
         self._e2e.observe(record.e2e_s)
-        if record.ttft_s is not None and record.prefill_s is not None:
-            self._ttft.observe(record.ttft_s)
-            self._prefill.observe(record.prefill_s)
-            self._decode.observe(record.decode_s)
-        if record.generated_tokens > 1:
+        for histogram, seconds in (
+            (self._queue, record.queue_s),
+            (self._ttft, record.ttft_s),
+            (self._prefill, record.prefill_s),
+            (self._decode, record.decode_s),
+        ):
+            if seconds is not None:
+                histogram.observe(seconds)
+        if record.decode_s is not None and record.generated_tokens > 1:
             self._per_token.observe(record.decode_s / (record.generated_tokens - 1))
+
+    def mean_request_seconds(self) -> float:
+        """Of the requests that have ended, from arrival to end; 0 if none has."""
+        return self._e2e.sum / max(self._e2e.count, 1)
 
     def rejected(self, reason: str) -> None:
         """Counts a request that was not taken in.
@@ -297,7 +331,7 @@ class Metrics:
     def _vllm_requests(self, out: TextWriter) -> None:
         tokens = self._tokens
         text = "Prompt tokens looked for in the prefix cache, of requests that have ended."
-        out.metric("vllm:prefix_cache_queries", "counter", text, [((), tokens["prompt"])])
+        out.metric("vllm:prefix_cache_queries", "counter", text, [((), tokens["prefix_queries"])])
         text = "Prompt tokens found in the prefix cache, of requests that have ended."
         out.metric("vllm:prefix_cache_hits", "counter", text, [((), tokens["prefix_hits"])])
         text = "Prompt tokens, cached or computed, of requests that have ended."

@@ -76,7 +76,6 @@ def record(**changes: Any) -> RequestRecord:
         "finish_reason": "stop",
         "prompt_tokens": 100,
         "generated_tokens": 11,
-        "cached_tokens": 48,
         "prefix_tokens": 32,
         "isolated_tokens": 16,
         "recomputed_tokens": 3,
@@ -156,7 +155,7 @@ def test_histograms_add_up(metrics: Metrics) -> None:
 
 def test_a_record_is_counted_where_it_belongs(metrics: Metrics) -> None:
     metrics.observe(record())
-    metrics.observe(record(finish_reason="abort", generated_tokens=0, ttft_s=None, prefill_s=None, mode="exact"))
+    metrics.observe(record(finish_reason="timeout", generated_tokens=0, ttft_s=None, prefill_s=None, mode="exact"))
     metrics.rejected("queue_full")
     scrape = Scrape(metrics)
     assert scrape.value("vllm:prompt_tokens_total") == 200
@@ -164,7 +163,7 @@ def test_a_record_is_counted_where_it_belongs(metrics: Metrics) -> None:
     assert scrape.value("vllm:prefix_cache_queries_total") == 200
     assert scrape.value("vllm:prefix_cache_hits_total") == 64
     ends = {reason: scrape.value("vllm:request_success_total", finished_reason=reason) for reason in FINISH_REASONS}
-    assert ends == {**dict.fromkeys(FINISH_REASONS, 0), "stop": 1, "abort": 1}
+    assert ends == {**dict.fromkeys(FINISH_REASONS, 0), "stop": 1, "timeout": 1}
     assert scrape.value("vllm:time_to_first_token_seconds_count") == 1
     assert scrape.value("vllm:request_queue_time_seconds_count") == 2
     assert scrape.value("vllm:request_time_per_output_token_seconds_sum") == pytest.approx(0.1)
@@ -173,6 +172,22 @@ def test_a_record_is_counted_where_it_belongs(metrics: Metrics) -> None:
     assert scrape.value("nanobraid:reuse_requests_total", mode="blend") == 1
     assert scrape.value("nanobraid:chunk_tokens_total", use="isolated") == 32
     assert scrape.value("nanobraid:chunk_tokens_total", use="recomputed") == 6
+
+
+def test_a_client_that_has_gone(metrics: Metrics) -> None:
+    """Of such a request less is known; what is not known counts nowhere."""
+    metrics.observe(RequestRecord.cut_off("abort", prompt_tokens=50, generated_tokens=7, ttft_s=0.2, e2e_s=0.9))
+    metrics.observe(RequestRecord.cut_off("abort", prompt_tokens=9, generated_tokens=0, ttft_s=None, e2e_s=0.1))
+    scrape = Scrape(metrics)
+    assert scrape.value("vllm:request_success_total", finished_reason="abort") == 2
+    assert scrape.value("vllm:prompt_tokens_total") == 50  # the other was not seen to begin
+    assert scrape.value("vllm:prefix_cache_queries_total") == 0
+    assert scrape.value("vllm:time_to_first_token_seconds_sum") == 0.2
+    assert scrape.value("vllm:e2e_request_latency_seconds_sum") == pytest.approx(1.0)
+    assert scrape.value("vllm:request_generation_tokens_count") == 2
+    for name in ("request_queue_time_seconds", "request_decode_time_seconds", "request_time_per_output_token_seconds"):
+        assert scrape.value(f"vllm:{name}_count") == 0
+    assert scrape.value("nanobraid:reuse_requests_total", mode="exact") == 0
 
 
 def test_refuses_what_it_does_not_know(metrics: Metrics) -> None:
@@ -243,6 +258,7 @@ def test_figures_of_a_run(metrics: Metrics, engine: nb.AsyncEngine) -> None:
             pieces = [piece async for piece in engine.stream(prompt, params)]
             last = pieces[-1]
             assert last.metrics is not None
+            assert last.reuse is not None
             assert last.finish_reason is not None
             metrics.observe(
                 RequestRecord.of(
@@ -302,9 +318,9 @@ def test_what_is_running_is_seen(metrics: Metrics, engine: nb.AsyncEngine) -> No
 
 def test_an_answer_that_never_began_has_no_first_token() -> None:
     times = RequestMetrics(queue_ms=40.0, ttft_ms=40.0, total_ms=40.0)
-    ended = RequestRecord.of(times, None, finish_reason="timeout", prompt_tokens=7, generated_tokens=0, before_s=0.01)
-    assert ended.ttft_s is None
-    assert ended.prefill_s is None
+    reuse = nb.ReuseReport("blend", "exact", 0, 0, 0, 0, 40.0)
+    ended = RequestRecord.of(times, reuse, finish_reason="timeout", prompt_tokens=7, generated_tokens=0, before_s=0.01)
+    assert (ended.ttft_s, ended.prefill_s, ended.decode_s) == (None, None, None)
     assert ended.queue_s == pytest.approx(0.04)
     assert ended.e2e_s == pytest.approx(0.05)
     assert ended.mode == "exact"

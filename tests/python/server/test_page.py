@@ -156,7 +156,7 @@ class Stub:
                     await asyncio.sleep(0.005)
                 yield event({"content": piece})
             yield event({}, finish_reason="stop")
-            report = {"kv_reuse_ratio": 0.75, "ttft_ms": 12.3, "mode": "blend"}
+            report = {"kv_reuse_ratio": 0.75, "ttft_ms": 12.3, "mode": "approximate", "mode_served": "blend"}
             report |= {"exact_prefix": 16, "isolated": 1300, "recomputed": 152, "computed": 287}
             usage = {"prompt_tokens": 1755, "completion_tokens": 64, "total_tokens": 1819}
             yield f"data: {json.dumps({'choices': [], 'usage': usage, 'nanobraid': report})}\r\n\r\n"
@@ -177,7 +177,8 @@ class Stub:
         if body["text"] == "too much":
             return JSONResponse({"error": {"message": "there is no room for 9 blocks"}}, status_code=503)
         chunk = {
-            "id": "chunk-12",
+            "id": "chunk-12a2f4e0c67b9d31a5e4c7f0",
+            "name": None,
             "object": "chunk",
             "text": body["text"],
             "tokens": 3,
@@ -458,9 +459,10 @@ def test_chunks_are_registered_pinned_and_deleted(tab: Browser, stub: Stub) -> N
     tab.until("document.getElementById('chunk-text').value === ''")
     assert "pinned, computing" in tab.run("document.querySelectorAll('.chunk')[2].textContent")
     click(tab, "document.querySelectorAll('.chunk input')[2]")
+    assert tab.run("document.getElementById('with').textContent") == "with chunk-12a2f4e0\u2026, exact"
     click(tab, "document.querySelectorAll('.chunk')[2].querySelector('.link')")
     tab.until("document.querySelectorAll('.chunk')[2].querySelector('.link').textContent === 'pin'")
-    assert stub.bodies("POST", "/v1/chunks/chunk-12/pin") == [{"pinned": False}]
+    assert stub.bodies("POST", "/v1/chunks/chunk-12a2f4e0c67b9d31a5e4c7f0/pin") == [{"pinned": False}]
     click(tab, "document.querySelectorAll('.chunk')[2].querySelectorAll('.link')[1]")
     tab.until("document.querySelectorAll('.chunk').length === 2")
     assert tab.run("document.getElementById('with').textContent") == ""  # what is gone is not ticked either

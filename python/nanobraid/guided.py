@@ -294,7 +294,7 @@ class _Vocabulary:
         Raises:
             InvalidArgumentError: One is not a control token, or ends answers.
         """
-        bits = self.text_bits.copy()
+        bits: NDArray[np.uint32] = self.text_bits.copy()
         for token_id in control_tokens:
             if token_id not in self._control_ids:
                 raise InvalidArgumentError(
@@ -368,8 +368,13 @@ def _llguidance() -> ModuleType:
 
 
 def _limits() -> Any:
-    """Stricter than llguidance's own: what a grammar may cost before the first token, and at each."""
-    return _llguidance().LLParserLimits(max_grammar_size=100_000, initial_lexer_fuel=200_000, step_lexer_fuel=100_000)
+    """Other than llguidance's own: what a grammar may cost before the first token, and at each."""
+    return _llguidance().LLParserLimits(
+        max_grammar_size=100_000,
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=100_000,
+        max_items_in_row=5000,  # four for each property that may come next
+    )
 
 
 def _line(message: str) -> str:

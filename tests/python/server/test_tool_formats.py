@@ -420,9 +420,25 @@ def test_control_tokens_are_text_only_if_they_are_to_be_kept(marked_llm: nb.LLM)
         assert out.text == expected
         assert "".join(piece.text for piece in marked_llm.stream("x", params)) == expected
         assert out.token_ids.count(mark) == 2
-    params = nb.SamplingParams(guided=guided, max_tokens=32, keep_special_token_ids=[mark], stop=["éS", "STOP"])
-    out = marked_llm.generate("x", params)[0]  # what was held back for 'éS' comes before the mark
-    assert (out.text, out.stop_reason) == ("aé[TOOL_CALLS]", "STOP")
+    for stop, include, expected in (
+        ("éS", False, "a"),  # the mark is in what is cut off
+        ("éS", True, "aé[TOOL_CALLS]S"),
+        ("STOP", False, "aé[TOOL_CALLS]"),
+        ("STOPb", True, "aé[TOOL_CALLS]STOPb"),
+        ("éST-", False, "aé[TOOL_CALLS]STOPb[TOOL_CALLS]x"),  # what was held back comes before the mark
+        ("x-", False, "aé[TOOL_CALLS]STOPb[TOOL_CALLS]x"),
+    ):
+        params = nb.SamplingParams(
+            guided=guided,
+            max_tokens=32,
+            keep_special_token_ids=[mark],
+            stop=stop,
+            include_stop_str_in_output=include,
+        )
+        out = marked_llm.generate("x", params)[0]
+        assert out.text == expected
+        assert out.stop_reason == (None if stop.endswith("-") else stop)
+        assert "".join(piece.text for piece in marked_llm.stream("x", params)) == expected
     with pytest.raises(nb.InvalidArgumentError, match="keep_special_token_ids"):
         marked_llm.generate("x", nb.SamplingParams(keep_special_token_ids=[10**6]))
 

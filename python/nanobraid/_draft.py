@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,45 +16,55 @@ from nanobraid.tokenizer import Tokenizer
 
 
 class _Text:
-    """The text of an answer as it grows: whole characters, up to a stop string, with the control tokens to be kept."""
+    """The text of an answer as it grows: whole characters, up to a stop string, with the control tokens to be kept.
+
+    Stop strings are found as the engine finds them, in the text without control tokens. Which of its characters a kept
+    one stands before, a second decoder says that holds nothing back for stop strings.
+    """
 
     def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
         self._tokenizer = tokenizer
-        self._options, self._params = options, params
+        at_start = options["guided"] is None  # a grammar counts the space that a text would begin without
+        self._decoder = tokenizer.stream(
+            at_start=at_start,
+            stop=options["stop"],
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=options["min_tokens"],
+        )
         specials = set(tokenizer.special_tokens.values()) if params.keep_special_token_ids else set()
         self._kept = specials.intersection(params.keep_special_token_ids)  # what else was named is text anyway
-        self._num_tokens = 0
-        self._has_text = False
-        self._decoder = self._begin()
-
-    def _begin(self) -> _core.TextStream:
-        return self._tokenizer.stream(
-            # A grammar counts the space that a text would begin without.
-            at_start=self._options["guided"] is None and not self._has_text,
-            stop=self._options["stop"],
-            include_stop=self._params.include_stop_str_in_output,
-            min_tokens=max(0, self._options["min_tokens"] - self._num_tokens),
-        )
+        self._places = tokenizer.stream(at_start=at_start) if self._kept else None
+        self._num_decoded = self._num_given = 0  # characters, without control tokens
+        self._marks: deque[tuple[int, str]] = deque()  # kept tokens not given out, and the characters before them
 
     @property
     def stop_reason(self) -> str | None:
         return self._decoder.stop_reason
 
     def push(self, token_id: int) -> str:
-        if token_id in self._kept and self._decoder.stop_reason is None:
-            # What was held back, as the beginning of a character or a stop string, is not going to be one any more.
-            text = self._decoder.finish()
-            self._has_text = self._has_text or bool(text)
-            self._num_tokens += 1
-            self._decoder = self._begin()
-            return text + self._tokenizer.token_text(token_id)
-        self._num_tokens += 1
         text = self._decoder.push(token_id)
-        self._has_text = self._has_text or bool(text)
-        return text
+        if self._places is None:
+            return text
+        if token_id in self._kept:
+            if self._decoder.stop_reason is None:
+                self._marks.append((self._num_decoded, self._tokenizer.token_text(token_id)))
+        else:
+            self._num_decoded += len(self._places.push(token_id))
+        return self._with_marks(text)
 
     def finish(self) -> str:
-        return self._decoder.finish()
+        return self._with_marks(self._decoder.finish())
+
+    def _with_marks(self, text: str) -> str:
+        end = self._num_given + len(text)
+        parts = []
+        while self._marks and self._marks[0][0] <= end:
+            place, mark = self._marks.popleft()
+            parts += [text[: place - self._num_given], mark]
+            text = text[place - self._num_given :]
+            self._num_given = place
+        self._num_given = end
+        return "".join([*parts, text])
 
 
 class _Answer:

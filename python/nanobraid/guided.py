@@ -368,8 +368,13 @@ def _llguidance() -> ModuleType:
 
 
 def _limits() -> Any:
-    """Stricter than llguidance's own: what a grammar may cost before the first token, and at each."""
-    return _llguidance().LLParserLimits(max_grammar_size=100_000, initial_lexer_fuel=200_000, step_lexer_fuel=100_000)
+    """Other than llguidance's own: what a grammar may cost before the first token, and at each."""
+    return _llguidance().LLParserLimits(
+        max_grammar_size=100_000,
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=100_000,
+        max_items_in_row=5000,  # four for each property that may come next
+    )
 
 
 def _line(message: str) -> str:

@@ -90,7 +90,7 @@ class SamplingParams:
         stop: Strings, at most 16, that end the answer wherever they come up in its text, across tokens too.
         include_stop_str_in_output: Keep the stop string at the end of the text instead of cutting it off.
         keep_special_token_ids: Control tokens that are part of the text, spelled as `Tokenizer.token_text` says; the
-            others are left out. Stop strings are found on either side of one, not across it.
+            others are left out. Stop strings are found in the text without them.
         guided: What the answer must look like, see `Guided`. It ends when it is complete and nothing may follow, or
             with the end-of-sequence token or one of `stop_token_ids`, which are chosen only where it is complete.
             `max_tokens` and stop strings may end it before. Not together with `ignore_eos`.

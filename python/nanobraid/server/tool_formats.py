@@ -24,7 +24,7 @@ _MAX_TOOLS = 128
 _MAX_CALLS = 16  # of one answer: a model that repeats itself comes to an end
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _KNOWS_TOOLS = re.compile(r"{[{%][^}]*\btools\b")
-_WHITESPACE = r"[ \t\r\n]{1,40}"
+_WHITESPACE = r"[ \n]{1,12}"  # one line, or indented
 
 
 @dataclass(frozen=True)

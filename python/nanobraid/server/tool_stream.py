@@ -207,6 +207,7 @@ class ToolParser:
     def _call_object(self, keys: Sequence[str]) -> _Steps:
         """Reads ``{"name": ..., "arguments": {...}}``, with the mark in front; its arguments have one of the keys."""
         scanner = JsonScanner()
+        known = ("name", "type", "id", *keys)
         begin = self._pos - (self._mark or 0)
         name: str | None = None
         index: int | None = None
@@ -224,8 +225,10 @@ class ToolParser:
                 raise _Malformed(started=index is not None)
             self._pos += 1
             if index is not None:
-                continue  # further members, such as an id, say nothing
+                continue  # further members say nothing
             assert self._mark is not None
+            if char == ":" and scanner.awaits_value and scanner.depth == 1 and scanner.key not in known:
+                raise _Malformed(started=False)  # some other object: it need not be held back to its end
             if at_value:
                 value_begin = self._pos - 1 - self._mark
             elif value_begin is not None and char == '"' and scanner.after_value and scanner.depth == 1:

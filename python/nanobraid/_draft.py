@@ -154,7 +154,14 @@ class Draft:
         metrics = _metrics(output) if finished else None
         reuse = self._report(output) if finished else None
         return StreamPiece(
-            text, answer.token_ids[begin:], output.finish_reason, logprobs, output.choice, metrics, reuse
+            text,
+            answer.token_ids[begin:],
+            output.finish_reason,
+            logprobs,
+            output.choice,
+            metrics,
+            reuse,
+            answer.decoder.stop_reason if finished else None,
         )
 
     def pieces(self, output: _core.StepOutput) -> Iterator[StreamPiece]:

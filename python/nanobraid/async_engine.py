@@ -181,6 +181,57 @@ class AsyncEngine:
         """
         return self._submit(self._llm._prepare(prompt, sampling_params, cache_salt, timeout_s))
 
+    async def start(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+        streams: bool = True,
+    ) -> AsyncRequest:
+        """As `submit`, but the event loop goes on while a grammar is prepared.
+
+        Args:
+            prompt: As for `submit`, and so the following.
+            sampling_params: None is ``SamplingParams()``.
+            cache_salt: As for `LLM.generate`.
+            timeout_s: As for `LLM.generate`.
+            streams: Somebody reads the pieces as they come: while such a request decodes, steps are kept short.
+
+        Raises:
+            InvalidArgumentError, OverloadedError: As `submit`.
+        """
+        return self._submit(await self._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=streams))
+
+    async def score(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        top_logprobs: int = 0,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """Returns how likely the tokens of a prompt are, in `RequestOutput.prompt_logprobs`; nothing is generated.
+
+        Args:
+            prompt: A text or a list of token ids, at most `max_model_len` tokens.
+            top_logprobs: With each token so many of the most likely ones.
+            cache_salt: As for `LLM.generate`.
+            timeout_s: As for `LLM.generate`.
+
+        Raises:
+            InvalidArgumentError, OverloadedError: As `submit`.
+        """
+        params = SamplingParams(temperature=0.0, prompt_logprobs=top_logprobs)
+        request = self._submit(
+            self._llm._prepare(prompt, params, cache_salt, timeout_s, streams=False, only_score=True)
+        )
+        try:
+            return await request.result()
+        finally:
+            request.abort()
+
     async def _prepare(
         self,
         prompt: str | Sequence[int],
@@ -218,7 +269,7 @@ class AsyncEngine:
         Raises:
             InvalidArgumentError, OverloadedError: As `submit`, by the first step of the iteration.
         """
-        request = self._submit(await self._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=True))
+        request = await self.start(prompt, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s)
         try:
             async for piece in request:
                 yield piece
@@ -238,7 +289,7 @@ class AsyncEngine:
         Raises:
             InvalidArgumentError, OverloadedError: As `submit`.
         """
-        request = self._submit(await self._prepare(prompt, sampling_params, cache_salt, timeout_s, streams=False))
+        request = await self.start(prompt, sampling_params, cache_salt=cache_salt, timeout_s=timeout_s, streams=False)
         try:
             return await request.result()
         finally:

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nanobraid import __version__, _logging
-from nanobraid.commands import bench, chat, doctor, export, generate, inspect, models, pull
+from nanobraid.commands import bench, chat, doctor, export, generate, inspect, models, pull, serve
 from nanobraid.errors import InvalidArgumentError, NanobraidError
 
-_COMMANDS = (generate, chat, bench, export, inspect, doctor, pull, models)
+_COMMANDS = (generate, chat, serve, bench, export, inspect, doctor, pull, models)
 _USAGE = {
     "generate": "nanobraid generate [PROMPT] [OPTIONS]",
     "export": "nanobraid export SRC -o FILE --dtype DTYPE [OPTIONS]",
     "inspect": "nanobraid inspect FILE [OPTIONS]",
     "pull": "nanobraid pull [NAME]",
+    "serve": "nanobraid serve [MODEL] [OPTIONS]",
 }
 
 

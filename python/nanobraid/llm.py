@@ -329,11 +329,15 @@ class LLM(Composing):
         timeout_s: float | None,
         *,
         streams: bool = True,
+        only_score: bool = False,
     ) -> Prepared:
         text_or_ids: Any = prompt if isinstance(prompt, str) else [prompt]
         (text,), (ids,) = encode_prompts(self._tokenizer, text_or_ids)
         (params,) = params_for(sampling_params, 1)
-        options = self._request(ids, params) | call_options(cache_salt, timeout_s, streams=streams)
+        options = self._request(ids, params, room=0 if only_score else 1)
+        options |= call_options(cache_salt, timeout_s, streams=streams)
+        if only_score:
+            options["max_tokens"] = 0
         draft = Draft(self._tokenizer, options, params)
         return Prepared(text, ids, options, draft)
 

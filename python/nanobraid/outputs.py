@@ -120,6 +120,7 @@ class StreamPiece:
         index: Which of the n answers it belongs to.
         metrics: With the last piece of an answer, its times; None before.
         reuse: Likewise, where the tokens of the prompt came from.
+        stop_reason: Likewise, the stop string that ended the answer, if one did.
     """
 
     text: str
@@ -129,6 +130,7 @@ class StreamPiece:
     index: int = 0
     metrics: RequestMetrics | None = None
     reuse: ReuseReport | None = None
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True)

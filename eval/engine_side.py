@@ -49,14 +49,14 @@ def serve_stub(model: str) -> None:
     from nanobraid.server.service import ACCEPTED, Service
     from nanobraid.server.settings import Settings
 
-    async def pieces(self: Service, prompt: Any, params: Any, **_: Any) -> AsyncGenerator[StreamPiece, None]:
+    async def plain(self: Service, prompt: Any, params: Any, **_: Any) -> AsyncGenerator[StreamPiece, None]:
         yield ACCEPTED
         for i in range(params.max_tokens):
             await asyncio.sleep(0)  # as between two steps, the others have their turn
             yield StreamPiece(" word", [100], None if i + 1 < params.max_tokens else "length")
 
-    Service.generate = pieces  # type: ignore[method-assign,assignment]
-    with nb.LLM(model, max_model_len=65536 // 8, num_threads=1) as llm:
+    Service._plain = plain  # type: ignore[method-assign,assignment]
+    with nb.LLM(model, max_model_len=8192, num_threads=1) as llm:
         app = create_app(nb.AsyncEngine(llm), Settings(log_requests=False), model="stub")
 
         def started(port: int) -> None:

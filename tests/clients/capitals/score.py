@@ -14,8 +14,7 @@ def main() -> int:
         for context, continuation in json.load(sys.stdin):
             num_context = len(llm.tokenizer.encode(context, add_special_tokens=False))
             ids = llm.tokenizer.encode(context + continuation, add_special_tokens=False)
-            rows = llm.score(ids).prompt_logprobs[num_context:]
-            scores.append(sum(row.logprob for row in rows))
+            scores.append(sum(value for value in llm.score(ids).logprobs[num_context:] if value is not None))
     print(json.dumps(scores))
     return 0
 

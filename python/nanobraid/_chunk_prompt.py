@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from nanobraid.chat_template import ChatTemplate, Message, check_messages
 from nanobraid.composition import Segment
 from nanobraid.errors import UnsupportedError
 from nanobraid.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from nanobraid._chat_inputs import ChatOptions
 
 #: What stands between the contexts, and between them and the query, in the user's message.
 SEPARATOR = "\n\n"
@@ -139,7 +145,11 @@ def _find(tokenizer: Tokenizer, ids: list[int], start: int, wanted: tuple[int, .
 
 
 def compose_chat(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], cores: Sequence[Sequence[Core]]
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    cores: Sequence[Sequence[Core]],
+    **options: Unpack[ChatOptions],
 ) -> list[Piece]:
     """Returns a conversation's prompt, ready to be answered, in pieces.
 
@@ -148,12 +158,13 @@ def compose_chat(
         tokenizer: The model's.
         messages: The conversation.
         cores: For each message the chunks in its content.
+        options: As for `ChatTemplate.encode`.
 
     Raises:
         UnsupportedError: The template changes the text of a message that has chunks.
         InvalidArgumentError, ChatTemplateError: As `ChatTemplate.encode`.
     """
-    parts = template.parts(messages, tokenizer)
+    parts = template.parts(messages, tokenizer, **options)
     placed: dict[int, list[Core]] = {}
     part, end = len(parts) - 1, None
     for i, message in reversed(list(enumerate(check_messages(messages)))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,67 @@ from nanobraid import _core
 from nanobraid.composition import ReuseReport, report_of
 from nanobraid.errors import error_of
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamPiece, TokenLogprobs
+from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
+
+
+class _Text:
+    """The text of an answer as it grows: whole characters, up to a stop string, with the control tokens to be kept.
+
+    Stop strings are found as the engine finds them, in the text without control tokens. Which of its characters a kept
+    one stands before, a second decoder says that holds nothing back for stop strings.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
+        self._tokenizer = tokenizer
+        at_start = options["guided"] is None  # a grammar counts the space that a text would begin without
+        self._decoder = tokenizer.stream(
+            at_start=at_start,
+            stop=options["stop"],
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=options["min_tokens"],
+        )
+        specials = set(tokenizer.special_tokens.values()) if params.keep_special_token_ids else set()
+        self._kept = specials.intersection(params.keep_special_token_ids)  # what else was named is text anyway
+        self._places = tokenizer.stream(at_start=at_start) if self._kept else None
+        self._num_decoded = self._num_given = 0  # characters, without control tokens
+        self._marks: deque[tuple[int, str]] = deque()  # kept tokens not given out, and the characters before them
+
+    @property
+    def stop_reason(self) -> str | None:
+        return self._decoder.stop_reason
+
+    def push(self, token_id: int) -> str:
+        text = self._decoder.push(token_id)
+        if self._places is None:
+            return text
+        if token_id in self._kept:
+            if self._decoder.stop_reason is None:
+                self._marks.append((self._num_decoded, self._tokenizer.token_text(token_id)))
+        else:
+            self._num_decoded += len(self._places.push(token_id))
+        return self._with_marks(text)
+
+    def finish(self) -> str:
+        return self._with_marks(self._decoder.finish())
+
+    def _with_marks(self, text: str) -> str:
+        end = self._num_given + len(text)
+        parts = []
+        while self._marks and self._marks[0][0] <= end:
+            place, mark = self._marks.popleft()
+            parts += [text[: place - self._num_given], mark]
+            text = text[place - self._num_given :]
+            self._num_given = place
+        self._num_given = end
+        return "".join([*parts, text])
 
 
 class _Answer:
     """One of the answers to a prompt as it grows."""
 
-    def __init__(self, decoder: _core.TextStream, has_logprobs: bool) -> None:
-        self.decoder = decoder
+    def __init__(self, text: _Text, has_logprobs: bool) -> None:
+        self.decoder = text
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = [] if has_logprobs else None
         self.texts: list[str] = []
@@ -55,30 +109,21 @@ class Draft:
     Args:
         tokenizer: The model's.
         options: What the request was submitted with.
-        include_stop: Stop strings are part of the text.
+        params: What they were made from.
 
     Attributes:
         reuse_requested: The mode of reuse that the user wanted.
         downgrade_reason: Why the request is served in the mode ``exact`` instead, if it is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], *, include_stop: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
         self._tokenizer = tokenizer
         self.reuse_requested = "exact"
         self.downgrade_reason: str | None = None
         self._scores_prompt = options["prompt_logprobs"] is not None
         self._prompt_output: _core.StepOutput | None = None
         self._answers = [
-            _Answer(
-                tokenizer.stream(
-                    at_start=options["guided"] is None,  # a grammar counts the space that a text would begin without
-                    stop=options["stop"],
-                    include_stop=include_stop,
-                    min_tokens=options["min_tokens"],
-                ),
-                options["logprobs"] is not None,
-            )
-            for _ in range(options["n"])
+            _Answer(_Text(tokenizer, options, params), options["logprobs"] is not None) for _ in range(options["n"])
         ]
 
     @property

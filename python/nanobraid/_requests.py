@@ -102,6 +102,7 @@ def request_options(
     words = params.bad_words_token_ids
     for field, token_ids in (
         ("stop_token_ids", params.stop_token_ids),
+        ("keep_special_token_ids", params.keep_special_token_ids),
         ("logit_bias", params.logit_bias or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
         ("bad_words_token_ids", [token_id for word in words for token_id in word]),

@@ -26,7 +26,9 @@ from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from nanobraid._chat_inputs import ChatOptions
 
 
 class AsyncRequest:
@@ -374,13 +376,13 @@ class AsyncEngine:
                 if request is not None:
                     request.abort()
 
-    async def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    async def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
         """As `LLM.encode_chat`, in a thread of its own: the template is rendered by another process.
 
         Raises:
-            InvalidArgumentError, ChatTemplateError: As `LLM.chat`.
+            InvalidArgumentError, ChatTemplateError: As `LLM.encode_chat`.
         """
-        return await asyncio.to_thread(self._llm.encode_chat, messages, add_generation_prompt=add_generation_prompt)
+        return await asyncio.to_thread(self._llm.encode_chat, messages, **options)
 
     async def shutdown(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Takes no more requests, ends those there, and closes the engine and its `LLM`.

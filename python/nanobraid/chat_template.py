@@ -19,21 +19,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanobraid.errors import ChatTemplateError, InvalidArgumentError, UnsupportedError
+from nanobraid._chat_inputs import (
+    Message,
+    check_messages,
+    check_template_kwargs,
+    check_tools,
+    map_strings,
+    strings_of,
+)
+from nanobraid.errors import ChatTemplateError, InvalidArgumentError
 from nanobraid.tokenizer import Tokenizer
 
-Message = Mapping[str, Any]
-"""One turn of a conversation: at least ``role``, and ``content`` as a string or a list of text parts."""
+__all__ = ["ChatTemplate", "Message", "check_messages"]
 
 # Isolated and without site-packages: a quick start that no environment variable can change.
 _START = "import sys, runpy; sys.path += sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 _START_S = 20.0  # for starting the child, usually 0.05 s; not part of a template's deadline
 _MEMORY_BYTES = 256 << 20
 _MAX_CHARS = 16 << 20
-_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _FIRST_MARK = 0x100000  # plane 16 is private use: no text has a meaning for these characters
 
 
@@ -146,75 +153,6 @@ def _printable(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Returns a plain copy of a conversation.
-
-    Args:
-        messages: Turns with ``role`` and ``content``. Content given as a list of ``{"type": "text", "text": ...}``
-            parts becomes one string, joined by newlines. Other keys (``name``, ``tool_calls``) go to the template.
-
-    Raises:
-        InvalidArgumentError: Not a list of such messages; the message says where.
-        UnsupportedError: A part of another type than text.
-    """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise InvalidArgumentError(f"messages must be a list of messages, got {type(messages).__name__}")
-    if not messages:
-        raise InvalidArgumentError("messages is empty: a conversation needs at least one message")
-    checked = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise InvalidArgumentError(f"messages[{i}] must be a mapping with role and content, got {message!r}")
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not _ROLE.match(role):
-            raise InvalidArgumentError(f"messages[{i}].role must be a name such as 'user', got {role!r}")
-        if isinstance(content, Sequence) and not isinstance(content, str | bytes):
-            content = "\n".join(_text_of_part(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content))
-        elif not isinstance(content, str) and not (content is None and role == "assistant"):
-            raise InvalidArgumentError(f"messages[{i}].content must be a string, got {content!r}")
-        checked.append({**message, "content": content})
-    try:
-        copy: list[dict[str, Any]] = json.loads(json.dumps(checked, allow_nan=False))
-        json.dumps(copy, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError("messages contain a lone surrogate, which is not Unicode text") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"messages must be made of strings, numbers, lists and mappings: {error}") from None
-    return copy
-
-
-def _text_of_part(part: object, where: str) -> str:
-    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise InvalidArgumentError(f"{where} must be a mapping with type and text, got {part!r}")
-    if part["type"] != "text":
-        raise UnsupportedError(f"{where}: parts of type {part['type']!r} are not supported, only text")
-    if not isinstance(part.get("text"), str):
-        raise InvalidArgumentError(f"{where}.text must be a string, got {part.get('text')!r}")
-    return str(part["text"])
-
-
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_map_strings(item, change) for item in value]
-    if isinstance(value, dict):
-        return {change(key): _map_strings(item, change) for key, item in value.items()}
-    return value
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
-
-
 class ChatTemplate:
     """A model's chat template (jinja2), rendered with a deadline and a memory limit.
 
@@ -254,29 +192,52 @@ class ChatTemplate:
             timeout_s=timeout_s,
         )
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+    ) -> str:
         """Returns the prompt of a conversation as text. To run it, use `encode`: it keeps users' text harmless.
 
         Args:
             messages: The conversation, see `check_messages`.
             add_generation_prompt: End with the beginning of the assistant's answer.
+            tools: What the model may call, in OpenAI's form (``{"type": "function", "function": {...}}``): the
+                template's variable ``tools``. Whether it describes them is the template's business.
+            template_kwargs: Further variables of the template, such as ``{"enable_thinking": False}``.
+            continue_final_message: End inside the last message, the assistant's, so that the model goes on with it. To
+                be given with ``add_generation_prompt=False``.
 
         Raises:
-            InvalidArgumentError: `messages` is not a conversation.
+            InvalidArgumentError: `messages` is not a conversation, `tools` are none, `template_kwargs` names a variable
+                that the template gets from elsewhere, or there is no message to continue.
             ChatTemplateError: The template is wrong, refuses the conversation, or exceeds a limit.
         """
-        return self._render([check_messages(messages)], add_generation_prompt)[0]
+        inputs = _Inputs.checked(messages, tools, template_kwargs, add_generation_prompt, continue_final_message)
+        end_mark = next(_free_chars(self.source, *inputs.strings())) if continue_final_message else None
+        return self._render([inputs], end_mark)[0]
 
     def encode(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """Returns the prompt of a conversation as token ids; only the template's own text makes control tokens.
 
-        To know afterwards which characters came from the messages, every character of theirs with which a control
-        token could begin (``<`` for ``<|im_end|>``) is rendered as a private-use character that occurs nowhere else.
-        Templates may trim, cut and repeat such text; what they add themselves keeps its plain characters. The prompt is
-        cut at the control tokens that are spelled in plain characters, and the text between them is encoded, with the
-        private characters turned back, as text only.
+        To know afterwards which characters came from the user, every character of the messages, tools and further
+        variables with which a control token could begin (``<`` for ``<|im_end|>``) is rendered as a private-use
+        character that occurs nowhere else. Templates may trim, cut and repeat such text; what they add themselves keeps
+        its plain characters. The prompt is cut at the control tokens that are spelled in plain characters, and the text
+        between them is encoded, with the private characters turned back, as text only.
 
         A template that looks for such characters in a message (``</think>``) or escapes them would render something
         else. This is noticed by comparing with a rendering of the messages as they are; then only the first character
@@ -286,14 +247,23 @@ class ChatTemplate:
         Args:
             messages: The conversation, see `check_messages`.
             tokenizer: The tokenizer of the same model.
-            add_generation_prompt: End with the beginning of the assistant's answer.
+            add_generation_prompt: As for `render`, and so the following.
+            tools: What the model may call.
+            template_kwargs: Further variables of the template.
+            continue_final_message: End inside the last message.
 
         Raises:
-            InvalidArgumentError: `messages` is not a conversation.
-            ChatTemplateError: The template is wrong, refuses the conversation, or exceeds a limit.
+            InvalidArgumentError, ChatTemplateError: As `render`.
         """
         token_ids: list[int] = []
-        for part in self.parts(messages, tokenizer, add_generation_prompt=add_generation_prompt):
+        for part in self.parts(
+            messages,
+            tokenizer,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            template_kwargs=template_kwargs,
+            continue_final_message=continue_final_message,
+        ):
             if isinstance(part, int):
                 token_ids.append(part)
             else:
@@ -303,7 +273,14 @@ class ChatTemplate:
         return token_ids
 
     def parts(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> list[int | str]:
         """Returns the prompt of a conversation as control tokens and the texts between them, none of them empty.
 
@@ -313,31 +290,29 @@ class ChatTemplate:
             messages: As for `encode`, and so the following.
             tokenizer: The tokenizer of the same model.
             add_generation_prompt: End the prompt with the beginning of the assistant's answer.
+            tools: What the model may call.
+            template_kwargs: Further variables of the template.
+            continue_final_message: End inside the last message.
 
         Raises:
             InvalidArgumentError, ChatTemplateError: As `encode`.
         """
-        conversation = check_messages(messages)
+        inputs = _Inputs.checked(messages, tools, template_kwargs, add_generation_prompt, continue_final_message)
         specials = [text for text in tokenizer.special_tokens if text]
         first_chars = {text[0] for text in specials}
-        used = {char for text in _strings(conversation) for char in text}
+        free = _free_chars(self.source, *specials, *inputs.strings())
+        end_mark = next(free) if continue_final_message else None
         to_chars: dict[int, str] = {}
-        if not first_chars & used:
-            marked = self._render([conversation], add_generation_prompt)[0]
+        if not first_chars & set().union(*inputs.strings()):
+            marked = self._render([inputs], end_mark)[0]
         else:
-            taken = used.union(self.source, *specials)
-            free = (chr(code) for code in range(_FIRST_MARK, sys.maxunicode - 1) if chr(code) not in taken)
             marks = dict(zip(sorted(first_chars), free, strict=False))
             to_marks = str.maketrans(marks)
             to_chars = str.maketrans({mark: char for char, mark in marks.items()})
-            plain, marked = self._render(
-                [conversation, _map_strings(conversation, lambda text: text.translate(to_marks))],
-                add_generation_prompt,
-            )
+            plain, marked = self._render([inputs, inputs.mapped(lambda text: text.translate(to_marks))], end_mark)
             if marked.translate(to_chars) != plain:
                 spelled = _SpelledTokens(specials)
-                careful = _map_strings(conversation, lambda text: spelled.mark(text, marks))
-                marked = self._render([careful], add_generation_prompt)[0]
+                marked = self._render([inputs.mapped(lambda text: spelled.mark(text, marks))], end_mark)[0]
         if not specials:
             return [marked] if marked else []
         cut = re.compile("(" + "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) + ")")
@@ -347,18 +322,9 @@ class ChatTemplate:
             if part
         ]
 
-    def _render(self, conversations: list[Any], add_generation_prompt: bool) -> list[str]:
-        variables = [
-            {
-                "messages": messages,
-                "add_generation_prompt": bool(add_generation_prompt),
-                "tools": None,
-                "documents": None,
-                **self._tokens,
-            }
-            for messages in conversations
-        ]
-        num_chars = sum(len(text) for text in _strings(conversations))
+    def _render(self, all_inputs: list[_Inputs], end_mark: str | None) -> list[str]:
+        variables = [{**inputs.variables(end_mark), **self._tokens} for inputs in all_inputs]
+        num_chars = sum(len(text) for inputs in all_inputs for text in inputs.strings())
         max_chars = _MAX_CHARS + 8 * num_chars
         request = {
             "template": self.source,
@@ -371,7 +337,82 @@ class ChatTemplate:
         answer = _worker.call(request, self._timeout_s, 12 * max_chars + 1024)
         if "error" in answer:
             raise ChatTemplateError(_printable(str(answer["error"])))
-        return [str(text) for text in answer["texts"]]
+        return [_cut_at(end_mark, str(text)) for text in answer["texts"]]
+
+
+def _free_chars(*texts: str) -> Iterator[str]:
+    """Private-use characters that are in none of the texts."""
+    taken = set().union(*texts)
+    return (chr(code) for code in range(_FIRST_MARK, sys.maxunicode - 1) if chr(code) not in taken)
+
+
+def _cut_at(end_mark: str | None, text: str) -> str:
+    """The rendering up to the mark behind the last message; a space follows it unless the template trims."""
+    if end_mark is None:
+        return text
+    end = text.rfind(end_mark)
+    if end < 0:
+        raise ChatTemplateError("the chat template leaves out the final message, which was to be continued")
+    return text[:end] if text.startswith(" ", end + 1) else text[:end].rstrip()
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a template is given, checked."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    template_kwargs: dict[str, Any]
+    add_generation_prompt: bool
+
+    @classmethod
+    def checked(
+        cls,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> _Inputs:
+        conversation = check_messages(messages)
+        if continue_final_message:
+            if add_generation_prompt:
+                raise InvalidArgumentError(
+                    "continue_final_message cannot be together with add_generation_prompt: an answer is either begun "
+                    "or continued"
+                )
+            last = conversation[-1]
+            if last["role"] != "assistant" or not isinstance(last["content"], str):
+                raise InvalidArgumentError(
+                    f"continue_final_message needs a last message of the assistant with text as content, got one of "
+                    f"role {last['role']!r}"
+                )
+        return cls(
+            conversation, check_tools(tools), check_template_kwargs(template_kwargs), bool(add_generation_prompt)
+        )
+
+    def strings(self) -> list[str]:
+        """Every text of the user's."""
+        return list(strings_of([self.messages, self.tools, *self.template_kwargs.values()]))
+
+    def mapped(self, change: Callable[[str], str]) -> _Inputs:
+        """The same with every text changed, but for the names of variables."""
+        messages, tools, values = map_strings([self.messages, self.tools, list(self.template_kwargs.values())], change)
+        names = self.template_kwargs
+        return _Inputs(messages, tools, dict(zip(names, values, strict=True)), self.add_generation_prompt)
+
+    def variables(self, end_mark: str | None) -> dict[str, Any]:
+        """The variables of a template; with the mark, and a space to see trimming, behind the last message."""
+        messages = self.messages
+        if end_mark is not None:
+            messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + end_mark + " "}]
+        return {
+            "messages": messages,
+            "add_generation_prompt": self.add_generation_prompt,
+            "tools": self.tools,
+            "documents": None,
+            **self.template_kwargs,
+        }
 
 
 class _SpelledTokens:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from nanobraid._logging import logger
+from nanobraid._schema_limits import check_schema
 from nanobraid.errors import InvalidArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class Guided:
     Attributes:
         kind: ``json_schema``, ``json_object``, ``regex``, ``choice`` or ``grammar``.
         source: What it was made from, as text; of choices a JSON list.
+        control_tokens: Ids of the control tokens that answers may have.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
     source: str
     _grammar: str = field(repr=False, compare=False)
+    control_tokens: tuple[int, ...] = ()
 
     @classmethod
     def json_schema(cls, schema: str | Mapping[str, Any]) -> Guided:
@@ -54,8 +57,8 @@ class Guided:
             schema: The schema as a mapping or as JSON text.
 
         Raises:
-            InvalidArgumentError: It is not a schema, has a keyword that llguidance does not implement, or no value
-                fits it; the message is llguidance's.
+            InvalidArgumentError: It is not a schema, has a keyword that llguidance does not implement, is too large or
+                too deep, or no finite value fits it.
             UnsupportedError: The package ``llguidance`` is not installed.
         """
         if isinstance(schema, Mapping):
@@ -69,7 +72,9 @@ class Guided:
                 json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise InvalidArgumentError(f"guided: the JSON schema is not JSON: {error}") from None
-        return cls._checked("json_schema", _checked_text("the JSON schema", text, "Unicode text"))
+        _checked_text("the JSON schema", text, "Unicode text")
+        check_schema(json.loads(text), "guided: the JSON schema")
+        return cls._checked("json_schema", text)
 
     @classmethod
     def json_object(cls) -> Guided:
@@ -110,19 +115,48 @@ class Guided:
         return cls._checked("choice", _checked_text("choices", json.dumps(choices, ensure_ascii=False), "text"))
 
     @classmethod
-    def grammar(cls, lark: str) -> Guided:
+    def grammar(cls, lark: str, *, control_tokens: Sequence[int] = ()) -> Guided:
         """Answers are what a grammar in llguidance's variant of Lark's notation generates.
 
-        Control tokens cannot be part of it.
+        Args:
+            lark: The grammar.
+            control_tokens: Ids of those control tokens of the model that it may name, as ``<[5]>``. Whatever it names
+                besides never comes up, and none that ends an answer can be among them: a request with one is refused.
 
         Raises:
             InvalidArgumentError: It is not such a grammar; the message is llguidance's.
             UnsupportedError: The package ``llguidance`` is not installed.
         """
-        return cls._checked("grammar", _checked_text("the grammar", lark, "a string"))
+        if isinstance(control_tokens, str | bytes) or not isinstance(control_tokens, Sequence):
+            raise InvalidArgumentError(
+                f"guided: control_tokens must be a sequence of token ids, got {control_tokens!r}"
+            )
+        for token_id in control_tokens:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+                raise InvalidArgumentError(f"guided: control_tokens must be token ids >= 0, got {token_id!r}")
+        return cls._checked("grammar", _checked_text("the grammar", lark, "a string"), tuple(control_tokens))
+
+    def preceded_by(self, lark: str, *, control_tokens: Sequence[int] = ()) -> Guided:
+        """Returns a grammar of which this one is a part.
+
+        Args:
+            lark: As for `grammar`; ``@answer`` stands for this one.
+            control_tokens: As for `grammar`; those of this one may come up too.
+
+        Raises:
+            InvalidArgumentError, UnsupportedError: As `grammar`.
+        """
+        _checked_text("the grammar", lark, "a string")
+        # llguidance takes a grammar as JSON, or in Lark's notation.
+        is_json = self._grammar.startswith("{")
+        inner = json.loads(self._grammar)["grammars"] if is_json else [{"lark_grammar": self._grammar}]
+        inner = [{**inner[0], "name": "answer"}, *inner[1:]]
+        ids = (*control_tokens, *self.control_tokens)
+        combined = json.dumps({"grammars": [{"lark_grammar": lark}, *inner]}, ensure_ascii=False)
+        return self._validated("grammar", f"{lark}# answer: {self.kind} {self.source}", combined, ids)
 
     @classmethod
-    def _checked(cls, kind: Any, source: str) -> Guided:
+    def _checked(cls, kind: Any, source: str, control_tokens: tuple[int, ...] = ()) -> Guided:
         library = _llguidance()
         matcher = library.LLMatcher
         if kind == "regex":
@@ -137,12 +171,19 @@ class Guided:
                 grammar = matcher.grammar_from_json_schema(source, defaults=_JSON_OPTIONS)
             except ValueError as error:
                 raise InvalidArgumentError(f"guided: llguidance refuses the JSON schema: {_line(str(error))}") from None
-        is_error, messages = matcher.validate_grammar_with_warnings(grammar)
+        return cls._validated(kind, source, grammar, control_tokens)
+
+    @classmethod
+    def _validated(cls, kind: Any, source: str, grammar: str, control_tokens: tuple[int, ...]) -> Guided:
+        matcher = _llguidance().LLMatcher
+        is_error, messages = matcher.validate_grammar_with_warnings(grammar, limits=_limits())
         if is_error:
             raise InvalidArgumentError(f"guided: llguidance refuses the {_NAMES[kind]}: {_line('; '.join(messages))}")
         for message in messages:
+            if control_tokens and message.startswith("no tokenizer"):
+                continue  # which tokens there are is known when a model is
             logger.warning("guided: llguidance says of the %s: %s", _NAMES[kind], _line(message))
-        return cls(kind, source, grammar)
+        return cls(kind, source, grammar, control_tokens)
 
 
 _NAMES = {
@@ -161,11 +202,11 @@ class GuidedMatcher:
         mask: uint32 words, a bit for each token of the vocabulary; `fill` writes them.
     """
 
-    def __init__(self, matcher: Any, text_bits: NDArray[np.uint32], end_id: int) -> None:
+    def __init__(self, matcher: Any, allowed_bits: NDArray[np.uint32], end_id: int) -> None:
         self._matcher = matcher
-        self._text_bits = text_bits
+        self._allowed_bits = allowed_bits
         self._end_word, self._end_bit = end_id // _WORD_BITS, 1 << end_id % _WORD_BITS
-        self.mask = text_bits ^ text_bits  # zeros of its type
+        self.mask = allowed_bits ^ allowed_bits  # zeros of its type
         self._address, self._num_bytes = self.mask.ctypes.data, self.mask.nbytes
 
     def fill(self) -> bool:
@@ -177,7 +218,7 @@ class GuidedMatcher:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._num_bytes)
         self._require_no_error()
         may_end = bool(int(self.mask[self._end_word]) & self._end_bit)
-        self.mask &= self._text_bits
+        self.mask &= self._allowed_bits
         return may_end
 
     def accept(self, token_id: int) -> bool:
@@ -198,15 +239,16 @@ class GuidedMatcher:
 class GuidedPlan:
     """A grammar prepared for a vocabulary. Safe to use from several threads."""
 
-    def __init__(self, vocabulary: _Vocabulary, grammar: str) -> None:
-        self._vocabulary = vocabulary
-        self._prototype = _llguidance().LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
+    def __init__(self, vocabulary: _Vocabulary, grammar: str, control_tokens: tuple[int, ...]) -> None:
+        self._end_id = vocabulary.end_id
+        self._allowed_bits = vocabulary.bits_with(control_tokens)
+        self._prototype = _llguidance().LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=_limits())
         if self._prototype.is_error():
             raise InvalidArgumentError(f"guided: llguidance refuses the grammar: {_line(self._prototype.get_error())}")
 
     def matcher(self) -> GuidedMatcher:
         """Returns what follows one answer from its beginning."""
-        return GuidedMatcher(self._prototype.deep_copy(), self._vocabulary.text_bits, self._vocabulary.end_id)
+        return GuidedMatcher(self._prototype.deep_copy(), self._allowed_bits, self._end_id)
 
 
 def plan_for(guided: Guided, tokenizer: Tokenizer) -> GuidedPlan:
@@ -220,14 +262,14 @@ def plan_for(guided: Guided, tokenizer: Tokenizer) -> GuidedPlan:
         vocabulary = _vocabularies.get(tokenizer)
         if vocabulary is None:
             vocabulary = _vocabularies[tokenizer] = _Vocabulary(tokenizer)
-    return vocabulary.plan(guided._grammar)
+    return vocabulary.plan(guided._grammar, guided.control_tokens)
 
 
 class _Vocabulary:
     """The tokens of a model as llguidance sees them: texts, and behind them one token that ends an answer.
 
-    The model's own control tokens have no bytes there, so no grammar can name or generate them; which of them may end
-    an answer is the engine's business.
+    The model's own control tokens have no bytes there: no text makes them, a grammar has to name them by id. Which of
+    them may end an answer is the engine's business.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -240,19 +282,36 @@ class _Vocabulary:
         bits = np.zeros(num_words * _WORD_BITS, dtype=bool)
         bits[: self.end_id] = is_text
         self.text_bits: NDArray[np.uint32] = np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+        self._control_ids = frozenset(tokenizer.special_tokens.values()).difference(tokenizer.eos_token_ids)
         tokens = [token or b"" for token in given]
         self.tokenizer = _llguidance().LLTokenizer(_Wrapper(tokenizer, tokens, self.end_id))
-        self._plans: OrderedDict[str, GuidedPlan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, tuple[int, ...]], GuidedPlan] = OrderedDict()
         self._lock = threading.Lock()
 
-    def plan(self, grammar: str) -> GuidedPlan:
+    def bits_with(self, control_tokens: tuple[int, ...]) -> NDArray[np.uint32]:
+        """A bit for each token that is text or one of these.
+
+        Raises:
+            InvalidArgumentError: One is not a control token, or ends answers.
+        """
+        bits: NDArray[np.uint32] = self.text_bits.copy()
+        for token_id in control_tokens:
+            if token_id not in self._control_ids:
+                raise InvalidArgumentError(
+                    f"guided: control_tokens must be control tokens of the model that end no answer, got {token_id}"
+                )
+            bits[token_id // _WORD_BITS] |= 1 << token_id % _WORD_BITS
+        return bits
+
+    def plan(self, grammar: str, control_tokens: tuple[int, ...]) -> GuidedPlan:
+        key = grammar, control_tokens
         with self._lock:
-            if grammar in self._plans:
-                self._plans.move_to_end(grammar)
-                return self._plans[grammar]
-        plan = GuidedPlan(self, grammar)
+            if key in self._plans:
+                self._plans.move_to_end(key)
+                return self._plans[key]
+        plan = GuidedPlan(self, grammar, control_tokens)
         with self._lock:
-            self._plans[grammar] = plan
+            self._plans[key] = plan
             if len(self._plans) > _MAX_COMPILED:
                 self._plans.popitem(last=False)
         return plan
@@ -306,6 +365,16 @@ def _llguidance() -> ModuleType:
             "guided decoding needs the package llguidance: pip install 'nanobraid[guided]'"
         ) from None
     return llguidance
+
+
+def _limits() -> Any:
+    """Other than llguidance's own: what a grammar may cost before the first token, and at each."""
+    return _llguidance().LLParserLimits(
+        max_grammar_size=100_000,
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=100_000,
+        max_items_in_row=5000,  # four for each property that may come next
+    )
 
 
 def _line(message: str) -> str:

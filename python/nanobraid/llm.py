@@ -25,7 +25,9 @@ from nanobraid.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from nanobraid._chat_inputs import ChatOptions
 
 _MAX_THREADS = 256
 _DTYPES = ("auto", "int8", "bf16", "f32")
@@ -268,10 +270,7 @@ class LLM(Composing):
         params = params_for(sampling_params, len(prompt_ids))
         shared = call_options(cache_salt, timeout_s, streams=False)
         options = [self._request(ids, p, i) | shared for i, (ids, p) in enumerate(zip(prompt_ids, params, strict=True))]
-        drafts = [
-            Draft(self._tokenizer, what, include_stop=p.include_stop_str_in_output)
-            for what, p in zip(options, params, strict=True)
-        ]
+        drafts = [Draft(self._tokenizer, what, p) for what, p in zip(options, params, strict=True)]
         results: list[RequestOutput | None] = [None] * len(prompt_ids)
         if progress is None:
             progress = len(prompt_ids) > 1
@@ -339,7 +338,7 @@ class LLM(Composing):
         options |= call_options(cache_salt, timeout_s, streams=streams)
         if only_score:
             options["max_tokens"] = 0
-        draft = Draft(self._tokenizer, options, include_stop=params.include_stop_str_in_output)
+        draft = Draft(self._tokenizer, options, params)
         return Prepared(text, ids, options, draft)
 
     def _stream(self, request: Prepared) -> Generator[StreamPiece, None, None]:
@@ -410,15 +409,20 @@ class LLM(Composing):
         prompt = self._tokenizer.decode(ids, skip_special_tokens=False)
         return RequestOutput(**{**vars(output), "prompt": prompt})
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
         """Returns the token ids that `chat` would give to the model.
 
+        Args:
+            messages: As for `chat`.
+            options: ``add_generation_prompt``, ``tools``, ``template_kwargs`` and ``continue_final_message``, as for
+                `ChatTemplate.render`.
+
         Raises:
-            InvalidArgumentError, ChatTemplateError: As `chat`.
+            InvalidArgumentError, ChatTemplateError: As `ChatTemplate.render`; or the model has no template.
         """
         if self._chat_template is None:
             self._chat_template = ChatTemplate.of(self._tokenizer)
-        return self._chat_template.encode(messages, self._tokenizer, add_generation_prompt=add_generation_prompt)
+        return self._chat_template.encode(messages, self._tokenizer, **options)
 
     def score(self, text_or_ids: str | Sequence[int]) -> ScoreOutput:
         """Returns how likely each token of a text is, given those before it.

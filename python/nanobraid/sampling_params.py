@@ -89,6 +89,8 @@ class SamplingParams:
             numbers, which depend on `seed` and its index.
         stop: Strings, at most 16, that end the answer wherever they come up in its text, across tokens too.
         include_stop_str_in_output: Keep the stop string at the end of the text instead of cutting it off.
+        keep_special_token_ids: Control tokens that are part of the text, spelled as `Tokenizer.token_text` says; the
+            others are left out. Stop strings are found in the text without them.
         guided: What the answer must look like, see `Guided`. It ends when it is complete and nothing may follow, or
             with the end-of-sequence token or one of `stop_token_ids`, which are chosen only where it is complete.
             `max_tokens` and stop strings may end it before. Not together with `ignore_eos`.
@@ -120,6 +122,7 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     include_stop_str_in_output: bool = False
     guided: Guided | None = None
+    keep_special_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -151,6 +154,7 @@ class SamplingParams:
         if not isinstance(self.ignore_eos, bool):
             raise _refuse("ignore_eos", self.ignore_eos, "True or False")
         put("stop_token_ids", _checked_ids("stop_token_ids", self.stop_token_ids))
+        put("keep_special_token_ids", _checked_ids("keep_special_token_ids", self.keep_special_token_ids))
         put("logit_bias", self._checked_logit_bias())
         self._check_penalties_and_masks(put)
         for field in ("logprobs", "prompt_logprobs"):

@@ -299,3 +299,172 @@ def test_a_model_without_a_template_says_so() -> None:
     make = cast("Callable[[Any], ChatTemplate]", ChatTemplate.of)
     with pytest.raises(nb.ChatTemplateError, match="no chat template"):
         make(Bare())
+
+
+# --- tools, further variables, answers that are continued ----------------------------------------------------------
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather <now> of a place",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "Rain in Köln?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Köln"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "abcdefghi", "name": "weather", "content": '{"rain": true}'},
+]
+# Reduced templates of our own, each with the structure that the family's templates have.
+QWEN2 = """{%- if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n
+{%- endif %}{% for message in messages %}
+{%- if message.role == 'assistant' and message.tool_calls %}<|im_start|>assistant
+{%- if message.content %}\n{{ message.content }}{% endif %}
+{%- for call in message.tool_calls %}{% set call = call.function %}\n<tool_call>\n{"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}\n</tool_call>
+{%- endfor %}<|im_end|>\n
+{%- elif message.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ message.content }}\n</tool_response><|im_end|>\n
+{%- else %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endif %}
+{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""  # noqa: E501
+QWEN3 = (
+    QWEN2.replace("message.content }}<|im_end|>", "message.content.split('</think>')[-1] }}<|im_end|>")
+    + "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}"
+)
+LLAMA31 = """{{ bos_token }}{% for message in messages %}
+{%- if message.tool_calls %}{% if message.tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}
+{%- set call = message.tool_calls[0].function %}<|start_header_id|>assistant<|end_header_id|>\n\n
+{{- '{"name": "' + call.name + '", "parameters": ' + (call.arguments | tojson) + '}' }}<|eot_id|>
+{%- elif message.role in ('tool', 'ipython') %}<|start_header_id|>ipython<|end_header_id|>\n\n{{ message.content | tojson }}<|eot_id|>
+{%- else %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n
+{%- if loop.first and tools is not none %}{% for tool in tools %}{{ tool | tojson(indent=4) }}\n\n{% endfor %}{% endif %}
+{{- message.content | trim }}<|eot_id|>{% endif %}
+{%- endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"""  # noqa: E501
+MISTRAL = """{{ bos_token }}{% for message in messages %}
+{%- if message.role == 'user' %}
+{%- if tools is not none and loop.last %}[AVAILABLE_TOOLS][{% for tool in tools %}{{ {'type': 'function', 'function': tool.function} | tojson }}{{ ', ' if not loop.last }}{% endfor %}][/AVAILABLE_TOOLS]{% endif %}[INST]{{ message.content }}[/INST]
+{%- elif message.tool_calls is defined and message.tool_calls is not none %}[TOOL_CALLS][
+{%- for call in message.tool_calls %}{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}
+{%- if call.id | length != 9 %}{{ raise_exception('ids have 9 characters') }}{% endif %}, "id": "{{ call.id }}"}{{ ', ' if not loop.last }}{% endfor %}]{{ eos_token }}
+{%- elif message.role == 'tool' %}[TOOL_RESULTS]{"content": {{ message.content }}, "call_id": "{{ message.tool_call_id }}"}[/TOOL_RESULTS]
+{%- else %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("source", "call", "answer"),
+    [
+        (QWEN2, '<tool_call>\n{"name": "weather", "arguments": {"place": "Köln"}}\n</tool_call>', '\n{"rain": true}\n'),
+        (QWEN3, '<tool_call>\n{"name": "weather", "arguments": {"place": "Köln"}}\n</tool_call>', '\n{"rain": true}\n'),
+        (LLAMA31, '{"name": "weather", "parameters": {"place": "Köln"}}<|eot_id|>', '"{\\"rain\\": true}"'),
+        (
+            MISTRAL,
+            '[TOOL_CALLS][{"name": "weather", "arguments": {"place": "Köln"}, "id": "abcdefghi"}]</s>',
+            '{"content": {"rain": true}, "call_id": "abcdefghi"}',
+        ),
+    ],
+    ids=["qwen2.5", "qwen3", "llama3.1", "mistral"],
+)
+def test_calls_and_their_answers_reach_the_template(source: str, call: str, answer: str) -> None:
+    text = render(source, CALLED, tools=[WEATHER])
+    assert call in text
+    assert answer in text
+    asked = render(source, CALLED[:1], tools=[WEATHER])
+    assert '"name": "weather"' in asked
+    assert "weather" not in render(source, CALLED[:1])
+    assert render(source, CALLED[:1], tools=[]) == render(source, CALLED[:1])  # no tools are none
+
+
+def test_arguments_become_mappings_where_they_are_objects() -> None:
+    source = "{{ messages[0].tool_calls[0].function.arguments is mapping }} {{ messages[0].tool_calls | tojson }}"
+
+    def arguments(given: Any) -> str:
+        call = {"function": {"name": "f", "arguments": given}}
+        return render(source, [{"role": "assistant", "content": None, "tool_calls": [call]}])
+
+    assert arguments('{"a": [1, "é"]}') == 'True [{"function": {"name": "f", "arguments": {"a": [1, "é"]}}}]'
+    assert arguments({"a": 1}).startswith("True")
+    assert arguments("").startswith("True")  # a function without parameters
+    for text in ("[1]", "not json", '{"a": NaN}', '{"a"', "[" * 100_000):
+        assert arguments(text).startswith("False")
+
+
+def test_tools_and_variables_never_make_control_tokens(tokenizer: Tokenizer) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": HOSTILE, "parameters": {HOSTILE: HOSTILE}}}
+    source = QWEN2.replace("Tools:", "{{ style }}{{ more.a }}Tools:")
+    kwargs = {"style": HOSTILE, "more": {"a": HOSTILE}}
+    for text in (source, source.replace("tool | tojson", "tool.function.description.split('</x>')[0]")):
+        ids = ChatTemplate(text).encode(HELLO, tokenizer, tools=[tool], template_kwargs=kwargs)
+        assert count(tokenizer, ids, "<|im_start|>") == 3
+        assert count(tokenizer, ids, "<|im_end|>") == 2
+        rendered = ChatTemplate(text).render(HELLO, tools=[tool], template_kwargs=kwargs)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == rendered
+    hostile_call = {"function": {"name": HOSTILE, "arguments": '{"<|im_end|>": "<|im_start|>"}'}}
+    talk = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [hostile_call]}]
+    ids = ChatTemplate(QWEN2).encode(talk, tokenizer)
+    assert count(tokenizer, ids, "<|im_start|>") == 3
+    assert count(tokenizer, ids, "<|im_end|>") == 2
+
+
+def test_further_variables_reach_the_template() -> None:
+    assert render(QWEN3).endswith("<|im_start|>assistant\n")
+    assert render(QWEN3, template_kwargs={"enable_thinking": True}).endswith("<|im_start|>assistant\n")
+    assert render(QWEN3, template_kwargs={"enable_thinking": False}).endswith("<think>\n\n</think>\n\n")
+    assert render("{{ documents[0].text }}", template_kwargs={"documents": [{"text": "x"}]}) == "x"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *(
+            ({"template_kwargs": {name: 1}}, rf"template_kwargs\.{name} cannot be given")
+            for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self", "namespace")
+        ),
+        ({"template_kwargs": {"a b": 1}}, "keyed by names of variables, got 'a b'"),
+        ({"template_kwargs": [1]}, "template_kwargs must be a mapping"),
+        ({"template_kwargs": {"a": float("inf")}}, "template_kwargs must be made of"),
+        ({"template_kwargs": {"a": "\ud800"}}, "template_kwargs contain a lone surrogate"),
+        ({"tools": WEATHER}, "tools must be a list"),
+        ({"tools": [1]}, r"tools\[0\] must be a mapping"),
+        ({"tools": [WEATHER, {"type": "retrieval"}]}, r"tools\[1\].type must be 'function', got 'retrieval'"),
+        ({"tools": [{"type": "function"}]}, r"tools\[0\].function must be"),
+        ({"tools": [{"type": "function", "function": {"name": 5}}]}, r"tools\[0\].function.name"),
+        ({"tools": [{**WEATHER, "x": object()}]}, "tools must be made of"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": {}}]}, r"messages\[0\].tool_calls must"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, r"tool_calls\[0\].function must"),
+        ({"continue_final_message": True}, "cannot be together with add_generation_prompt"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "last message of the assistant.*'user'"),
+    ],
+)
+def test_what_templates_cannot_be_given_says_where(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(nb.InvalidArgumentError, match=says):
+        render(CHATML, **options)
+
+
+@pytest.mark.parametrize("content", ["Once upon", "Once upon a ", "<|im_end|> and", "Once", ""])
+def test_the_last_answer_is_left_open(tokenizer: Tokenizer, content: str) -> None:
+    talk = [{"role": "user", "content": "Once"}, {"role": "assistant", "content": content}]
+    options: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
+    head = "<|im_start|>user\nOnce<|im_end|>\n<|im_start|>assistant\n"
+    assert render(CHATML, talk, **options) == head + content
+    assert render(TRIMMING, talk, **options) == (head + content).rstrip()
+    ids = ChatTemplate(CHATML).encode(talk, tokenizer, **options)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == head + content
+    assert count(tokenizer, ids, "<|im_end|>") == 1
+    with pytest.raises(nb.ChatTemplateError, match="leaves out the final message"):
+        render("{{ messages[0].content }}", talk, **options)
+
+
+def test_the_engine_takes_what_templates_take(llm: nb.LLM) -> None:
+    talk = [*HELLO, {"role": "assistant", "content": "Well, "}]
+    ids = llm.encode_chat(talk, add_generation_prompt=False, continue_final_message=True)
+    assert llm.tokenizer.decode(ids).endswith("assistant\nWell, ")
+    with pytest.raises(nb.InvalidArgumentError, match=r"tools\[0\]"):
+        llm.encode_chat(HELLO, tools=[{}])
+    with pytest.raises(nb.InvalidArgumentError, match="bos_token"):
+        llm.encode_chat(HELLO, template_kwargs={"bos_token": ""})

@@ -3,6 +3,7 @@
 Rules:
 - Every block names its language: python, bash, console, cpp, c, json, toml, text. Anything else fails.
 - python: runs as a program of its own, with the default model.
+- What speaks to http://127.0.0.1:8000 speaks to a server that runs with the default model while the blocks are checked.
 - bash: runs line after line under ``set -e``, in a scratch folder. Lines that would build or test everything are not
   run here but must be in `BUILD_LINES`: the test command and the continuous integration do just that.
 - console: lines that begin with ``$`` run like bash; the other lines show output and are not compared.
@@ -19,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
     "README.md",
     "USER_GUIDE.md",
+    "SERVER.md",
     "CONTRIBUTING.md",
     "ARCHITECTURE.md",
     "SECURITY.md",
@@ -56,6 +59,7 @@ BUILD_LINES = tuple(
         r"ctest .*",
         r"pre-commit (install|run.*)",
         r"nanobraid chat",
+        r"nanobraid serve( [\w./-]+| --[\w-]+)*",
         r"(\./)?build[\w-]*/\S+.*",
         r"(python3? )?eval/\S+.*",
         r"python3? (eval|tools)/\S+.*",
@@ -147,10 +151,42 @@ def test_untagged_and_unknown_blocks_would_be_found() -> None:
         blocks_of("```python\n", "d.md")
 
 
+DOCUMENTED_SERVER = "127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def server_address(model_path: Path) -> Iterator[str]:
+    """Where a server runs with the default model."""
+    pytest.importorskip("uvicorn")
+    command = [sys.executable, "-m", "nanobraid", "serve", "--port", "0", "--max-model-len", "2048"]
+    process = subprocess.Popen([*command, "--no-access-log"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"Ready at http://(127\.0\.0\.1:\d+)", line):
+                break
+        else:
+            pytest.fail("the server did not start")
+        yield found[1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+def located(text: str, request: pytest.FixtureRequest) -> str:
+    """A text whose server is the one that runs; it is started for the first that needs it."""
+    if DOCUMENTED_SERVER not in text:
+        return text
+    return text.replace(DOCUMENTED_SERVER, request.getfixturevalue("server_address"))
+
+
 @pytest.mark.parametrize("block", having("python"), ids=str)
-def test_python_blocks_run(block: Block, model_path: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(block: Block, model_path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "import openai" in block.text or "from openai" in block.text:
+        pytest.importorskip("openai")
     script = tmp_path / "block.py"
-    script.write_text(block.text)
+    script.write_text(located(block.text, request))
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
@@ -158,10 +194,11 @@ def test_python_blocks_run(block: Block, model_path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("block", having("bash", "console"), ids=str)
-def test_shell_blocks_run(block: Block, model_path: Path, tmp_path: Path) -> None:
+def test_shell_blocks_run(block: Block, model_path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     lines = shell_lines(block)
     assert lines, f"{block} has no command"
-    script = "\n".join(line for line in lines if not is_build_line(line))
+    script = located("\n".join(line for line in lines if not is_build_line(line)), request)
+    script = re.sub(r"^curl ", "curl --silent --show-error --fail ", script, flags=re.MULTILINE)
     assert subprocess.run(["bash", "-n", "-c", "\n".join(lines)], check=False).returncode == 0, str(block)
     if not script:
         return
@@ -187,7 +224,14 @@ def test_files_named_in_shell_blocks_exist(block: Block) -> None:
 
 
 def test_what_is_not_run_is_stated() -> None:
-    for line in ("pip install .", "pip install '.[test]'", "tests/run.sh --full", ".ci/run", "nanobraid chat"):
+    for line in (
+        "pip install .",
+        "pip install '.[test]'",
+        "tests/run.sh --full",
+        ".ci/run",
+        "nanobraid chat",
+        "nanobraid serve",
+    ):
         assert is_build_line(line)
     for line in ("nanobraid generate x", "rm -rf /", "pip install . && rm x", "nanobraid chat --threads 2", "curl x"):
         assert not is_build_line(line)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,12 +15,13 @@ from starlette.routing import Route
 
 from nanobraid.async_engine import AsyncEngine
 from nanobraid.models import DEFAULT_MODEL
-from nanobraid.server import errors, tokens
+from nanobraid.server import errors, messages, messages_stream, page, responses, responses_stream, tokens
 from nanobraid.server.chat import ChatCall
 from nanobraid.server.chunks import Chunks
 from nanobraid.server.completions import CompletionCall
-from nanobraid.server.edge import Edge, error_answer, json_answer
+from nanobraid.server.edge import Edge, error_answer, json_answer, plain_answer
 from nanobraid.server.errors import ApiError
+from nanobraid.server.exposition import CONTENT_TYPE
 from nanobraid.server.parsing import parse_object
 from nanobraid.server.schema import (
     ChatRequest,
@@ -34,7 +36,7 @@ from nanobraid.server.schema import (
 )
 from nanobraid.server.service import Caller, Service
 from nanobraid.server.settings import Settings
-from nanobraid.server.sse import ClientGone, EventStream, error_of, guarded
+from nanobraid.server.sse import ClientGone, EventStream, error_of, guarded, named_events
 
 _GRACE_S = 1.0  # the engine ends a request at its deadline; this is for what comes around it
 
@@ -52,6 +54,9 @@ class Api:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/chat/completions/render", self.render, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/messages", self.messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
@@ -65,7 +70,14 @@ class Api:
             Route("/tokenizer_info", self.tokenizer_info, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            *self._page_routes(),
         ]
+
+    def _page_routes(self) -> list[Route]:
+        if not self.service.settings.page:
+            return []
+        return [Route("/", self.page, methods=["GET"]), Route("/state", self.state, methods=["GET"])]
 
     # ---- bodies ----
 
@@ -120,8 +132,7 @@ class Api:
         return await self._run(http, CompletionCall(self.service, self.chunks, request, caller_of(http)))
 
     async def _run(self, http: HttpRequest, call: ChatCall | CompletionCall) -> Any:
-        timeout_s = self.service.timeout(call.request)
-        guard_s = None if timeout_s is None else timeout_s + _GRACE_S
+        guard_s = self._guard_s(call)
         if not call.request.stream:
 
             async def work() -> Any:
@@ -136,6 +147,74 @@ class Api:
 
         await guarded(http.receive, guard_s, begin())
         return EventStream(call.events(), timeout_s=guard_s, ping_interval_s=self.service.settings.ping_interval_s)
+
+    async def responses(self, http: HttpRequest) -> Any:
+        """``POST /v1/responses``."""
+        body = await self.body(http)
+        call = self._translated(http, responses.to_chat(body, strict=self.service.settings.strict), responses)
+        if not call.request.stream:
+            return json_answer(200, responses.from_chat(await self._whole(http, call, responses), body))
+        translator = responses_stream.StreamTranslator(body, id=call.id, created=call.created, model=self.service.name)
+        return await self._stream(http, call, translator, responses)
+
+    async def messages(self, http: HttpRequest) -> Any:
+        """``POST /v1/messages``."""
+        body = await self.body(http)
+        call = self._translated(http, messages.to_chat(body, strict=self.service.settings.strict), messages)
+        if not call.request.stream:
+            return json_answer(200, messages.from_chat(await self._whole(http, call, messages), body))
+        translator = messages_stream.StreamTranslator(body, id=call.id, model=self.service.name)
+        return await self._stream(http, call, translator, messages)
+
+    async def count_tokens(self, http: HttpRequest) -> Any:
+        """``POST /v1/messages/count_tokens``."""
+        chat = messages.to_count(await self.body(http), strict=self.service.settings.strict)
+        call = self._translated(http, chat, messages)
+        with _renamed(messages):
+            await guarded(http.receive, None, call.prepare())
+        return json_answer(200, messages.from_count(call.usage.prompt))
+
+    def _translated(self, http: HttpRequest, chat: dict[str, Any], dialect: Any) -> ChatCall:
+        with _renamed(dialect):
+            request = parse(ChatRequest, chat, strict=self.service.settings.strict)
+        return ChatCall(self.service, self.chunks, request, caller_of(http))
+
+    async def _whole(self, http: HttpRequest, call: ChatCall, dialect: Any) -> dict[str, Any]:
+        async def work() -> dict[str, Any]:
+            await call.prepare()
+            return await call.complete()
+
+        with _renamed(dialect):
+            return await guarded(http.receive, self._guard_s(call), work())
+
+    async def _stream(self, http: HttpRequest, call: ChatCall, translator: Any, dialect: Any) -> EventStream:
+        async def begin() -> None:
+            await call.prepare()
+            await call.start()
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            yield named_events(translator.begin())
+            async with aclosing(call.chunks()) as chunks:
+                async for chunk in chunks:
+                    if made := translator.feed(chunk):
+                        yield named_events(made)
+            yield named_events(translator.finish())
+
+        def failed(error: ApiError) -> bytes:
+            return named_events(translator.fail(dialect.error_from_chat(error)))
+
+        with _renamed(dialect):
+            await guarded(http.receive, self._guard_s(call), begin())
+        return EventStream(
+            events(),
+            on_error=failed,
+            timeout_s=self._guard_s(call),
+            ping_interval_s=self.service.settings.ping_interval_s,
+        )
+
+    def _guard_s(self, call: ChatCall | CompletionCall) -> float | None:
+        timeout_s = self.service.timeout(call.request)
+        return None if timeout_s is None else timeout_s + _GRACE_S
 
     async def render(self, http: HttpRequest) -> Any:
         """``POST /v1/chat/completions/render``: the prompt of a chat request, without running it."""
@@ -225,6 +304,28 @@ class Api:
             raise self.service.busy()
         return json_answer(200, {"status": "ready"})
 
+    async def metrics(self, http: HttpRequest) -> Any:
+        """``GET /metrics``, for Prometheus."""
+        return plain_answer(200, self.service.metrics.render(), {"content-type": CONTENT_TYPE})
+
+    async def page(self, http: HttpRequest) -> Any:
+        """``GET /``: the page."""
+        body, headers = page.page()
+        return plain_answer(200, body, headers)
+
+    async def state(self, http: HttpRequest) -> Any:
+        """``GET /state``: what the page shows."""
+        return json_answer(200, page.state(self.service.engine, self.service.live, self.service.name))
+
+
+@contextmanager
+def _renamed(dialect: Any) -> Iterator[None]:
+    """Errors of the translated request in terms of the one that was sent."""
+    try:
+        yield
+    except ApiError as error:
+        raise dialect.error_from_chat(error) from None
+
 
 def caller_of(http: HttpRequest) -> Caller:
     """Who sent a request."""
@@ -239,8 +340,7 @@ def _salt_of(http: HttpRequest) -> str:
 def _http_error(http: HttpRequest, error: Exception) -> Any:
     status = error.status_code if isinstance(error, HTTPException) else 500
     answer = {404: errors.not_found, 405: errors.method_not_allowed}.get(status, errors.internal)()
-    made = error_answer(answer, http.url.path)
-    return made
+    return error_answer(answer, http.url.path)
 
 
 def _api_error(http: HttpRequest, error: Exception) -> Any:
@@ -276,4 +376,5 @@ def create_app(
     app = Starlette(routes=api.routes())
     app.router.redirect_slashes = False
     app.middleware_stack = ExceptionMiddleware(app.router, handlers)  # without the one that says 500 in plain text
-    return Edge(app, service, allowed_hosts)
+    patterns = {route.endpoint: route.path_format for route in app.routes if isinstance(route, Route)}
+    return Edge(app, service, allowed_hosts, patterns)

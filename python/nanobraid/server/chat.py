@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -11,12 +13,14 @@ from typing import Any, NamedTuple
 import orjson
 
 from nanobraid import __version__
+from nanobraid._chat_inputs import ChatOptions
 from nanobraid.composition import Reuse, Segment
 from nanobraid.errors import InvalidArgumentError, NanobraidError
 from nanobraid.guided import Guided
-from nanobraid.outputs import StreamPiece
+from nanobraid.outputs import StreamPiece, TokenLogprobs
 from nanobraid.sampling_params import SamplingParams
-from nanobraid.server import errors, sse
+from nanobraid.server import errors, reasoning, sse
+from nanobraid.server.channel import Channel
 from nanobraid.server.chunks import Chunks, reuse_of, tokens_of
 from nanobraid.server.conversation import (
     checked_messages,
@@ -27,10 +31,12 @@ from nanobraid.server.conversation import (
 )
 from nanobraid.server.errors import invalid_value, unsupported
 from nanobraid.server.logprobs import ChatLogprobs
+from nanobraid.server.reasoning import ThinkSplitter
 from nanobraid.server.schema import ChatRequest
 from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, guided_field, reuse_report, structured
 
 FINGERPRINT = f"nanobraid-{__version__}"
+_TOOL_PARAM = re.compile(r"tools\[\d+\][\w.]*")
 
 
 class Update(NamedTuple):
@@ -59,22 +65,30 @@ class ChatCall:
         chunks: Chunks that requests may use.
         request: The request, its fields checked one by one.
         caller: Who sent it.
+
+    Attributes:
+        id: Of the answer.
+        created: When it was asked for, in seconds since 1970.
+        request: The request.
+        usage: Tokens so far.
     """
 
     def __init__(self, service: Service, chunks: Chunks, request: ChatRequest, caller: Caller) -> None:
         self._service = service
         self._chunks = chunks
-        self.request = request
         self._caller = caller
-        self._id = f"chatcmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
+        self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.request = request
+        self.usage = Usage()
         self._prompt = Prompt([], None, None)
         self._params = SamplingParams()
         self._with_usage = False
         self._logprobs: ChatLogprobs | None = None
         self._report: dict[str, Any] = {}
         self._updates: AsyncGenerator[Update, None] | None = None
-        self.usage = Usage()
+        self._tools: list[dict[str, Any]] = []
+        self._opened = False  # the prompt ends inside the model's thoughts
 
     async def prepare(self) -> None:
         """Checks what the fields say together, makes the prompt.
@@ -89,8 +103,9 @@ class ChatCall:
         messages = checked_messages(request.messages)
         tools = checked_tools(request.tools)
         choice = checked_tool_choice(request.tool_choice, tools)
-        if tools and choice != "none":
-            raise unsupported("tools")
+        if request.parallel_tool_calls is not None and not tools:
+            raise invalid_value("parallel_tool_calls", "parallel_tool_calls is only allowed together with tools")
+        self._tools = [] if choice == "none" else tools
         self._prompt = await self._encode(messages)
         self.usage.prompt = len(self._prompt.ids)
         max_tokens, field = request.max_completion_tokens, "max_completion_tokens"
@@ -99,6 +114,12 @@ class ChatCall:
             if max_tokens == 0:
                 raise invalid_value(field, "max_tokens must be at least 1")
         num_top = request.top_logprobs or 0
+        kept: list[int] = []
+        if service.reasons:
+            self._opened = reasoning.prompt_opens_thinking(service.tokenizer, self._prompt.ids)
+            kept += reasoning.keep_special_token_ids(service.tokenizer)
+        if self._tools:
+            kept += service.tools.format.keep_special_token_ids(service.tokenizer)
         self._params = service.sampling(
             request,
             num_prompt=len(self._prompt.ids),
@@ -106,7 +127,8 @@ class ChatCall:
             max_tokens=max_tokens,
             max_tokens_field=field,
             logprobs=num_top if request.logprobs else None,
-            guided=self._guided(),
+            guided=await self._guided(choice),
+            keep_special_token_ids=kept,
         )
         if request.logprobs:
             self._logprobs = ChatLogprobs(service.token_bytes, num_top)
@@ -127,36 +149,64 @@ class ChatCall:
             if (value := getattr(request, name)) is not None
         }
 
-    def _guided(self) -> Guided | None:
-        given = structured(self.request)
-        kind, schema = response_schema(self.request.response_format)
-        if kind == "text":
-            return given
-        if given is not None:
-            raise invalid_value("structured_outputs", "structured_outputs and response_format exclude each other")
+    async def _guided(self, choice: str) -> Guided | None:
+        """What the answer must look like; grammars are made off the event loop."""
+        request = self.request
+        kind, schema = response_schema(request.response_format)
+        wanted = ["structured_outputs"] * (request.structured_outputs is not None)
+        wanted += ["response_format"] * (kind != "text") + ["tools"] * bool(self._tools)
+        if len(wanted) > 1:
+            raise invalid_value(wanted[0], f"{wanted[0]} and {wanted[1]} cannot be combined in one request")
+        if not wanted:
+            return None
+        return await asyncio.to_thread(self._grammar, wanted[0], kind, schema, choice)
+
+    def _grammar(self, wanted: str, kind: str, schema: Any, choice: str) -> Guided | None:
+        service, request = self._service, self.request
+        param: str | None = {"json_schema": "response_format.json_schema.schema"}.get(kind, "response_format")
         try:
-            return Guided.json_object() if kind == "json_object" else Guided.json_schema(schema)
+            if wanted == "structured_outputs":
+                guided = structured(request)
+            elif wanted == "tools":
+                param = "tools"
+                parallel = request.parallel_tool_calls is not False
+                guided = service.tools.grammar(self._tools, choice, parallel=parallel, tokenizer=service.tokenizer)
+            else:
+                guided = Guided.json_object() if kind == "json_object" else Guided.json_schema(schema)
+            if guided is not None and service.reasons:
+                guided = reasoning.with_reasoning(guided, service.tokenizer, opened=self._opened)
+            return guided
         except NanobraidError as error:
-            param = "response_format" if kind == "json_object" else "response_format.json_schema.schema"
-            raise errors.of(error, param) from None
+            found = _TOOL_PARAM.match(str(error)) if wanted == "tools" else None
+            raise errors.of(error, found[0] if found else param) from None
 
     async def _encode(self, messages: list[dict[str, Any]]) -> Prompt:
-        request = self.request
+        request, service = self.request, self._service
         reuse = reuse_of(request.reuse)
+        messages = service.tools.messages(messages, self._tools)
+        options: ChatOptions = {
+            "add_generation_prompt": request.add_generation_prompt is not False
+            and not (request.add_generation_prompt is None and request.continue_final_message),
+            "continue_final_message": bool(request.continue_final_message),
+            "tools": self._tools if self._tools and service.tools.in_template else None,
+            "template_kwargs": service.template_variables(request.chat_template_kwargs, request.reasoning_effort),
+        }
         try:
             if request.chunks:
                 salt = self._caller.salt(request.cache_salt)
-                segments = await self._chunks.in_chat(request.chunks, messages, salt=salt)
+                segments = await self._chunks.in_chat(request.chunks, messages, salt=salt, options=options)
                 return Prompt(tokens_of(segments), segments, reuse or "exact")
-            return Prompt(await self._service.engine.encode_chat(messages), None, None)
+            return Prompt(await service.engine.encode_chat(messages, **options), None, None)
         except NanobraidError as error:
-            raise errors.of(error, "messages") from None
+            text = str(error)
+            named = next((n for n in ("continue_final_message", "chat_template_kwargs") if text.startswith(n)), None)
+            raise errors.of(error, named or "messages") from None
 
     def rendered(self) -> dict[str, Any]:
         """What the engine would be given."""
         params = self._params
         return {
-            "request_id": self._id,
+            "request_id": self.id,
             "model": self._service.name,
             "token_ids": self._prompt.ids,
             "prompt": self._service.tokenizer.decode(self._prompt.ids, skip_special_tokens=False),
@@ -193,29 +243,52 @@ class ChatCall:
         pieces = service.generate(
             self._prompt.segments if self._prompt.segments is not None else self._prompt.ids,
             self._params,
+            self._caller,
+            num_prompt=len(self._prompt.ids),
             salt=self._caller.salt(request.cache_salt),
             timeout_s=service.timeout(request),
             streams=bool(request.stream),
             reuse=self._prompt.reuse,
         )
-        started: set[int] = set()
+        channels: dict[int, Channel] = {}
+        waiting: dict[int, list[TokenLogprobs]] = {}  # of tokens whose text is held back
         async with aclosing(pieces):
             async for piece in pieces:
                 if piece is ACCEPTED:
                     yield Update(-1, {})
                     continue
-                if piece.index not in started:
-                    started.add(piece.index)
-                    yield Update(piece.index, {"role": "assistant", "content": ""})
+                index = piece.index
+                channel = channels.get(index)
+                if channel is None:
+                    channel = channels[index] = self._channel()
+                    yield Update(index, {"role": "assistant", "content": ""})
                 self.usage.completion += len(piece.token_ids)
+                deltas = channel.feed(piece)
                 logprobs = None
-                if self._logprobs is not None and piece.logprobs:
-                    logprobs = self._logprobs.of(piece.logprobs)
-                if piece.text or logprobs is not None:
-                    yield Update(piece.index, {"content": piece.text}, logprobs)
+                if self._logprobs is not None:
+                    rows = waiting.pop(index, []) + (piece.logprobs or [])
+                    if deltas or piece.finish_reason is not None:
+                        logprobs = self._logprobs.of(rows) if rows else None
+                    else:
+                        waiting[index] = rows
+                    if logprobs is not None and not deltas:
+                        deltas = [{"content": ""}]
+                for delta in deltas:
+                    yield Update(index, delta, logprobs)
+                    logprobs = None
                 if piece.finish_reason is not None:
                     self._take_report(piece)
-                    yield Update(piece.index, {}, None, self._finish(piece), piece.stop_reason)
+                    self.usage.reasoning += channel.reasoning_tokens
+                    reason = self._finish(piece)
+                    if reason == "stop" and channel.num_calls:
+                        reason = "tool_calls"
+                    yield Update(index, {}, None, reason, piece.stop_reason)
+
+    def _channel(self) -> Channel:
+        service = self._service
+        splitter = ThinkSplitter(service.tokenizer, opened=self._opened) if service.reasons else None
+        parser = service.tools.format.parser() if self._tools else None
+        return Channel(splitter, parser, reasoning_field=service.settings.reasoning_field)
 
     def _finish(self, piece: StreamPiece) -> str:
         if piece.finish_reason == "timeout":
@@ -238,9 +311,9 @@ class ChatCall:
             async for update in updates:
                 answers[update.choice].add(update)
         return {
-            "id": self._id,
+            "id": self.id,
             "object": "chat.completion",
-            "created": self._created,
+            "created": self.created,
             "model": self._service.name,
             "choices": [answer.choice(index) for index, answer in enumerate(answers)],
             "usage": self.usage.report(),
@@ -250,9 +323,9 @@ class ChatCall:
 
     def _head(self) -> dict[str, Any]:
         return {
-            "id": self._id,
+            "id": self.id,
             "object": "chat.completion.chunk",
-            "created": self._created,
+            "created": self.created,
             "model": self._service.name,
             "system_fingerprint": FINGERPRINT,
         }

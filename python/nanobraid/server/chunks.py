@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nanobraid._chat_inputs import ChatOptions
 from nanobraid._chunk_prompt import SEPARATOR, Core, Piece, compose_chat, core_of, moved, place, segments_of
 from nanobraid.chunk_cache import ChunkInfo
 from nanobraid.composition import Blend, Isolated, Reuse, Segment, reuse_options
@@ -164,13 +165,16 @@ class Chunks:
             wanted.append(await self._made(text, salt, f"{param}.text"))
         return wanted
 
-    async def in_chat(self, chunks: list[Any], messages: list[dict[str, Any]], *, salt: str) -> list[Segment]:
+    async def in_chat(
+        self, chunks: list[Any], messages: list[dict[str, Any]], *, salt: str, options: ChatOptions
+    ) -> list[Segment]:
         """The prompt of a conversation whose last message of the user begins with chunks.
 
         Args:
             chunks: Their ids or texts. They stand before the message's own text, an empty line behind each.
             messages: The conversation, checked.
             salt: The namespace.
+            options: For the chat template.
 
         Raises:
             ApiError: One does not exist, or the user says nothing.
@@ -184,7 +188,9 @@ class Chunks:
         changed = [*messages]
         changed[last] = {**messages[last], "content": text + messages[last]["content"]}
         placed: list[list[Core]] = [cores if i == last else [] for i in range(len(messages))]
-        pieces = await asyncio.to_thread(compose_chat, self._service.template, self._service.tokenizer, changed, placed)
+        pieces = await asyncio.to_thread(
+            compose_chat, self._service.template, self._service.tokenizer, changed, placed, **options
+        )
         return segments_of(pieces)
 
     async def in_text(self, chunks: list[Any], prompt: str | list[int], *, salt: str) -> list[Segment]:

@@ -193,6 +193,8 @@ class CompletionCall:
         pieces = service.generate(
             prompt.ids if prompt.segments is None else prompt.segments,
             prompt.params,
+            self._caller,
+            num_prompt=len(prompt.ids),
             salt=self._caller.salt(request.cache_salt),
             timeout_s=service.timeout(request),
             streams=bool(request.stream),

@@ -8,12 +8,14 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from nanobraid.server import errors
 from nanobraid.server.errors import ApiError
+from nanobraid.server.messages import anthropic_error
 from nanobraid.server.service import Caller, Service
 from nanobraid.server.sse import Message, Receive, Scope, Send, error_of
 
@@ -29,9 +31,13 @@ Headers = dict[bytes, list[bytes]]
 
 def json_answer(status: int, body: Any, headers: dict[str, str] | None = None) -> Any:
     """An ASGI answer of JSON."""
-    data = orjson.dumps(body)
-    head = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    head += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    return plain_answer(status, orjson.dumps(body), {"content-type": "application/json", **(headers or {})})
+
+
+def plain_answer(status: int, data: bytes, headers: dict[str, str]) -> Any:
+    """An ASGI answer of bytes."""
+    head = [(b"content-length", str(len(data)).encode())]
+    head += [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": status, "headers": head})
@@ -49,8 +55,6 @@ def error_answer(error: ApiError, path: str = "") -> Any:
     """An ASGI answer that says what is wrong."""
     body = error.envelope()
     if is_anthropic(path):
-        from nanobraid.server.messages import anthropic_error
-
         body = anthropic_error(error)
     return json_answer(error.status, body, error.headers())
 
@@ -63,13 +67,21 @@ class Edge:
         service: The model.
         allowed_hosts: Names in the header ``Host`` that are served; None is all. A server on loopback without keys has
             them, so that no web page can reach it by a name of its own (DNS rebinding).
+        patterns: What answers a path, to the pattern of such paths, for the metrics.
 
     Attributes:
         service: The model.
     """
 
-    def __init__(self, app: Any, service: Service, allowed_hosts: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        service: Service,
+        allowed_hosts: frozenset[str] | None = None,
+        patterns: Mapping[Any, str] | None = None,
+    ) -> None:
         self._app = app
+        self._patterns = patterns or {}
         self.service = service
         self._hosts = allowed_hosts
         settings = service.settings
@@ -122,6 +134,8 @@ class Edge:
         finally:
             if entered:
                 self.service.leave()
+            pattern = self._patterns.get(scope.get("endpoint"))
+            self.service.metrics.http_request(pattern, scope["method"], status or 499)
             self._log(scope, caller, status, time.perf_counter() - begin)
 
     def _refusal(self, method: str, path: str, headers: Headers, caller: Caller) -> Any:

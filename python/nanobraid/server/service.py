@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -15,15 +17,19 @@ from typing import Any
 from nanobraid.async_engine import AsyncEngine
 from nanobraid.chat_template import ChatTemplate
 from nanobraid.composition import Reuse, ReuseReport, Segment
-from nanobraid.errors import InvalidArgumentError, NanobraidError
+from nanobraid.errors import InvalidArgumentError, NanobraidError, OverloadedError
 from nanobraid.guided import Guided
 from nanobraid.models import DEFAULT_MODEL
 from nanobraid.outputs import RequestMetrics, StreamPiece
 from nanobraid.sampling_params import SamplingParams
-from nanobraid.server import errors
+from nanobraid.server import errors, reasoning
 from nanobraid.server.errors import ApiError
+from nanobraid.server.metrics import Metrics
+from nanobraid.server.page import LiveRequests
 from nanobraid.server.schema import Generation
 from nanobraid.server.settings import Settings
+from nanobraid.server.tools import ToolUse
+from nanobraid.server.watch import Watch
 from nanobraid.tokenizer import Tokenizer
 
 #: Comes before the pieces of an answer once the engine has taken the request.
@@ -40,11 +46,13 @@ class Caller:
         request_id: Of the header ``x-request-id``.
         namespace: Of the prefix cache and of chunks; empty unless there are several keys.
         log: Further members of the line in the access log.
+        arrived: When its first byte came, by `time.perf_counter`.
     """
 
     request_id: str
     namespace: str = ""
     log: dict[str, Any] = field(default_factory=dict)
+    arrived: float = field(default_factory=time.perf_counter)
 
     def salt(self, wanted: str | None) -> str:
         """The engine's `cache_salt` for a request that asks for this one."""
@@ -89,7 +97,10 @@ class Service:
         self.max_model_len: int = engine.llm.config["max_model_len"]
         self.names = settings.served_model_names or (_public_name(given_name),)
         self.created = int(time.time())
-        self.started = time.monotonic()
+        self.tools = ToolUse.of(self.tokenizer, settings.tool_call_parser)
+        self.reasons = reasoning.detect_reasoning(self.tokenizer) if settings.reasoning is None else settings.reasoning
+        self.metrics = Metrics(self.name, engine)
+        self.live = LiveRequests()
         self.draining = False
         self.num_active = 0
         self._idle = asyncio.Event()
@@ -137,6 +148,7 @@ class Service:
             ApiError: The server ends.
         """
         if self.draining:
+            self.metrics.rejected("draining")
             raise self.busy()
         self.num_active += 1
 
@@ -172,6 +184,25 @@ class Service:
         if len(text) <= _INLINE_CHARS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    def template_variables(self, given: dict[str, Any] | None, effort: str | None) -> dict[str, Any] | None:
+        """The variables of a chat template that a request sets.
+
+        Args:
+            given: ``chat_template_kwargs``.
+            effort: ``reasoning_effort``; ``none`` turns thinking off.
+
+        Raises:
+            ApiError: The template cannot do what the effort asks for.
+        """
+        if effort is None:
+            return given
+        source = self.tokenizer.chat_template or ""
+        variables = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+        used = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", source)}
+        if not used and (effort != "none" or self.reasons):
+            raise errors.unsupported("reasoning_effort", "the chat template of this model cannot change it")
+        return used | (given or {})
 
     def sampling(
         self,
@@ -254,7 +285,9 @@ class Service:
         self,
         prompt: Sequence[int] | Sequence[Segment],
         params: SamplingParams,
+        caller: Caller,
         *,
+        num_prompt: int,
         salt: str,
         timeout_s: float | None,
         streams: bool,
@@ -265,6 +298,8 @@ class Service:
         Args:
             prompt: Token ids; with `reuse` segments.
             params: How to sample.
+            caller: Who wants it.
+            num_prompt: Tokens of the prompt.
             salt: The engine's namespace.
             timeout_s: Seconds it may take.
             streams: Somebody reads the pieces as they come.
@@ -273,32 +308,66 @@ class Service:
         Raises:
             ApiError: Something is wrong with the request, or the queue is full; by the first step.
         """
+        watch = Watch(
+            self.metrics,
+            self.live,
+            request_id=caller.request_id,
+            arrived=caller.arrived,
+            num_prompt=num_prompt,
+            num_answers=params.n,
+        )
+        look = watch.piece
         try:
             if reuse is not None:
-                segments: Any = prompt
-                pieces = self.engine.compose(
-                    segments, params, reuse=reuse, cache_salt=salt, timeout_s=timeout_s, stream=True
-                )
-                async with aclosing(pieces):
-                    first = await anext(pieces, None)  # whether it is taken shows by its first piece
-                    yield ACCEPTED
-                    if first is not None:
-                        yield first
-                    async for piece in pieces:
-                        yield piece
-                return
-            ids: Any = prompt
-            request = await self.engine.start(ids, params, cache_salt=salt, timeout_s=timeout_s, streams=streams)
-            try:
-                yield ACCEPTED
-                async for piece in request:
+                pieces = self._composed(prompt, params, salt=salt, timeout_s=timeout_s, reuse=reuse)
+            else:
+                pieces = self._plain(prompt, params, salt=salt, timeout_s=timeout_s, streams=streams)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if piece is ACCEPTED:
+                        watch.accepted()
+                    else:
+                        look(piece)
                     yield piece
-            finally:
-                request.abort()
+        except OverloadedError as error:
+            self.metrics.rejected("draining" if self.draining else "queue_full")
+            raise errors.of(error, retry_after=self._retry_after()) from None
         except InvalidArgumentError:
             if self.draining:
                 raise self.busy() from None
             raise
+        finally:
+            watch.close()
+
+    async def _plain(
+        self, prompt: Any, params: SamplingParams, *, salt: str, timeout_s: float | None, streams: bool
+    ) -> AsyncGenerator[StreamPiece, None]:
+        request = await self.engine.start(prompt, params, cache_salt=salt, timeout_s=timeout_s, streams=streams)
+        try:
+            yield ACCEPTED
+            async for piece in request:
+                yield piece
+        finally:
+            request.abort()
+
+    async def _composed(
+        self, prompt: Any, params: SamplingParams, *, salt: str, timeout_s: float | None, reuse: Reuse
+    ) -> AsyncGenerator[StreamPiece, None]:
+        pieces = self.engine.compose(prompt, params, reuse=reuse, cache_salt=salt, timeout_s=timeout_s, stream=True)
+        async with aclosing(pieces):
+            first = await anext(pieces, None)  # whether it is taken shows by its first piece
+            yield ACCEPTED
+            if first is not None:
+                yield first
+            async for piece in pieces:
+                yield piece
+
+    def _retry_after(self) -> int:
+        """Seconds until the queue has probably moved on: what waits, at the speed at which requests have ended."""
+        mean_s = self.metrics.mean_request_seconds()
+        stats = self.engine.stats()
+        waiting, running = int(stats["waiting"]), max(int(stats["running"]), 1)
+        return max(1, min(60, math.ceil(waiting * mean_s / running)))
 
 
 def reuse_report(metrics: RequestMetrics | None, report: ReuseReport | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ request's time is over; the generator inside then stops its request, and its blo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -40,6 +40,11 @@ def event(data: Any) -> bytes:
 def named_event(name: str, data: Any) -> bytes:
     """An event with a name."""
     return b"event: " + name.encode() + b"\n" + event(data)
+
+
+def named_events(events: Iterable[tuple[str, Any]]) -> bytes:
+    """Events with their names, in order."""
+    return b"".join(named_event(name, data) for name, data in events)
 
 
 def error_of(error: BaseException) -> ApiError:

@@ -1,0 +1,91 @@
+"""Looks at the pieces of a request on their way, for the metrics and the page."""
+
+from __future__ import annotations
+
+import time
+
+from nanobraid.outputs import StreamPiece
+from nanobraid.server.metrics import Metrics, RequestRecord
+from nanobraid.server.page import LiveRequests
+
+
+class Watch:
+    """One request.
+
+    Args:
+        metrics: What is counted.
+        live: Where it stands while it runs.
+        request_id: Its id.
+        arrived: When it came, by `time.perf_counter`.
+        num_prompt: Tokens of its prompt.
+        num_answers: Answers it asks for.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        live: LiveRequests,
+        *,
+        request_id: str,
+        arrived: float,
+        num_prompt: int,
+        num_answers: int,
+    ) -> None:
+        self._metrics = metrics
+        self._live = live
+        self._entry = live.add(request_id, num_prompt)
+        self._num_prompt = num_prompt
+        self._arrived = arrived
+        self._before_s = time.perf_counter() - arrived
+        self._counts = [0] * num_answers
+        self._first = [0.0] * num_answers
+        self._last = [0.0] * num_answers
+        self._open = set(range(num_answers))
+        self._accepted = False
+
+    def accepted(self) -> None:
+        """The engine has taken it."""
+        self._accepted = True
+
+    def piece(self, piece: StreamPiece) -> None:
+        """A piece has come."""
+        i, num_tokens = piece.index, len(piece.token_ids)
+        if num_tokens:
+            now = time.perf_counter()
+            if self._counts[i]:
+                self._metrics.observe_token_gap((now - self._last[i]) / num_tokens)
+            else:
+                self._first[i] = now
+                self._entry.running = True
+            self._last[i] = now
+            self._counts[i] += num_tokens
+            self._entry.tokens += num_tokens
+        if piece.finish_reason is not None and piece.metrics is not None and piece.reuse is not None:
+            self._open.discard(i)
+            self._metrics.observe(
+                RequestRecord.of(
+                    piece.metrics,
+                    piece.reuse,
+                    finish_reason=piece.finish_reason,
+                    prompt_tokens=self._num_prompt,
+                    generated_tokens=self._counts[i],
+                    before_s=self._before_s,
+                )
+            )
+
+    def close(self) -> None:
+        """It has ended; what has not come to its own end was cut off."""
+        self._live.remove(self._entry)
+        if not self._accepted:
+            return  # counted as rejected
+        now = time.perf_counter()
+        for i in self._open:
+            self._metrics.observe(
+                RequestRecord.cut_off(
+                    "abort",
+                    prompt_tokens=self._num_prompt,
+                    generated_tokens=self._counts[i],
+                    ttft_s=self._first[i] - self._arrived if self._counts[i] else None,
+                    e2e_s=now - self._arrived,
+                )
+            )

@@ -150,7 +150,7 @@ def serve(app: Edge, listener: socket.socket, *, started: Callable[[int], None] 
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=limited(settings.max_header_bytes, settings.max_headers),
+        http=limited(settings),
         ws="none",
         lifespan="off",
         log_config=None,

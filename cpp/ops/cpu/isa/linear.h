@@ -23,6 +23,9 @@ inline int64_t group_index(const Activation& x, int t, int g) {
   return static_cast<int64_t>(first) * (x.cols / 32) + static_cast<int64_t>(g) * count + (t - first);
 }
 
+/// Whether the two groups of a tile share a minimum: it is added once, after the second.
+constexpr bool shares_minimum(Format format) { return format == Format::w4; }
+
 constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8; }
 
 // The tile that holds columns [32g, 32g + 32).
@@ -240,7 +243,7 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
           dot_group<kFormat, kStrips, kRows, Half::both>(lanes, strip_bytes, codes, dots);
           fold(1);
         }
-        if constexpr (kShape.has_minimum) {
+        if constexpr (kShape.has_minimum && !shares_minimum(kFormat)) {
           F minimum[kStrips];
           for (int s = 0; s < kStrips; ++s) minimum[s] = tile_scales[s].minimum(i);
           for (int t = 0; t < kRows; ++t) {
@@ -250,6 +253,12 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
         }
         codes += 32 * kRows;
         scales += kRows, shifts += kRows, minus_sums += kRows, minus_half_sums += kRows;
+      }
+      if constexpr (shares_minimum(kFormat)) {
+        for (int t = 0; t < kRows; ++t) {
+          const F shift = f_set1(shifts[t - 2 * kRows]) + f_set1(shifts[t - kRows]);
+          for (int s = 0; s < kStrips; ++s) acc[s][t] = fma(tile_scales[s].m, shift, acc[s][t]);
+        }
       }
     }
     for (int s = 0; s < kStrips; ++s) {
@@ -430,12 +439,18 @@ inline void strip_codes(const uint8_t* strip, int64_t, int64_t ahead, const Acti
         } else {
           add(0, 16);
         }
-        if constexpr (kShape.has_minimum) {
+        if constexpr (kShape.has_minimum && !shares_minimum(kFormat)) {
           const F minimum = scales.minimum(i);
           for (int t = 0; t < kRows; ++t) {
             const float sum = sums[static_cast<int64_t>(t / kPanelRows * kPanelRows) * groups + t % kPanelRows];
             acc[t] = fma(minimum, f_set1(sum), acc[t]);
           }
+        }
+      }
+      if constexpr (shares_minimum(kFormat)) {
+        for (int t = 0; t < kRows; ++t) {
+          const float* end = sums + static_cast<int64_t>(t / kPanelRows * kPanelRows) * groups + t % kPanelRows;
+          acc[t] = fma(scales.m, f_set1(end[-2 * kPanel]) + f_set1(end[-kPanel]), acc[t]);
         }
       }
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 
@@ -369,10 +370,11 @@ def create_app(
     api = Api(service)
     handlers: dict[Any, Callable[[HttpRequest, Exception], Any] | Callable[..., Awaitable[Any]]] = {
         HTTPException: _http_error,
-        ApiError: _api_error,
+        Exception: _api_error,
         ClientGone: lambda http, error: _nothing,
     }
-    app = Starlette(routes=api.routes(), exception_handlers=handlers)
+    app = Starlette(routes=api.routes())
     app.router.redirect_slashes = False
+    app.middleware_stack = ExceptionMiddleware(app.router, handlers)  # without the one that says 500 in plain text
     patterns = {route.endpoint: route.path_format for route in app.routes if isinstance(route, Route)}
     return Edge(app, service, allowed_hosts, patterns)

@@ -15,7 +15,7 @@ import orjson
 from nanobraid import __version__
 from nanobraid._chat_inputs import ChatOptions
 from nanobraid.composition import Reuse, Segment
-from nanobraid.errors import NanobraidError
+from nanobraid.errors import InvalidArgumentError, NanobraidError
 from nanobraid.guided import Guided
 from nanobraid.outputs import StreamPiece, TokenLogprobs
 from nanobraid.sampling_params import SamplingParams
@@ -33,7 +33,7 @@ from nanobraid.server.errors import invalid_value, unsupported
 from nanobraid.server.logprobs import ChatLogprobs
 from nanobraid.server.reasoning import ThinkSplitter
 from nanobraid.server.schema import ChatRequest
-from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, reuse_report, structured
+from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, guided_field, reuse_report, structured
 
 FINGERPRINT = f"nanobraid-{__version__}"
 _TOOL_PARAM = re.compile(r"tools\[\d+\][\w.]*")
@@ -231,9 +231,12 @@ class ChatCall:
         if self._updates is None:
             await self.start()
         assert self._updates is not None
-        async with aclosing(self._updates) as updates:
-            async for update in updates:
-                yield update
+        try:
+            async with aclosing(self._updates) as updates:
+                async for update in updates:
+                    yield update
+        except InvalidArgumentError as error:  # only its first token shows that a grammar has no answer
+            raise errors.of(error, guided_field(self.request)) from None
 
     async def _grow(self) -> AsyncGenerator[Update, None]:
         request, service = self.request, self._service

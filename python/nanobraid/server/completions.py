@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanobraid.composition import Reuse, Segment
-from nanobraid.errors import NanobraidError
+from nanobraid.errors import InvalidArgumentError, NanobraidError
 from nanobraid.outputs import StreamPiece, TokenLogprobs
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.server import errors, sse
@@ -21,7 +21,7 @@ from nanobraid.server.conversation import checked_stream_options
 from nanobraid.server.errors import cut, invalid_type, invalid_value, missing, unsupported
 from nanobraid.server.logprobs import completion_logprobs
 from nanobraid.server.schema import CompletionRequest
-from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, reuse_report, structured
+from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, guided_field, reuse_report, structured
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -200,12 +200,15 @@ class CompletionCall:
             streams=bool(request.stream),
             reuse=self._reuse,
         )
-        async with aclosing(pieces):
-            async for piece in pieces:
-                self.usage.completion += len(piece.token_ids)
-                if piece.finish_reason is not None:
-                    self._check_end(prompt, piece)
-                yield piece
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    self.usage.completion += len(piece.token_ids)
+                    if piece.finish_reason is not None:
+                        self._check_end(prompt, piece)
+                    yield piece
+        except InvalidArgumentError as error:  # only its first token shows that a grammar has no answer
+            raise errors.of(error, guided_field(request)) from None
 
     def _check_end(self, prompt: _Prompt, piece: StreamPiece) -> None:
         if piece.finish_reason == "timeout":

@@ -37,7 +37,7 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        message = cut(message, _MAX_MESSAGE)
+        message = cut(" ".join(message.split()), _MAX_MESSAGE)
         super().__init__(message)
         self.status = status
         self.message = message
@@ -55,6 +55,10 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
+        if self.status in (408, 413):
+            headers["connection"] = "close"  # the rest of the request is not read
+        if self.status == 504:
+            headers["x-should-retry"] = "false"  # clients would, and it would take as long again
         return headers
 
 

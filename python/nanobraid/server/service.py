@@ -426,6 +426,14 @@ def structured(request: Generation) -> Guided | None:
     raise errors.unsupported(param)
 
 
+def guided_field(request: Generation) -> str | None:
+    """The field by which a request says what its answer must look like."""
+    for name in ("structured_outputs", "response_format", "tools"):
+        if getattr(request, name, None) is not None:
+            return name
+    return None
+
+
 def _public_name(given: str) -> str:
     """A name that says nothing of the folders of this machine."""
     path = Path(given).expanduser()

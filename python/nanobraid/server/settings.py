@@ -21,6 +21,7 @@ class Settings:
         max_header_bytes: Longest headers, all together.
         max_headers: Most headers.
         max_prompts: Most answers that one request to ``/v1/completions`` may ask for, prompts times ``n``.
+        header_timeout_s: Seconds in which the headers of a request must have arrived.
         body_timeout_s: Seconds in which a request must have arrived after its first byte.
         request_timeout_s: Seconds that a request may take, waiting included; None is any time. Requests may ask for
             less with ``timeout_s``.
@@ -42,6 +43,7 @@ class Settings:
     max_header_bytes: int = 64 << 10
     max_headers: int = 100
     max_prompts: int = 1024
+    header_timeout_s: float = 20.0
     body_timeout_s: float = 30.0
     request_timeout_s: float | None = None
     drain_timeout_s: float = 30.0
@@ -58,7 +60,7 @@ class Settings:
         for name in ("max_body_bytes", "max_header_bytes", "max_headers", "max_prompts", "max_chunks"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be an integer >= 1, got {getattr(self, name)!r}")
-        for name in ("body_timeout_s", "request_timeout_s", "ping_interval_s"):
+        for name in ("header_timeout_s", "body_timeout_s", "request_timeout_s", "ping_interval_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidArgumentError(f"{name} must be a number of seconds > 0, got {value!r}")

@@ -74,7 +74,7 @@ def running(engine: nb.AsyncEngine, settings: Settings | None = None, **more: An
         app,
         port=0,
         loop="uvloop",
-        http=limited(options.max_header_bytes, options.max_headers),
+        http=limited(options),
         ws="none",
         lifespan="off",
         log_config=None,

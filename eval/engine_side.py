@@ -62,7 +62,7 @@ def serve_stub(model: str) -> None:
         def started(port: int) -> None:
             print(f"Ready at http://127.0.0.1:{port}", file=sys.stderr, flush=True)
 
-        running.serve(app, host="127.0.0.1", port=0, started=started)
+        running.serve(app, running.bound_socket("127.0.0.1", 0), started=started)
 
 
 def main() -> int:

@@ -1,9 +1,8 @@
-"""Many streaming clients in one process that does as little as it can: the load of server_overhead.py and server_load.py.
+"""Many streaming clients in one process that does as little as it can, for server_overhead.py and server_load.py.
 
-It reads one JSON object from stdin, ``{"host", "port", "path", "clients": [[body, ...], ...]}``. Every client is a socket
-that sends its bodies one after the other, each over a connection of its own; all begin at the same moment. While it
-runs it only notes when which bytes came; events are parsed when all is over. One JSON object goes to stdout, see
-`report`.
+It reads one JSON object from stdin, ``{"host", "port", "path", "clients": [[body, ...], ...]}``. Every client sends its
+bodies one after the other, each over a connection of its own; all begin at the same moment. While it runs it only
+notes when which bytes came; events are parsed when all is over. One JSON object goes to stdout, see `report`.
 """
 
 from __future__ import annotations

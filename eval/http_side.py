@@ -55,7 +55,7 @@ class ServedNanobraid:
         return self._process.pid
 
     def __enter__(self) -> ServedNanobraid:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, env=os.environ
         )

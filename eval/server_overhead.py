@@ -6,7 +6,7 @@
 2. Processor time per streamed token: of every thread but the engine's own, server less `AsyncEngine`. Threads of the
    engine are left out by their number, because what they compute is a thousand times what is looked for; their time,
    which HTTP must not change, is shown beside it.
-3. Time to the first token of one request at a time: as the client sees it, less what `AsyncEngine` needs in its process.
+3. Time to the first token of one request at a time: as the client sees it, less what `AsyncEngine` needs.
 4. `stub`: processor time per event of the server over an engine that computes nothing, one stream and many. It is no
    figure of serving; it shows the HTTP layer alone.
 
@@ -16,7 +16,6 @@ The clients are one process that only counts bytes (http_load.py); it shares the
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import subprocess
@@ -157,7 +156,9 @@ def first_tokens(args: argparse.Namespace, server: ServedNanobraid, engine: Engi
         # No prompt twice: a cache would know it. In chat, text of about as many tokens; the engine has them all.
         ids = prompts.take(args.prompt_tokens)
         times["engine"].append(engine.run([ids], 2)["ttft_s"][0])
-        times[COMPLETIONS].append(checked(load(server.port, COMPLETIONS, [[completion(ids, 2)]]))["requests"][0]["ttft_s"])
+        times[COMPLETIONS].append(
+            checked(load(server.port, COMPLETIONS, [[completion(ids, 2)]]))["requests"][0]["ttft_s"]
+        )
         body = chat(args.tokenizer.decode(prompts.take(args.prompt_tokens)), 2)
         times["engine, chat"] = times.get("engine, chat", [])
         encoded = args.template_ids(body["messages"])

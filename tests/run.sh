@@ -2,7 +2,8 @@
 # The test command: prepares what it needs, builds, runs every test and prints the summaries of ctest and pytest.
 #
 #   tests/run.sh           about 20 minutes on two cores from nothing, less when built before
-#   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes
+#   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes, client libraries from the
+#                          network against the server (tests/clients/run.sh)
 #
 # What it makes lies in build/ (package: what the Python package is built in, test: Release, asan: Debug with ASan and
 # UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual environment .venv-test.
@@ -208,6 +209,11 @@ demo() {
   [[ $text == *Paris* ]]
 }
 
+# Each in an environment of its own; what cannot be had from the network is skipped and said.
+run_clients() {
+  NANOBRAID_PYTHON=$venv/bin/python tests/clients/run.sh
+}
+
 fuzz() {
   local targets seconds=600
   targets=$(find tests/fuzz -name '*_fuzz.cpp' | wc -l)
@@ -250,6 +256,7 @@ main() {
   part arm tests/arm.sh
   part demo demo
   part pytest run_pytest
+  if [[ $full == 1 ]]; then part clients run_clients; fi
   if [[ -x tests/fuzz/run.sh ]]; then part fuzz fuzz; fi
 
   summary

@@ -1,8 +1,8 @@
 """Runs the checks of one client library against servers that are running.
 
-    NANOBRAID_URL        a server with its defaults
-    NANOBRAID_SMALL_URL  a server with the API key `KEY` that computes one request and lets one wait
-    NANOBRAID_PYTHON     an interpreter that has nanobraid; NANOBRAID_PYTHONPATH is its PYTHONPATH
+NANOBRAID_URL        a server with its defaults
+NANOBRAID_SMALL_URL  a server with the API key `KEY` that computes one request and lets one wait
+NANOBRAID_PYTHON     an interpreter that has nanobraid; NANOBRAID_PYTHONPATH is its PYTHONPATH
 """
 
 from __future__ import annotations

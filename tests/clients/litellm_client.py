@@ -9,9 +9,8 @@ from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no table of prices from the network
 
-import litellm  # noqa: E402
-from checks import ASK, ASK_WEATHER, CITY_SCHEMA, MODEL, WEATHER, main, raises, url  # noqa: E402
-
+import litellm
+from checks import ASK, ASK_WEATHER, CITY_SCHEMA, MODEL, WEATHER, main, raises, url
 
 litellm.suppress_debug_info = True
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over /v1/completions, its tokenizer remote too; its log-likelihoods are those of `LLM.score`."""
+"""lm-evaluation-harness over /v1/completions with a remote tokenizer; log-likelihoods are those of `LLM.score`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "unused"}
 
-import lm_eval  # noqa: E402
-from checks import MODEL, main, url, with_nanobraid  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+import lm_eval
+from checks import MODEL, main, url, with_nanobraid
+from lm_eval.tasks import TaskManager
 
 HERE = Path(__file__).parent / "capitals"
 

@@ -103,6 +103,7 @@ class Edge:
         request_id = given if _REQUEST_ID.match(given) else b"req-" + secrets.token_hex(12).encode()
         caller = Caller(request_id.decode())
         scope["nanobraid"] = caller
+        scope["nanobraid.send"] = send  # without the layers between, see EventStream
         extra = [(b"x-request-id", request_id), *self._cors(headers)]
         status = 0
         begin = time.perf_counter()

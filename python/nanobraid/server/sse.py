@@ -174,7 +174,9 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the answer."""
         guard = Guard(receive, self._timeout_s)
-        pinger = _Pinger(send, self._ping_interval_s)
+        # The layers between here and the socket look at the beginning of an answer only, and each costs every token.
+        direct: Send = scope.get("nanobraid.send", send)
+        pinger = _Pinger(direct, self._ping_interval_s)
         now = asyncio.get_running_loop().time
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -184,7 +186,7 @@ class EventStream:
                 async with aclosing(self._events) as events:
                     async for data in events:
                         pinger.last = now()
-                        await send({"type": "http.response.body", "body": data, "more_body": True})
+                        await direct({"type": "http.response.body", "body": data, "more_body": True})
             except asyncio.CancelledError:
                 reason = guard.reason()
                 if reason is None:

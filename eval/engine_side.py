@@ -30,7 +30,8 @@ async def stream(engine: nb.AsyncEngine, prompt: list[int], max_tokens: int) -> 
 
 async def run_jobs(engine: nb.AsyncEngine) -> None:
     """Runs the prompts of each line at the same time."""
-    print(json.dumps("ready"), flush=True)
+    about = {key: str(engine.llm.config[key]) for key in ("backend", "dtype", "kv_dtype")}
+    print(json.dumps(about), flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         job = json.loads(line)
         begin = time.perf_counter()

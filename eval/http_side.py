@@ -39,11 +39,13 @@ class ServedNanobraid:
 
     Attributes:
         port: Where it listens.
+        about: What it says of the model and the kernels.
         pid: Its process.
     """
 
     def __init__(self, *arguments: str, program: list[str] | None = None) -> None:
         self.port = 0
+        self.about = ""
         self._command = program or [sys.executable, "-m", "nanobraid", "serve", "--port", "0", "--no-access-log"]
         self._command += arguments
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,6 +67,7 @@ class ServedNanobraid:
             text = self._log.read().decode(errors="replace")
             if found := re.search(r"Ready at http://127\.0\.0\.1:(\d+)", text):
                 self.port = int(found[1])
+                self.about = text.split("\n", 1)[0]
                 return self
             time.sleep(0.05)
         self._log.seek(0)

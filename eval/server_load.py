@@ -68,7 +68,8 @@ async def measure(args: argparse.Namespace, streams: int, prompts: Prompts) -> d
             peer = LlamaServer(args.peer, model, threads=args.threads, slots=streams, context=context, cache=True)
             await stack.enter_async_context(peer)
             ports["llama-server"] = peer.port
-        ports["nanobraid"] = stack.enter_context(ServedNanobraid(str(model), *arguments)).port
+        server = stack.enter_context(ServedNanobraid(str(model), *arguments))
+        ports["nanobraid"] = server.port
         for port in ports.values():  # the first requests of a process load kernels and pages
             load(port, "/v1/completions", bodies(prompts, argparse.Namespace(**{**vars(args), "tokens": 4}), 2))
         for number in range(args.rounds):
@@ -78,7 +79,7 @@ async def measure(args: argparse.Namespace, streams: int, prompts: Prompts) -> d
                 rounds.setdefault(name, []).append(summary(report, args.tokens))
                 row = rounds[name][-1]
                 print(f"  {streams} {name} {row['tok_s']:.1f} tok/s, {row['errors']} errors", flush=True)
-    result: dict[str, Any] = {"streams": streams, "context": context, "rounds": rounds}
+    result: dict[str, Any] = {"streams": streams, "context": context, "about": server.about, "rounds": rounds}
     for name, rows in rounds.items():
         result[name] = {
             "tok_s": statistics.median(row["tok_s"] for row in rows),
@@ -105,6 +106,7 @@ def text_of(report: dict[str, Any]) -> str:
         f"{report['rounds']} rounds, medians; load average {report['load_before']:.2f} before; "
         f"{report['read_gb_s']:.1f} GB/s read"
     ]
+    lines.append(f"{report['rows'][0]['about']}; default types of activations, keys and values on both sides")
     for row in report["rows"]:
         for name in ("nanobraid", "llama-server"):
             if name in row:

@@ -41,7 +41,7 @@ class Engine:
     def __init__(self, model: str, **options: Any) -> None:
         command = [sys.executable, str(HERE / "engine_side.py"), "engine", model, json.dumps(options)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
+        self.about: dict[str, str] = self._answer()
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
@@ -194,6 +194,7 @@ def stub(args: argparse.Namespace) -> dict[str, Any]:
 def text_of(report: dict[str, Any]) -> str:
     lines = [
         f"{report['date']}  {report['cpu']}, {report['threads']} threads, {report['model']}, "
+        f"{', '.join(report['about'].values())}, "
         f"{report['streams']} streams of {report['prompt_tokens']} + {report['tokens']} tokens, "
         f"{report['rounds']} rounds, medians; load average {report['load_before']:.2f} before",
     ]
@@ -245,6 +246,7 @@ def main() -> int:
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     engine = Engine(str(path), **options)
     try:
+        report["about"] = engine.about
         with ServedNanobraid(str(path), *arguments) as server:
             report["first_token"] = first_tokens(args, server, engine, prompts)
             report["throughput"] = throughput(args, server, engine, prompts)

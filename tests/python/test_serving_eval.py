@@ -249,7 +249,7 @@ def asked(serving: Any, answer: bytes) -> tuple[Any, dict[str, Any]]:
     async def run_one() -> Any:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         side = serving.LlamaServer(Path("none"), Path("none"), threads=1, slots=1, context=1, cache=True)
-        side._port = server.sockets[0].getsockname()[1]
+        side.port = server.sockets[0].getsockname()[1]
         async with server:
             return await serving.ask(side, [7, 8], 3)
 

@@ -228,6 +228,10 @@ def response_schema(response_format: Mapping[str, Any] | None) -> tuple[str, Any
             "response_format.json_schema.name",
             "response_format.json_schema.name must have 1 to 64 letters, digits, '_', '-' or '.'",
         )
+    for field, wanted in (("description", str), ("strict", bool)):
+        if given.get(field) is not None and not isinstance(given[field], wanted):
+            place = f"response_format.json_schema.{field}"
+            raise invalid_type(place, f"{place} has the wrong type")
     schema = given.get("schema")
     if not isinstance(schema, Mapping):
         raise invalid_type("response_format.json_schema.schema", "response_format.json_schema.schema must be an object")

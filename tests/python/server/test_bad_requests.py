@@ -243,6 +243,7 @@ TOGETHER: list[tuple[dict[str, Any], Any, Any]] = [
     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", VALUE),
     ({"structured_outputs": {"choice": [5]}}, "structured_outputs.choice", VALUE),
     ({"structured_outputs": {"grammar": "start: nowhere"}}, "structured_outputs.grammar", VALUE),
+    ({"structured_outputs": {"regex": "a+"}, "ignore_eos": True}, "ignore_eos", VALUE),
     ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", VALUE),
     ({"chunks": "a"}, "chunks", TYPE),
     ({"chunks": [5]}, "chunks[0]", TYPE),

@@ -94,7 +94,7 @@ def _requests(stream: bool) -> list[tuple[str, bytes]]:
 def _forget_chunks(server: Any) -> None:
     """Drops what chunks that nobody registered hold, which is a cache."""
     for info in server.engine.llm.chunks.list():
-        server.engine.llm.chunks.remove(info.chunk_id)
+        server.engine.llm.chunks.remove(info.id)
 
 
 @pytest.mark.parametrize("abruptly", [False, True])

@@ -40,7 +40,7 @@ def members(kind: Any, prefix: str = "") -> set[str]:
     return found
 
 
-# Only these go into depth: the members of messages are in test_bad_requests.py, those of refused fields are refused too.
+# Only these go into depth: the members of messages are in test_bad_requests.py, refused fields are refused whole.
 DEEP = ("stream_options", "response_format", "tools", "tool_choice")
 
 

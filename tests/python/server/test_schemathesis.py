@@ -28,9 +28,9 @@ def shared_server(model_path: Any) -> Iterator[Any]:
     """An engine of its own, because chunks stay in it."""
     from conftest import running
 
-    with nb.LLM(model_path, num_threads=2, max_model_len=256, max_num_seqs=4) as llm:
-        with running(nb.AsyncEngine(llm)) as server:
-            yield server
+    options: dict[str, Any] = {"num_threads": 2, "max_model_len": 256, "max_num_seqs": 4}
+    with nb.LLM(model_path, **options) as llm, running(nb.AsyncEngine(llm)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,7 @@ def test_answers_are_those_of_the_document(
 
     check()
     assert counts["all"] >= EXAMPLES // 2
+    print(method, path, counts)
     if mode is GenerationMode.POSITIVE and path in ("/v1/chat/completions/render", "/detokenize", "/tokenize"):
         assert counts["fine"] > 0, counts
     stats = shared_server.engine.stats()

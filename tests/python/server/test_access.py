@@ -195,7 +195,7 @@ def test_names_of_this_machine(serve: Any, host: str, status: int) -> None:
 
 # ---- what nobody is told ----
 
-SECRET = "/home/somebody/models/secret.gguf"
+SECRET = "/srv/models/secret.gguf"
 
 
 @pytest.mark.parametrize(
@@ -210,16 +210,11 @@ SECRET = "/home/somebody/models/secret.gguf"
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("when", ["at once", "at once, stream", "later", "later, stream"])
 def test_errors_of_the_engine_stay_in_the_log(
-    server: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    error: Exception,
-    stream: bool,
-    late: bool,
+    server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, when: str
 ) -> None:
+    late, stream = "later" in when, "stream" in when
     start = server.engine.start
 
     async def broken(*args: Any, **more: Any) -> Any:
@@ -242,7 +237,7 @@ def test_errors_of_the_engine_stay_in_the_log(
         ("/v1/responses", {"input": "a"}),
     ):
         answer = server.post(path, {**body, "stream": stream})
-        assert "secret" not in answer.text and "0x7f" not in answer.text and "/home" not in answer.text
+        assert "secret" not in answer.text and "0x7f" not in answer.text and "/srv" not in answer.text
         assert "Traceback" not in answer.text and type(error).__name__ not in answer.text
         if not (late and stream):
             assert answer.status_code == 500

@@ -125,13 +125,19 @@ def test_while_it_decodes(server: Any, kind: int, stream: bool, abruptly: bool) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_while_its_prompt_is_computed(server: Any, stream: bool) -> None:
+    def prompt() -> str:
+        return f"{random.random()} " + "word " * 700
+
+    begin = time.monotonic()
+    server.post("/v1/completions", {"prompt": prompt(), "max_tokens": 1})
+    seconds = time.monotonic() - begin
     connection = connect(server)
-    connection.sendall(_completion(f"{random.random()} " + "word " * 900, stream=stream, max_tokens=2))
+    connection.sendall(_completion(prompt(), stream=stream, max_tokens=300))
     _await(lambda: server.engine.stats()["running"] > 0)
-    _leave(connection)
     before = server.engine.stats()["generated_tokens"]
-    server.wait_idle(1.0)
-    assert server.engine.stats()["generated_tokens"] == before  # it had not come to its first token
+    _leave(connection)
+    server.wait_idle(max(1.0, 1.5 * seconds))  # a step that has begun is finished
+    assert server.engine.stats()["generated_tokens"] <= before + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -198,13 +204,12 @@ def _one_client(server: Any, rng: random.Random, *, stays: bool = False) -> None
         chat_bytes(temperature=9),
         post_head(10_000) + b"{" * rng.randrange(100),
     ]
-    with connect(server, 0.5) as connection:
+    with connect(server) as connection:
         connection.sendall(rng.choice(kinds))
         try:
-            if stays:
-                connection.settimeout(10)
             end = time.monotonic() + (10 if stays else rng.choice((0.0, 0.002, 0.01, 0.03, 0.1)))
-            while time.monotonic() < end:
+            while (left := end - time.monotonic()) > 0:
+                connection.settimeout(left)
                 data = connection.recv(4096)
                 if not data or b"[DONE]" in data or b'"usage"' in data or b"400 Bad" in data:
                     break

@@ -25,7 +25,7 @@
 namespace nb::engine {
 
 /// Raised with every change after which the same model and options give other bits in a block.
-inline constexpr int kKvNumericsVersion = 2;
+inline constexpr int kKvNumericsVersion = 3;
 
 /// SHA-256 of everything but tokens and namespace that the content of a block of this model depends on, each field with
 /// its name and its length. `content` is the identity of the model's files.

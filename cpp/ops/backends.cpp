@@ -91,18 +91,32 @@ Backend host_backend(const KernelTable* kernels, bool usable = true, const char*
 const std::vector<Backend>& host_backends() {
   static const std::vector<Backend> list = [] {
     std::vector<Backend> tables = {host_backend(&reference_kernels()), host_backend(scalar_kernels())};
+    // A build may leave tables out (NANOBRAID_KERNELS).
 #if defined(__x86_64__)
-    const bool has_avx2 = has("avx2") && has("fma") && has("f16c");
-    tables.push_back(host_backend(avx2_kernels(), has_avx2, "avx2, fma, f16c"));
-    tables.push_back(host_backend(avxvnni_kernels(), has_avx2 && has("avxvnni"), "avx2, fma, f16c, avxvnni"));
-    const bool has_avx512 =
+    [[maybe_unused]] const bool has_avx2 = has("avx2") && has("fma") && has("f16c");
+    [[maybe_unused]] const bool has_avx512 =
         has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl") && has("avx512vnni");
+#endif
+#if defined(NB_KERNELS_AVX2)
+    tables.push_back(host_backend(avx2_kernels(), has_avx2, "avx2, fma, f16c"));
+#endif
+#if defined(NB_KERNELS_AVXVNNI)
+    tables.push_back(host_backend(avxvnni_kernels(), has_avx2 && has("avxvnni"), "avx2, fma, f16c, avxvnni"));
+#endif
+#if defined(NB_KERNELS_AVX512)
     tables.push_back(host_backend(avx512_kernels(), has_avx512, "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni"));
+#endif
+#if defined(NB_KERNELS_AVX512BF16)
     tables.push_back(host_backend(avx512bf16_kernels(), has_avx512 && has("avx512bf16"),
                                   "avx512f, avx512bw, avx512dq, avx512vl, avx512vnni, avx512bf16"));
-#elif defined(__aarch64__)
+#endif
+#if defined(NB_KERNELS_NEON)
     tables.push_back(host_backend(neon_kernels(), has("neon"), "neon"));
+#endif
+#if defined(NB_KERNELS_NEON_DOTPROD)
     tables.push_back(host_backend(neon_dotprod_kernels(), has("neon") && has("dotprod"), "neon, dotprod"));
+#endif
+#if defined(NB_KERNELS_NEON_I8MM)
     tables.push_back(host_backend(neon_i8mm_kernels(), has("neon") && has("i8mm"), "neon, i8mm"));
 #endif
     return tables;

@@ -99,7 +99,7 @@ def _metrics(output: _core.StepOutput) -> RequestMetrics:
         ttft_ms=times.get("ttft_ms", 0.0),
         total_ms=times.get("total_ms", 0.0),
         tokens_per_s=times.get("tokens_per_s", 0.0),
-        kv_reuse_ratio=output.num_cached_tokens / max(output.num_prompt_tokens, 1),
+        kv_reuse_ratio=(output.reuse["exact_prefix"] + output.reuse["isolated"]) / max(output.num_prompt_tokens, 1),
     )
 
 

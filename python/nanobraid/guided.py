@@ -144,16 +144,19 @@ class Guided:
             control_tokens: As for `grammar`; those of this one may come up too.
 
         Raises:
-            InvalidArgumentError, UnsupportedError: As `grammar`.
+            InvalidArgumentError: As `grammar`; or this one has been made by `preceded_by`.
+            UnsupportedError: The package ``llguidance`` is not installed.
         """
         _checked_text("the grammar", lark, "a string")
+        if "\n# answer: " in self.source:
+            raise InvalidArgumentError("guided: a grammar is already in front of this one")
         # llguidance takes a grammar as JSON, or in Lark's notation.
         is_json = self._grammar.startswith("{")
         inner = json.loads(self._grammar)["grammars"] if is_json else [{"lark_grammar": self._grammar}]
         inner = [{**inner[0], "name": "answer"}, *inner[1:]]
         ids = (*control_tokens, *self.control_tokens)
         combined = json.dumps({"grammars": [{"lark_grammar": lark}, *inner]}, ensure_ascii=False)
-        return self._validated("grammar", f"{lark}# answer: {self.kind} {self.source}", combined, ids)
+        return self._validated("grammar", f"{lark}\n# answer: {self.kind} {self.source}", combined, ids)
 
     @classmethod
     def _checked(cls, kind: Any, source: str, control_tokens: tuple[int, ...] = ()) -> Guided:

@@ -41,7 +41,7 @@ fi
 # Sources that a target may use: those below the engine that clang-14 accepts. Objects are kept between runs.
 flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -I "$root/cpp" -fsanitize=address,undefined
   -fno-sanitize-recover=all)
-objects=()
+objects=() compiling=()
 compile() {  # SOURCE OBJECT FLAG...
   local source=$1 object=$2
   shift 2
@@ -53,9 +53,15 @@ compile() {  # SOURCE OBJECT FLAG...
 }
 for source in "$root"/cpp/{base,quant,text,io}/*.cpp "$root/cpp/kv/store_record.cpp"; do
   object=$work/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o
-  compile "$source" "$object" -fsanitize=fuzzer-no-link
+  compile "$source" "$object" -fsanitize=fuzzer-no-link &
+  compiling+=($!)
   objects+=("$object")
+  if [[ ${#compiling[@]} -ge $jobs ]]; then
+    wait "${compiling[0]}"
+    compiling=("${compiling[@]:1}")
+  fi
 done
+for pid in "${compiling[@]}"; do wait "$pid"; done
 
 targets=("$@")
 if [[ ${#targets[@]} -eq 0 ]]; then

@@ -61,6 +61,7 @@ def test_the_report_accounts_for_every_token(llm: nb.LLM, reuse: Any) -> None:
     count = sum(len(llm.tokenizer.encode(text, add_special_tokens=False)) for text in DOCUMENTS)
     assert report.isolated + report.recomputed == count
     assert report.exact_prefix + report.computed + count == len(out.prompt_token_ids)
+    assert out.metrics.kv_reuse_ratio == (report.exact_prefix + report.isolated) / len(out.prompt_token_ids)
     if "isolated" in (reuse, report.mode_requested):
         assert report.recomputed == 0
     else:

@@ -243,6 +243,37 @@ def test_no_grammar_makes_control_tokens(llm: nb.LLM) -> None:
 # --- with other options ------------------------------------------------------------------------------------------
 
 
+def test_a_grammar_may_name_control_tokens_if_it_says_which(llm: nb.LLM) -> None:
+    first, second = (llm.tokenizer.special_tokens[text] for text in ("<file_sep>", "<filename>"))
+    lark = f'start: "a" <[{first}]> "b" <[{second}]>\n'
+    out = one(llm, nb.Guided.grammar(lark, control_tokens=[first, second]))
+    a, b = (llm.tokenizer.encode(text, add_special_tokens=False) for text in "ab")
+    assert (out.token_ids, out.text, out.finish_reason) == ([*a, first, *b, second], "ab", "stop")
+    partly = one(llm, nb.Guided.grammar(lark, control_tokens=[first]))  # the other one stays out of reach
+    assert (partly.token_ids, partly.finish_reason) == ([*a, first, *b], "error")
+    assert nb.Guided.grammar(lark, control_tokens=[first]) != nb.Guided.grammar(lark)
+    for token_id in (a[0], llm.tokenizer.eos_token_ids[0], 10**6):
+        with pytest.raises(nb.InvalidArgumentError, match=f"end no answer, got {token_id}"):
+            one(llm, nb.Guided.grammar(lark, control_tokens=[token_id]))
+
+
+def test_a_grammar_may_come_before_another(llm: nb.LLM) -> None:
+    control = llm.tokenizer.special_tokens["<file_sep>"]
+    inner = nb.Guided.grammar(f'start: "x" <[{control}]>\n', control_tokens=[control])
+    for guided, text in (
+        (nb.Guided.choice(["yes"]), "so: yes"),
+        (nb.Guided.regex("[0]{3}"), "so: 000"),
+        (inner, "so: x"),
+    ):
+        out = one(llm, guided.preceded_by('start: "so: " @answer\n'))
+        assert (out.text, out.finish_reason) == (text, "stop")
+    twice = nb.Guided.choice(["yes"]).preceded_by('start: "a" @answer\n')
+    assert twice == nb.Guided.choice(["yes"]).preceded_by('start: "a" @answer\n')
+    assert twice != nb.Guided.choice(["no"]).preceded_by('start: "a" @answer\n')
+    with pytest.raises(nb.InvalidArgumentError, match="already"):
+        twice.preceded_by('start: "b" @answer\n')
+
+
 def test_guided_and_free_requests_share_a_batch(llm: nb.LLM) -> None:
     kinds: list[nb.Guided | None] = [
         None,
@@ -377,6 +408,12 @@ def test_several_threads(llm: nb.LLM) -> None:
         (lambda: nb.Guided.json_schema({"$ref": "http://example.com/x"}), "does not fetch"),
         (lambda: nb.Guided.grammar("start: nowhere"), "grammar.*nowhere"),
         (lambda: nb.Guided.grammar(""), "Empty grammar"),
+        (lambda: nb.Guided.grammar('start: "a"', control_tokens="5"), "control_tokens must be a sequence"),
+        (lambda: nb.Guided.grammar('start: "a"', control_tokens=[-1]), "control_tokens must be token ids"),
+        (lambda: nb.Guided.regex("a").preceded_by("start: nowhere @answer"), "grammar.*nowhere"),
+        (lambda: nb.Guided.json_schema({"$ref": "#"}), "no finite value"),
+        (lambda: nb.Guided.json_schema({"properties": {f"p{i}": {} for i in range(10_000)}}), "10000 properties"),
+        (lambda: nb.Guided.json_schema({"allOf": [{"pattern": f".*{i}.*"} for i in range(30)]}), "30 patterns"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(make: Callable[[], nb.Guided], says: str) -> None:

@@ -119,8 +119,7 @@ def _serve(options: argparse.Namespace) -> int:
         raise InvalidArgumentError(f"--port must be from 0 to 65535, got {options.port}")
     is_local = options.host in running.LOOPBACK
     running.set_up_logs(as_json=options.json_log)
-    llm = _options.make_llm(options)
-    try:
+    with running.bound_socket(options.host, options.port) as listener, _options.make_llm(options) as llm:
         engine = AsyncEngine(llm)
         hosts = frozenset(("127.0.0.1", "[::1]", "localhost")) if is_local and not settings.api_keys else None
         app = create_app(engine, settings, model=options.model, allowed_hosts=hosts)
@@ -133,9 +132,7 @@ def _serve(options: argparse.Namespace) -> int:
         def started(port: int) -> None:
             _introduce(llm, app.service.name, _url(options.host, port), has_key=bool(settings.api_keys))
 
-        running.serve(app, host=options.host, port=options.port, started=started)
-    finally:
-        llm.close()
+        running.serve(app, listener, started=started)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nanobraid.server import errors, messages_input
 from nanobraid.server.request_fields import EXTENSIONS, Fields, template_kwargs
-from nanobraid.server.responses import effort_kwargs, renamed, stem
+from nanobraid.server.responses import renamed, stem
 
 Json = dict[str, Any]
 
@@ -48,9 +48,8 @@ _ERRORS = {
 _PARAMS = (
     ("max_completion_tokens", "max_tokens"),
     ("response_format", "output_config.format"),
-    ("chat_template_kwargs.enable_thinking", "thinking"),
     ("chat_template_kwargs.thinking_budget", "thinking.budget_tokens"),
-    ("chat_template_kwargs.reasoning_effort", "output_config.effort"),
+    ("reasoning_effort", "thinking"),
     ("stop", "stop_sequences"),
     ("user", "metadata.user_id"),
     ("parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
@@ -261,31 +260,36 @@ def _prompt(fields: Fields) -> Json:
     if chat["messages"][-1]["role"] == "assistant":  # the beginning of the answer
         chat |= {"continue_final_message": True, "add_generation_prompt": False}
     chat |= _tools(fields)
+    effort = None
     output = fields.child("output_config")
-    kwargs = _thinking(fields)
     if output is not None:
-        effort = effort_kwargs(output.choice("effort", _EFFORTS))
-        kwargs = {**effort, **kwargs}  # whether to think at all is said by `thinking`, if it is there
+        effort = output.choice("effort", _EFFORTS)
         chat["response_format"] = _format(output)
         output.refuse({"task_budget": "the model does not know of budgets"})
         output.close()
-    chat["chat_template_kwargs"] = template_kwargs(fields, kwargs) or None
+    chat |= _thinking(fields, effort)
     return chat
 
 
-def _thinking(fields: Fields) -> Json:
+def _thinking(fields: Fields, effort: str | None) -> Json:
+    """Whether to think, and how much: chat has one field for both, and refuses it where a model cannot."""
     thinking = fields.child("thinking")
-    if thinking is None:
-        return {}
-    kind = _type(thinking, "enabled", "disabled", "adaptive")
-    kwargs: Json = {"enable_thinking": kind != "disabled"}
-    if kind == "enabled":
-        thinking.need("budget_tokens")
-        kwargs["thinking_budget"] = thinking.integer("budget_tokens", 1)
-    if kind != "disabled":
-        thinking.choice("display", ("summarized", "omitted"))
-    thinking.close()
-    return kwargs
+    budget = None
+    if thinking is not None:
+        kind = _type(thinking, "enabled", "disabled", "adaptive")
+        if kind == "enabled":
+            thinking.need("budget_tokens")
+            budget = thinking.integer("budget_tokens", 1)
+        if kind == "disabled":
+            if effort is not None:
+                raise errors.unsupported("output_config.effort", "it is about thinking here, which is disabled")
+            effort = "none"
+        else:
+            thinking.choice("display", ("summarized", "omitted"))
+            effort = effort or "high"  # the interface's default
+        thinking.close()
+    kwargs = template_kwargs(fields, {} if budget is None else {"thinking_budget": budget})
+    return {"reasoning_effort": effort, "chat_template_kwargs": kwargs or None}
 
 
 def _type(fields: Fields, *served: str) -> str:

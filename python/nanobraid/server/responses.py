@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from nanobraid.server import errors, responses_input
-from nanobraid.server.request_fields import EXTENSIONS, Fields, template_kwargs
+from nanobraid.server.request_fields import EXTENSIONS, Fields
 
 Json = dict[str, Any]
 
@@ -41,8 +41,7 @@ _PARAMS = (
     ("messages", "input"),
     ("max_completion_tokens", "max_output_tokens"),
     ("response_format", "text.format"),
-    ("chat_template_kwargs.enable_thinking", "reasoning.effort"),
-    ("chat_template_kwargs.reasoning_effort", "reasoning.effort"),
+    ("reasoning_effort", "reasoning.effort"),
     ("logprobs", "include"),
 )
 
@@ -70,7 +69,8 @@ def to_chat(body: Any, *, strict: bool = False) -> Json:
     chat["messages"] = responses_input.messages(fields)
     chat["max_completion_tokens"] = fields.integer("max_output_tokens", 1)
     chat["response_format"] = _format(fields)
-    chat["chat_template_kwargs"] = template_kwargs(fields, _reasoning(fields)) or None
+    chat["chat_template_kwargs"] = fields.mapping("chat_template_kwargs")
+    chat["reasoning_effort"] = _reasoning(fields)
     chat.update(_logprobs(fields))
     chat.update(_tools(fields))
     chat.update(_stream(fields))
@@ -277,23 +277,16 @@ def _format(fields: Fields) -> Json | None:
     return result
 
 
-def _reasoning(fields: Fields) -> Json:
+def _reasoning(fields: Fields) -> str | None:
     reasoning = fields.child("reasoning")
     if reasoning is None:
-        return {}
+        return None
     reasoning.refuse({"summary": "reasoning is returned whole", "generate_summary": "reasoning is returned whole"})
     reasoning.serve("context", "auto", reason="the model's chat template decides")
     reasoning.serve("mode", "standard")
     effort = reasoning.choice("effort", EFFORTS)
     reasoning.close()
-    return effort_kwargs(effort)
-
-
-def effort_kwargs(effort: str | None) -> Json:
-    """What a chat template is told: whether to think, and how much if the template knows levels."""
-    if effort is None:
-        return {}
-    return {"enable_thinking": False} if effort == "none" else {"enable_thinking": True, "reasoning_effort": effort}
+    return effort
 
 
 def _logprobs(fields: Fields) -> Json:

@@ -7,15 +7,17 @@ import contextlib
 import json
 import logging
 import signal
+import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
 import uvicorn
 import uvloop
 
+from nanobraid.errors import InvalidArgumentError
 from nanobraid.server.edge import Edge, access_log
 from nanobraid.server.protocol import limited
 from nanobraid.server.service import Service
@@ -111,20 +113,42 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(app: Edge, *, host: str, port: int, started: Any = None) -> None:
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Returns a socket that nobody else can take; connections are refused until it is served.
+
+    Args:
+        host: Address or name of this machine.
+        port: Port; 0 for any free one.
+
+    Raises:
+        InvalidArgumentError: The address is not this machine's, or in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except BaseException:
+            made.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InvalidArgumentError(f"cannot listen at {host}, port {port}: {reason}") from None
+    return made
+
+
+def serve(app: Edge, listener: socket.socket, *, started: Callable[[int], None] | None = None) -> None:
     """Serves until a signal comes.
 
     Args:
         app: From `create_app`.
-        host: Address to listen at.
-        port: Port; 0 for any free one.
+        listener: From `bound_socket`; closed at the end.
         started: Called with the port once requests are taken.
     """
     settings = app.service.settings
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         loop="uvloop",
         http=limited(settings),
         ws="none",
@@ -133,7 +157,6 @@ def serve(app: Edge, *, host: str, port: int, started: Any = None) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        date_header=True,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
         backlog=2048,
@@ -141,11 +164,11 @@ def serve(app: Edge, *, host: str, port: int, started: Any = None) -> None:
     server = Server(config, app.service)
 
     async def run() -> None:
-        task = asyncio.ensure_future(server.serve())
+        task = asyncio.ensure_future(server.serve([listener]))
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         if server.started and started is not None:
-            started(server.servers[0].sockets[0].getsockname()[1])
+            started(listener.getsockname()[1])
         await task
 
     uvloop.run(run())

@@ -190,7 +190,7 @@ class ChatRequest(Generation):
     tools: list[Any] | None = Field(None, max_length=1024)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     # vLLM's
     chat_template_kwargs: Object | None = None
     add_generation_prompt: bool | None = None

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "base/effort.h"
 #include "base/error.h"
 #include "engine/fake_requests.h"
 
@@ -490,7 +491,7 @@ class RandomRun {
 };
 
 TEST(Scheduler, RandomRunsKeepTheInvariants) {
-  const unsigned num_seeds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 3000 : 300;
+  const unsigned num_seeds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 3000 : is_reduced() ? 60 : 300;
   SchedulerCounters total;
   for (unsigned seed = 0; seed < num_seeds && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE(concat("seed ", seed));

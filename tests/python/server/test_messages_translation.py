@@ -204,28 +204,32 @@ def test_tools_and_choices_take_the_shape_of_chat(choice: Json, chat: Json) -> N
     assert sent == {**to_chat(ASK), "tools": [CHAT_TOOL], **chat}
 
 
+BUDGET = {"type": "enabled", "budget_tokens": 1024}
+
+
 @pytest.mark.parametrize(
-    ("body", "kwargs"),
+    ("body", "chat"),
     [
-        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False}),
-        ({"thinking": {"type": "adaptive"}}, {"enable_thinking": True}),
-        (
-            {"thinking": {"type": "enabled", "budget_tokens": 1024}},
-            {"enable_thinking": True, "thinking_budget": 1024},
-        ),
-        ({"output_config": {"effort": "low"}}, {"enable_thinking": True, "reasoning_effort": "low"}),
-        (
-            {"output_config": {"effort": "low"}, "thinking": {"type": "disabled"}},
-            {"enable_thinking": False, "reasoning_effort": "low"},
-        ),
+        ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
+        ({"thinking": {"type": "adaptive"}}, {"reasoning_effort": "high"}),
+        ({"thinking": BUDGET}, {"reasoning_effort": "high", "chat_template_kwargs": {"thinking_budget": 1024}}),
+        ({"output_config": {"effort": "max"}}, {"reasoning_effort": "max"}),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "adaptive"}}, {"reasoning_effort": "low"}),
         (
             {"chat_template_kwargs": {"date": "today"}, "thinking": {"type": "disabled"}},
-            {"date": "today", "enable_thinking": False},
+            {"reasoning_effort": "none", "chat_template_kwargs": {"date": "today"}},
         ),
     ],
 )
-def test_thinking_is_told_to_the_chat_template(body: Json, kwargs: Json) -> None:
-    assert to_chat({**ASK, **body})["chat_template_kwargs"] == kwargs
+def test_thinking_and_effort_are_what_chat_calls_reasoning_effort(body: Json, chat: Json) -> None:
+    assert to_chat({**ASK, **body}) == {**to_chat(ASK), **chat}
+
+
+def test_fields_about_thinking_may_not_contradict() -> None:
+    both = {**ASK, "thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}
+    assert_refused(to_chat, both, "output_config.effort")
+    both = {**ASK, "thinking": BUDGET, "chat_template_kwargs": {"thinking_budget": 5}}
+    assert_refused(to_chat, both, "chat_template_kwargs.thinking_budget", "invalid_value")
 
 
 def test_a_format_takes_the_shape_of_chat() -> None:
@@ -294,7 +298,7 @@ SHARED: Json = {
     "model": MODEL,
     "output_config": {"effort": "low"},
     "system": "Be brief.",
-    "thinking": {"type": "disabled"},
+    "thinking": {"type": "adaptive"},
     "tool_choice": {"type": "any"},
     "tools": [TOOL],
 }
@@ -501,6 +505,7 @@ def test_what_is_wrong_is_named(body: Any, param: str | None, code: str | None) 
         ("stop", "stop_sequences"),
         ("stop[1]", "stop_sequences"),
         ("user", "metadata.user_id"),
+        ("reasoning_effort", "thinking"),
         ("response_format.json_schema.schema", "output_config.format"),
         ("tools[1].function.parameters", "tools[1].input_schema"),
         ("tools[1].function.name", "tools[1].name"),

@@ -37,6 +37,7 @@ from nanobraid.server import errors  # noqa: E402
 from nanobraid.server.errors import ApiError  # noqa: E402
 from nanobraid.server.responses import error_from_chat, from_chat, to_chat  # noqa: E402
 from nanobraid.server.responses_stream import StreamTranslator  # noqa: E402
+from nanobraid.server.schema import ChatRequest, parse  # noqa: E402
 
 EXTRAS = frozenset({"store", "error", "name"})  # sent by OpenAI too, though the package's types lack them
 ASK: Json = {"model": MODEL, "input": "Hi"}
@@ -162,23 +163,11 @@ def test_formats_tools_and_choices_take_the_shape_of_chat() -> None:
     assert chat["parallel_tool_calls"] is False
 
 
-@pytest.mark.parametrize(
-    ("effort", "kwargs"),
-    [
-        ("none", {"enable_thinking": False}),
-        ("low", {"enable_thinking": True, "reasoning_effort": "low"}),
-        ("max", {"enable_thinking": True, "reasoning_effort": "max"}),
-    ],
-)
-def test_effort_is_told_to_the_chat_template(effort: str, kwargs: Json) -> None:
-    assert to_chat({**ASK, "reasoning": {"effort": effort}})["chat_template_kwargs"] == kwargs
-
-
-def test_variables_of_the_template_are_joined_and_may_not_contradict() -> None:
-    body = {**ASK, "reasoning": {"effort": "none"}, "chat_template_kwargs": {"date": "today"}}
-    assert to_chat(body)["chat_template_kwargs"] == {"date": "today", "enable_thinking": False}
-    body["chat_template_kwargs"]["enable_thinking"] = True
-    assert_refused(to_chat, body, "chat_template_kwargs.enable_thinking", "invalid_value")
+@pytest.mark.parametrize("effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max"])
+def test_effort_is_what_chat_calls_reasoning_effort(effort: str) -> None:
+    chat = to_chat({**ASK, "reasoning": {"effort": effort}, "chat_template_kwargs": {"date": "today"}})
+    assert chat == {**to_chat(ASK), "reasoning_effort": effort, "chat_template_kwargs": {"date": "today"}}
+    assert parse(ChatRequest, chat, strict=True).reasoning_effort == effort
 
 
 def test_log_probabilities_are_asked_for_by_include_or_by_their_number() -> None:
@@ -438,7 +427,7 @@ def test_what_is_wrong_is_named(body: Any, param: str | None, code: str) -> None
         ("tools[1].function.parameters", "tools[1].parameters"),
         ("logprobs", "include"),
         ("top_logprobs", "top_logprobs"),
-        ("chat_template_kwargs.enable_thinking", "reasoning.effort"),
+        ("reasoning_effort", "reasoning.effort"),
         ("chat_template_kwargs.date", "chat_template_kwargs.date"),
         (None, None),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from marked_model import marked_model
 
@@ -118,6 +118,7 @@ NO_CALLS = [
     ("hermes", '<tool_call>{"arguments": {"x": 1e999}, "name": "f"}</tool_call>'),
     ("hermes", '<tool_call>{"arguments": {"x": ' + "1" * 5000 + '}, "name": "f"}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "argu'),
+    ("hermes", '<tool_call>{"arguments": {"a": "\n"}, "name": "f"}</tool_call>'),  # a raw newline is no JSON
     ("hermes", '<tool_call>{"nom": 1, "name": "f", "arguments": {}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "arguments": ' + "[" * 500),
     ("hermes", "<tool_call>\n"),
@@ -258,8 +259,17 @@ def test_long_answers_are_read_in_linear_time() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.sampled_from([*'{}[]":,\\ue0129.-+ \n\t', "true", "null", "fals", '"a"', '{"k":', "\x01"]), max_size=12)
+    st.lists(
+        st.sampled_from([*'{}[]":,\\ue0129.-+ \n\t', "true", "null", "fals", '"a"', '{"k":', "\x01", '"\n"}']),
+        max_size=12,
+    )
 )
+@example(['{"k":', '"\n"', "}"])
+@example(['"k":', '"\n"', "}"])
+@example(['"k":', '"\t"', ', "l": "\\u00e9 \\n"', "}"])
+@example(['"k":', "-0.5e+3", "}"])
+@example(['"k":', "01", "}"])
+@example(['"k":', "[1,]", "}"])
 def test_the_scanner_takes_exactly_json_objects(parts: list[str]) -> None:
     text = "{" + "".join(parts)
     scanner = JsonScanner()

@@ -12,6 +12,8 @@ using quant::TileShape;
 constexpr int kMaxRows = kLanes == 16 ? 12 : 4;
 /// Strips computed together, so that a value of x is loaded once for both; only where registers are plenty.
 constexpr int kMaxStrips = kLanes == 16 ? 2 : 1;
+/// Steps of 4 or 8 columns are written out, but not without vectors, where it is loops of loops that would be.
+constexpr int kUnrollSteps = kHasVectors ? 8 : 1;
 
 /// Where group g of row t lies in the arrays of x that have one element per row and group; those with one per row and
 /// column have it at 32 times that.
@@ -20,6 +22,9 @@ inline int64_t group_index(const Activation& x, int t, int g) {
   const int count = x.rows - first < kPanelRows ? x.rows - first : kPanelRows;
   return static_cast<int64_t>(first) * (x.cols / 32) + static_cast<int64_t>(g) * count + (t - first);
 }
+
+/// Whether the two groups of a tile share a minimum: it is added once, after the second.
+constexpr bool shares_minimum(Format format) { return format == Format::w4; }
 
 constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8; }
 
@@ -129,7 +134,7 @@ inline void dot_group(const uint8_t* lanes, int64_t strip_bytes, const int8_t* c
   if constexpr (kRows % 2 == 0) return dot_group_pairs<kFormat, kRows, kHalf>(lanes, codes, dots[0]);
 #endif
   if constexpr (tile_shape(kFormat).code_bits == 8) {
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrollSteps
     for (int j = 0; j < 8; ++j) {
       I w[kStrips];
       for (int s = 0; s < kStrips; ++s) w[s] = i_load(lanes + s * strip_bytes + 64 * j);
@@ -141,7 +146,7 @@ inline void dot_group(const uint8_t* lanes, int64_t strip_bytes, const int8_t* c
   } else {
     CodeWalk<kFormat> walk[kStrips];
     for (int s = 0; s < kStrips; ++s) walk[s].lanes = lanes + s * strip_bytes;
-#pragma GCC unroll 4
+#pragma GCC unroll kUnrollSteps
     for (int j = 0; j < 4; ++j) {
       for (int s = 0; s < kStrips; ++s) walk[s].step(j);
       for (int t = 0; t < kRows; ++t) {
@@ -238,7 +243,7 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
           dot_group<kFormat, kStrips, kRows, Half::both>(lanes, strip_bytes, codes, dots);
           fold(1);
         }
-        if constexpr (kShape.has_minimum) {
+        if constexpr (kShape.has_minimum && !shares_minimum(kFormat)) {
           F minimum[kStrips];
           for (int s = 0; s < kStrips; ++s) minimum[s] = tile_scales[s].minimum(i);
           for (int t = 0; t < kRows; ++t) {
@@ -248,6 +253,12 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
         }
         codes += 32 * kRows;
         scales += kRows, shifts += kRows, minus_sums += kRows, minus_half_sums += kRows;
+      }
+      if constexpr (shares_minimum(kFormat)) {
+        for (int t = 0; t < kRows; ++t) {
+          const F shift = f_set1(shifts[t - 2 * kRows]) + f_set1(shifts[t - kRows]);
+          for (int s = 0; s < kStrips; ++s) acc[s][t] = fma(tile_scales[s].m, shift, acc[s][t]);
+        }
       }
     }
     for (int s = 0; s < kStrips; ++s) {
@@ -428,12 +439,18 @@ inline void strip_codes(const uint8_t* strip, int64_t, int64_t ahead, const Acti
         } else {
           add(0, 16);
         }
-        if constexpr (kShape.has_minimum) {
+        if constexpr (kShape.has_minimum && !shares_minimum(kFormat)) {
           const F minimum = scales.minimum(i);
           for (int t = 0; t < kRows; ++t) {
             const float sum = sums[static_cast<int64_t>(t / kPanelRows * kPanelRows) * groups + t % kPanelRows];
             acc[t] = fma(minimum, f_set1(sum), acc[t]);
           }
+        }
+      }
+      if constexpr (shares_minimum(kFormat)) {
+        for (int t = 0; t < kRows; ++t) {
+          const float* end = sums + static_cast<int64_t>(t / kPanelRows * kPanelRows) * groups + t % kPanelRows;
+          acc[t] = fma(scales.m, f_set1(end[-2 * kPanel]) + f_set1(end[-kPanel]), acc[t]);
         }
       }
     }
@@ -480,15 +497,27 @@ inline auto with_format(Format format, const Function& function) {
 using StripKernel = void (*)(const uint8_t* strips, int64_t strip_bytes, int64_t ahead, const Activation& x, int row,
                              float* out, int64_t out_stride);
 
-/// The kernels of one format for every row count.
+/// The kernels of one format for every row count, null where there is none.
 struct StripKernels {
   StripKernel many;             // kMaxRows rows; null where a panel is the most
-  StripKernel few[kPanelRows];  // 1 .. kPanelRows rows; null: there are none
+  StripKernel few[kPanelRows];  // 1 .. kPanelRows rows
 };
 
+// Of strips together there are kernels for whole panels only: few rows are left over, and each takes long to compile.
 template <int kStrips>
 inline StripKernels find_strip_kernels(Format format, ActType type) {
   return with_format(format, [type]<Format kFormat>() -> StripKernels {
+    if constexpr (kStrips > 1) {
+      if constexpr (is_quantized(kFormat)) {
+        if (type == ActType::int8) return {nullptr, {nullptr, nullptr, nullptr, strip_int8<kFormat, kStrips, 4>}};
+      }
+      if constexpr (kFormat == Format::bf16 && kBf16Dot) {
+        if (type == ActType::bf16) {
+          return {strip_bf16<kStrips, kMaxRows>, {nullptr, nullptr, nullptr, strip_bf16<kStrips, 4>}};
+        }
+      }
+      return {};
+    }
     if constexpr (is_quantized(kFormat)) {
       if (type == ActType::int8) {
         return {nullptr,
@@ -502,7 +531,6 @@ inline StripKernels find_strip_kernels(Format format, ActType type) {
                 {strip_bf16<kStrips, 1>, strip_bf16<kStrips, 2>, strip_bf16<kStrips, 3>, strip_bf16<kStrips, 4>}};
       }
     }
-    if constexpr (kStrips > 1) return {};
     if constexpr (is_quantized(kFormat) && kBf16Dot) {
       if (type == ActType::bf16) {
         return {strip_codes<kFormat, kMaxRows>,
@@ -545,17 +573,20 @@ inline void run_strips(const StripKernels& kernels, const uint8_t* strips, int64
 
 /// Computes the 32 outputs of a pair of strips for `count` rows from `row`, which begins a panel; those of a row lie
 /// `out_stride` behind those of the row before. A panel alone waits for memory: one strip after the other is one
-/// stream.
+/// stream. So are the rows that whole panels leave over, which find their strips fetched.
 inline void compute_pair(const PairKernels& kernels, const LinearSegment& w, int pair, const Activation& x, int row,
                          int count, float* out, int64_t out_stride) {
   const uint8_t* strips = w.data + pair * w.pair_stride;
   const int64_t bytes = w.strip_bytes;
-  if (count > kPanelRows && kernels.both.few[0] != nullptr) {
-    run_strips(kernels.both, strips, bytes, w.pair_stride, x, row, count, out, out_stride);
-  } else {
-    run_strips(kernels.single, strips, bytes, kStreamAhead, x, row, count, out, out_stride);
-    run_strips(kernels.single, strips + bytes, bytes, kStreamAhead, x, row, count, out + 16, out_stride);
+  int64_t ahead = kStreamAhead;
+  if (count > kPanelRows && kernels.both.few[kPanelRows - 1] != nullptr) {
+    const int whole = count / kPanelRows * kPanelRows;
+    run_strips(kernels.both, strips, bytes, w.pair_stride, x, row, whole, out, out_stride);
+    row += whole, count -= whole, out += whole * out_stride;
+    ahead = 0;
   }
+  run_strips(kernels.single, strips, bytes, ahead, x, row, count, out, out_stride);
+  run_strips(kernels.single, strips + bytes, bytes, ahead, x, row, count, out + 16, out_stride);
 }
 
 struct Range {

@@ -311,6 +311,13 @@ inline int32_t sum_16_bytes(const int8_t* p) {
 }
 #endif
 
+/// Whether F and I are vectors of the machine.
+#if defined(NB_ISA_AVX512) || defined(NB_ISA_AVX2) || defined(NB_ISA_NEON)
+constexpr bool kHasVectors = true;
+#else
+constexpr bool kHasVectors = false;
+#endif
+
 /// Vectors that cover the 16 rows of a tile.
 constexpr int kParts = 16 / kLanes;
 

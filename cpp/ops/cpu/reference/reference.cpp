@@ -91,7 +91,8 @@ uint16_t load_u16(const uint8_t* bytes) {
 
 // One output of an int8 product. The order is part of the contract: one f32 chain per output, groups ascending; for
 // each scale of the weight its exact integer sum in one fused multiply-add (a group of 32, or two halves where a format
-// has sub-blocks of 16), then the minimum's.
+// has sub-blocks of 16), then the minimum's. The two groups of a block of w4 share a minimum: theirs comes once, after
+// the second, times the sum of their shifts.
 float dot_int8(const LinearSegment& w, int row, const Activation& x, int t) {
   const quant::FormatInfo& info = quant::format_info(w.format);
   const int scale_cols = w.format == quant::Format::q6_k ? 16 : 32;
@@ -106,7 +107,11 @@ float dot_int8(const LinearSegment& w, int row, const Activation& x, int t) {
       for (int i = begin; i < begin + scale_cols; ++i) sum += (weights.codes[i] - info.zero) * codes[i];
       result = std::fmaf(static_cast<float>(sum), weights.scales[begin / 16] * x.scales[group], result);
     }
-    if (info.has_minimum) result = std::fmaf(weights.minimum, x.shifts[group], result);
+    if (w.format == quant::Format::w4) {
+      if (g % 2 == 1) result = std::fmaf(weights.minimum, x.shifts[group - 1] + x.shifts[group], result);
+    } else if (info.has_minimum) {
+      result = std::fmaf(weights.minimum, x.shifts[group], result);
+    }
   }
   return result;
 }

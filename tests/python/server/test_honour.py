@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -213,7 +214,10 @@ def test_field(server: Any, route: str, name: str, caplog: pytest.LogCaptureFixt
     if kind == "logged":
         with caplog.at_level(logging.INFO, logger="nanobraid.access"):
             assert server.post(route, {**_request(route), field: value}).status_code == 200
-        lines = [record.access for record in caplog.records if hasattr(record, "access")]
+        end = time.monotonic() + 2  # the line comes behind the answer
+        while not (lines := [record.access for record in caplog.records if hasattr(record, "access")]):
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert lines[-1][field] == value
         return
     look, others = rest

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from nanobraid.server.errors import invalid_type, invalid_value, missing, unsupported
+from nanobraid.server.tool_formats import MAX_SCHEMA_BYTES
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -157,6 +159,10 @@ def checked_tools(tools: list[Any] | None) -> list[dict[str, Any]]:
             value = function.get(field)
             if value is not None and not isinstance(value, kind):
                 raise invalid_type(f"{where}.function.{field}", f"{where}.function.{field} has the wrong type")
+        # Before the prompt is made of it, which takes long.
+        if (size := len(json.dumps(function.get("parameters"), ensure_ascii=False))) > MAX_SCHEMA_BYTES:
+            place = f"{where}.function.parameters"
+            raise invalid_value(place, f"{place} has {size} characters; at most {MAX_SCHEMA_BYTES} are allowed")
         checked.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
     return checked
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nanobraid._schema_limits import MAX_SCHEMA_BYTES
 from nanobraid.server.errors import invalid_type, invalid_value, missing, unsupported
-from nanobraid.server.tool_formats import MAX_SCHEMA_BYTES
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")

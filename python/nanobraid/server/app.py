@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from nanobraid.async_engine import AsyncEngine
 from nanobraid.models import DEFAULT_MODEL
-from nanobraid.server import errors, messages, messages_stream, page, responses, responses_stream, tokens
+from nanobraid.server import errors, messages, messages_stream, openapi, page, responses, responses_stream, tokens
 from nanobraid.server.chat import ChatCall
 from nanobraid.server.chunks import Chunks
 from nanobraid.server.completions import CompletionCall
@@ -68,6 +68,7 @@ class Api:
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/tokenizer_info", self.tokenizer_info, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
@@ -293,6 +294,10 @@ class Api:
         return json_answer(200, tokens.tokenizer_info(self.service))
 
     # ---- state ----
+
+    async def openapi(self, http: HttpRequest) -> Any:
+        """``GET /openapi.json``."""
+        return json_answer(200, openapi.document(self.service))
 
     async def health(self, http: HttpRequest) -> Any:
         """``GET /health``: whether the process can serve at all."""

@@ -224,7 +224,10 @@ class ChatCall:
             ApiError, NanobraidError: It does not take it.
         """
         self._updates = self._grow()
-        await anext(self._updates)
+        try:
+            await anext(self._updates)
+        except InvalidArgumentError as error:
+            raise errors.of(error, guided_field(self.request)) from None
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         """What the answers grow by, in order. Closing it stops the request."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from nanobraid._schema_limits import MAX_SCHEMA_BYTES
 from nanobraid.server.errors import invalid_type, invalid_value, missing, unsupported
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -157,6 +159,10 @@ def checked_tools(tools: list[Any] | None) -> list[dict[str, Any]]:
             value = function.get(field)
             if value is not None and not isinstance(value, kind):
                 raise invalid_type(f"{where}.function.{field}", f"{where}.function.{field} has the wrong type")
+        # Before the prompt is made of it, which takes long.
+        if (size := len(json.dumps(function.get("parameters"), ensure_ascii=False))) > MAX_SCHEMA_BYTES:
+            place = f"{where}.function.parameters"
+            raise invalid_value(place, f"{place} has {size} characters; at most {MAX_SCHEMA_BYTES} are allowed")
         checked.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
     return checked
 
@@ -228,6 +234,10 @@ def response_schema(response_format: Mapping[str, Any] | None) -> tuple[str, Any
             "response_format.json_schema.name",
             "response_format.json_schema.name must have 1 to 64 letters, digits, '_', '-' or '.'",
         )
+    for field, wanted in (("description", str), ("strict", bool)):
+        if given.get(field) is not None and not isinstance(given[field], wanted):
+            place = f"response_format.json_schema.{field}"
+            raise invalid_type(place, f"{place} has the wrong type")
     schema = given.get("schema")
     if not isinstance(schema, Mapping):
         raise invalid_type("response_format.json_schema.schema", "response_format.json_schema.schema must be an object")

@@ -237,6 +237,8 @@ class Service:
         if wanted > room:
             raise errors.context_length_exceeded(prompt_field, num_prompt, wanted, self.max_model_len)
         self._check_tokens(request)
+        if request.ignore_eos and more.get("guided") is not None:
+            raise errors.invalid_value("ignore_eos", "ignore_eos is not allowed where a grammar says when answers end")
         if request.min_tokens is not None and max_tokens is not None and request.min_tokens > max_tokens:
             raise errors.invalid_value(
                 "min_tokens", f"min_tokens must be at most {max_tokens_field}, got {request.min_tokens}"

@@ -101,7 +101,6 @@ def test_content_types(server: Any, kind: str | None) -> None:
         ("GET", "/nowhere", 404),
         ("POST", "/v1", 404),
         ("POST", CHAT + "/", 404),
-        ("GET", "//health", 404),
         ("GET", "/v1/chat/../../etc/passwd", 404),
         ("GET", "/%00", 404),
         ("GET", "/v1/models/%ff", 404),
@@ -243,6 +242,7 @@ TOGETHER: list[tuple[dict[str, Any], Any, Any]] = [
     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", VALUE),
     ({"structured_outputs": {"choice": [5]}}, "structured_outputs.choice", VALUE),
     ({"structured_outputs": {"grammar": "start: nowhere"}}, "structured_outputs.grammar", VALUE),
+    ({"structured_outputs": {"regex": "a+"}, "ignore_eos": True}, "ignore_eos", VALUE),
     ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", VALUE),
     ({"chunks": "a"}, "chunks", TYPE),
     ({"chunks": [5]}, "chunks[0]", TYPE),
@@ -328,7 +328,9 @@ def test_schemas_that_are_bombs(server: Any, name: str, make: Any) -> None:
     assert seconds < 1.0, f"{seconds:.2f} s: {response.text[:300]}"
     if response.status_code != 200:  # a schema that can be followed may be
         error = refused(response, 400)
-        assert error["param"].startswith(("response_format", "tools"))
+        # Tools are part of the prompt, so a schema may be too long for the context as well.
+        is_long = make is _tools and error["code"] == "context_length_exceeded"
+        assert is_long or error["param"].startswith(("response_format", "tools"))
         assert "etc/passwd" not in error["message"] or name == "file"
     assert response.status_code == 400 or name in FOLLOWED
 

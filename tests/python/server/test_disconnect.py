@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import random
 import socket
@@ -36,6 +37,14 @@ def shared_server(model_path: Path, serve: Any) -> Iterator[Any]:
     options: dict[str, Any] = {"num_threads": 2, "max_model_len": 1024, "max_num_seqs": 2, "max_waiting": 64}
     with nb.LLM(model_path, **options) as llm, running(nb.AsyncEngine(llm), Settings()) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_errors_in_the_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """That a client leaves is nothing to complain about."""
+    yield
+    wrong = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not wrong
 
 
 def _leave(connection: socket.socket, abruptly: bool = False) -> None:
@@ -74,7 +83,7 @@ def _requests(stream: bool) -> list[tuple[str, bytes]]:
         ("completion", _completion("Once", stream=stream)),
         ("several answers", chat_bytes(**{**LONG, "temperature": 1}, n=2, stream=stream)),
         ("several prompts", _completion(["Once", "upon", "a", "time"], stream=stream)),  # type: ignore[arg-type]
-        ("grammar", chat_bytes(**LONG, stream=stream, structured_outputs={"regex": "[a-z ]{3000}"})),
+        ("grammar", chat_bytes(max_tokens=600, stream=stream, structured_outputs={"regex": "[a-z ]{3000}"})),
         ("exact chunks", chat_bytes(**LONG, stream=stream, chunks=chunks)),
         ("isolated chunks", chat_bytes(**LONG, stream=stream, chunks=chunks, reuse="isolated")),
         ("blended chunks", chat_bytes(**LONG, stream=stream, chunks=chunks, reuse={"mode": "blend", "ratio": 0.3})),
@@ -85,7 +94,7 @@ def _requests(stream: bool) -> list[tuple[str, bytes]]:
 def _forget_chunks(server: Any) -> None:
     """Drops what chunks that nobody registered hold, which is a cache."""
     for info in server.engine.llm.chunks.list():
-        server.engine.llm.chunks.remove(info.chunk_id)
+        server.engine.llm.chunks.remove(info.id)
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
@@ -103,8 +112,8 @@ def test_while_it_decodes(server: Any, kind: int, stream: bool, abruptly: bool) 
             got += piece
         assert b"200 OK" in got
     else:
-        before = server.engine.stats()["generation_tokens"]
-        _await(lambda: server.engine.stats()["generation_tokens"] > before + 2, 20.0)
+        before = server.engine.stats()["generated_tokens"]
+        _await(lambda: server.engine.stats()["generated_tokens"] > before + 2, 20.0)
     assert server.engine.stats()["running"] > 0, name
     _leave(connection, abruptly)
     begin = time.monotonic()
@@ -116,13 +125,19 @@ def test_while_it_decodes(server: Any, kind: int, stream: bool, abruptly: bool) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_while_its_prompt_is_computed(server: Any, stream: bool) -> None:
+    def prompt() -> str:
+        return f"{random.random()} " + "word " * 700
+
+    begin = time.monotonic()
+    server.post("/v1/completions", {"prompt": prompt(), "max_tokens": 1})
+    seconds = time.monotonic() - begin
     connection = connect(server)
-    connection.sendall(_completion(f"{random.random()} " + "word " * 900, stream=stream, max_tokens=2))
+    connection.sendall(_completion(prompt(), stream=stream, max_tokens=300))
     _await(lambda: server.engine.stats()["running"] > 0)
+    before = server.engine.stats()["generated_tokens"]
     _leave(connection)
-    before = server.engine.stats()["generation_tokens"]
-    server.wait_idle(1.0)
-    assert server.engine.stats()["generation_tokens"] == before  # it had not come to its first token
+    server.wait_idle(max(1.0, 1.5 * seconds))  # a step that has begun is finished
+    assert server.engine.stats()["generated_tokens"] <= before + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -146,10 +161,9 @@ def test_while_it_waits(server: Any, stream: bool) -> None:
 def test_behind_the_last_token(server: Any, stream: bool) -> None:
     for delay in (0.0, 0.005, 0.02):
         connection = connect(server)
-        before = server.engine.stats()["requests_finished"] if "requests_finished" in server.engine.stats() else None
+        before = server.engine.stats()["generated_tokens"]
         connection.sendall(chat_bytes(stream=stream, max_tokens=1))
-        if before is not None:
-            _await(lambda before=before: server.engine.stats()["requests_finished"] > before)  # type: ignore[misc]
+        _await(lambda before=before: server.engine.stats()["generated_tokens"] > before)  # type: ignore[misc]
         time.sleep(delay)
         _leave(connection, abruptly=True)
         server.wait_idle(1.0)
@@ -190,13 +204,12 @@ def _one_client(server: Any, rng: random.Random, *, stays: bool = False) -> None
         chat_bytes(temperature=9),
         post_head(10_000) + b"{" * rng.randrange(100),
     ]
-    with connect(server, 0.5) as connection:
+    with connect(server) as connection:
         connection.sendall(rng.choice(kinds))
         try:
-            if stays:
-                connection.settimeout(10)
             end = time.monotonic() + (10 if stays else rng.choice((0.0, 0.002, 0.01, 0.03, 0.1)))
-            while time.monotonic() < end:
+            while (left := end - time.monotonic()) > 0:
+                connection.settimeout(left)
                 data = connection.recv(4096)
                 if not data or b"[DONE]" in data or b'"usage"' in data or b"400 Bad" in data:
                     break
@@ -232,7 +245,7 @@ def test_random_disconnects_leave_nothing(server: Any) -> None:
 
 
 def test_soak(server: Any) -> None:
-    seconds = 60.0 if FULL else 12.0
+    seconds = 60.0 if FULL else 8.0
     stop = threading.Event()
 
     def client(seed: int) -> None:

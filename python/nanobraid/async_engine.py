@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class AsyncRequest:
-    """A submitted request: iterate over it for its pieces, or await `result`. Belongs to one event loop.
+    """A submitted request: iterate over it for its pieces, `listen` to them, or await `result`. Of one event loop.
 
     Leaving the iteration early does not stop the request; `abort` does, and so does `AsyncEngine.stream`, which wraps
     both.
@@ -47,6 +47,7 @@ class AsyncRequest:
         self._arrived = asyncio.Event()
         self._id = 0
         self._num_unread = prepared.options["n"]  # answers whose end the reader has not seen
+        self._take: Callable[[StreamPiece | Exception], None] | None = None
 
     @property
     def request_id(self) -> int:
@@ -57,6 +58,34 @@ class AsyncRequest:
         """Stops the request within one step; its last piece has the finish reason ``abort``. May be repeated."""
         if not self._prepared.draft.finished:
             self._driver.cancel_request(self._id)
+
+    def listen(self, take: Callable[[StreamPiece | Exception], None]) -> None:
+        """Calls a function with every piece, in the event loop as they come, instead of an iteration.
+
+        To be called before the first is read. This spares each piece the way through a task.
+
+        Args:
+            take: Gets the pieces; an error that an iteration would raise comes last. It must not raise.
+        """
+        self._take = take
+        while self._outputs:
+            self._hand_on(self._outputs.popleft())
+
+    def _hand_on(self, output: _core.StepOutput) -> None:
+        take = self._take
+        assert take is not None
+        draft = self._prepared.draft
+        try:
+            self._driver.check(output)
+        except NanobraidError as error:
+            draft.add(output)  # it has ended all the same
+            take(error)
+            return
+        try:
+            for piece in draft.pieces(output):
+                take(piece)
+        except Exception as error:  # it must not reach the requests that the same step brought something for
+            take(error)
 
     def __aiter__(self) -> Self:
         return self
@@ -99,6 +128,9 @@ class AsyncRequest:
         return output
 
     def _deliver(self, output: _core.StepOutput) -> None:
+        if self._take is not None:
+            self._hand_on(output)
+            return
         self._outputs.append(output)
         self._arrived.set()
 

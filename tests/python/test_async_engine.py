@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,3 +292,44 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         "this LLM was made before the process was forked; make it after the fork",
         "7",
     ], done.stderr
+
+
+def test_listening_gives_the_pieces_of_an_iteration(llm: nb.LLM) -> None:
+    params = nb.SamplingParams(temperature=0, max_tokens=12, n=2, seed=1)
+
+    async def run() -> None:
+        engine = nb.AsyncEngine(llm)
+        iterated = [piece async for piece in await engine.start("One two three", params)]
+        heard: list[Any] = []
+        ended = asyncio.Event()
+
+        def take(item: Any) -> None:
+            heard.append(item)
+            if sum(piece.finish_reason is not None for piece in heard) == 2:
+                ended.set()
+
+        (await engine.start("One two three", params)).listen(take)
+        await ended.wait()
+        for index in (0, 1):
+            texts = ["".join(p.text for p in pieces if p.index == index) for pieces in (iterated, heard)]
+            assert texts[0] == texts[1] != ""
+
+    asyncio.run(run())
+
+
+def test_listeners_hear_of_errors_and_of_the_end(llm: nb.LLM) -> None:
+    async def run() -> None:
+        engine = nb.AsyncEngine(llm)
+        heard: list[Any] = []
+        end = llm.tokenizer.eos_token_ids[0]
+        params = nb.SamplingParams(max_tokens=4, min_tokens=2, allowed_token_ids=[end])  # leaves no token
+        (await engine.start("One", params)).listen(heard.append)
+        request = await engine.start("One two three", nb.SamplingParams(max_tokens=200, ignore_eos=True))
+        request.listen(heard.append)
+        request.abort()
+        while len(heard) < 2:
+            await asyncio.sleep(0.01)
+        assert any(isinstance(item, nb.InvalidArgumentError) for item in heard)
+        assert heard[-1].finish_reason == "abort" or heard[0].finish_reason == "abort"
+
+    asyncio.run(run())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -147,7 +147,7 @@ class Api:
             await call.start()
 
         await guarded(http.receive, guard_s, begin())
-        return EventStream(call.events(), timeout_s=guard_s, ping_interval_s=self.service.settings.ping_interval_s)
+        return EventStream(call.events, timeout_s=guard_s, ping_interval_s=self.service.settings.ping_interval_s)
 
     async def responses(self, http: HttpRequest) -> Any:
         """``POST /v1/responses``."""
@@ -193,13 +193,14 @@ class Api:
             await call.prepare()
             await call.start()
 
-        async def events() -> AsyncGenerator[bytes, None]:
-            yield named_events(translator.begin())
-            async with aclosing(call.chunks()) as chunks:
-                async for chunk in chunks:
-                    if made := translator.feed(chunk):
-                        yield named_events(made)
-            yield named_events(translator.finish())
+        async def events(write: Callable[[bytes], None]) -> None:
+            def feed(chunk: dict[str, Any]) -> None:
+                if made := translator.feed(chunk):
+                    write(named_events(made))
+
+            write(named_events(translator.begin()))
+            await call.chunks(feed)
+            write(named_events(translator.finish()))
 
         def failed(error: ApiError) -> bytes:
             return named_events(translator.fail(dialect.error_from_chat(error)))
@@ -207,7 +208,7 @@ class Api:
         with _renamed(dialect):
             await guarded(http.receive, self._guard_s(call), begin())
         return EventStream(
-            events(),
+            events,
             on_error=failed,
             timeout_s=self._guard_s(call),
             ping_interval_s=self.service.settings.ping_interval_s,

@@ -6,8 +6,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,7 +14,7 @@ import orjson
 from nanobraid import __version__
 from nanobraid._chat_inputs import ChatOptions
 from nanobraid.composition import Reuse, Segment
-from nanobraid.errors import InvalidArgumentError, NanobraidError
+from nanobraid.errors import NanobraidError
 from nanobraid.guided import Guided
 from nanobraid.outputs import StreamPiece, TokenLogprobs
 from nanobraid.sampling_params import SamplingParams
@@ -30,10 +29,11 @@ from nanobraid.server.conversation import (
     response_schema,
 )
 from nanobraid.server.errors import invalid_value, unsupported
+from nanobraid.server.generation import ComposedGeneration, Generation
 from nanobraid.server.logprobs import ChatLogprobs
 from nanobraid.server.reasoning import ThinkSplitter
 from nanobraid.server.schema import ChatRequest
-from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, guided_field, reuse_report, structured
+from nanobraid.server.service import Caller, Service, Usage, guided_field, reuse_report, structured
 
 FINGERPRINT = f"nanobraid-{__version__}"
 _TOOL_PARAM = re.compile(r"tools\[\d+\][\w.]*")
@@ -86,7 +86,9 @@ class ChatCall:
         self._with_usage = False
         self._logprobs: ChatLogprobs | None = None
         self._report: dict[str, Any] = {}
-        self._updates: AsyncGenerator[Update, None] | None = None
+        self._generation: Generation | ComposedGeneration | None = None
+        self._channels: dict[int, Channel] = {}
+        self._unsent: dict[int, list[TokenLogprobs]] = {}  # of tokens whose text is held back
         self._tools: list[dict[str, Any]] = []
         self._opened = False  # the prompt ends inside the model's thoughts
 
@@ -221,71 +223,75 @@ class ChatCall:
         """Gives the request to the engine.
 
         Raises:
-            ApiError, NanobraidError: It does not take it.
+            ApiError: It does not take it.
         """
-        self._updates = self._grow()
-        try:
-            await anext(self._updates)
-        except InvalidArgumentError as error:
-            raise errors.of(error, guided_field(self.request)) from None
-
-    async def updates(self) -> AsyncGenerator[Update, None]:
-        """What the answers grow by, in order. Closing it stops the request."""
-        if self._updates is None:
-            await self.start()
-        assert self._updates is not None
-        try:
-            async with aclosing(self._updates) as updates:
-                async for update in updates:
-                    yield update
-        except InvalidArgumentError as error:  # only its first token shows that a grammar has no answer
-            raise errors.of(error, guided_field(self.request)) from None
-
-    async def _grow(self) -> AsyncGenerator[Update, None]:
         request, service = self.request, self._service
-        pieces = service.generate(
-            self._prompt.segments if self._prompt.segments is not None else self._prompt.ids,
-            self._params,
-            self._caller,
-            num_prompt=len(self._prompt.ids),
-            salt=self._caller.salt(request.cache_salt),
-            timeout_s=service.timeout(request),
-            streams=bool(request.stream),
-            reuse=self._prompt.reuse,
-        )
-        channels: dict[int, Channel] = {}
-        waiting: dict[int, list[TokenLogprobs]] = {}  # of tokens whose text is held back
-        async with aclosing(pieces):
-            async for piece in pieces:
-                if piece is ACCEPTED:
-                    yield Update(-1, {})
-                    continue
-                index = piece.index
-                channel = channels.get(index)
-                if channel is None:
-                    channel = channels[index] = self._channel()
-                    yield Update(index, {"role": "assistant", "content": ""})
-                self.usage.completion += len(piece.token_ids)
-                deltas = channel.feed(piece)
-                logprobs = None
-                if self._logprobs is not None:
-                    rows = waiting.pop(index, []) + (piece.logprobs or [])
-                    if deltas or piece.finish_reason is not None:
-                        logprobs = self._logprobs.of(rows) if rows else None
-                    else:
-                        waiting[index] = rows
-                    if logprobs is not None and not deltas:
-                        deltas = [{"content": ""}]
-                for delta in deltas:
-                    yield Update(index, delta, logprobs)
-                    logprobs = None
-                if piece.finish_reason is not None:
-                    self._take_report(piece)
-                    self.usage.reasoning += channel.reasoning_tokens
-                    reason = self._finish(piece)
-                    if reason == "stop" and channel.num_calls:
-                        reason = "tool_calls"
-                    yield Update(index, {}, None, reason, piece.stop_reason)
+        try:
+            self._generation = await service.begin(
+                self._prompt.segments if self._prompt.segments is not None else self._prompt.ids,
+                self._params,
+                self._caller,
+                num_prompt=len(self._prompt.ids),
+                salt=self._caller.salt(request.cache_salt),
+                timeout_s=service.timeout(request),
+                streams=bool(request.stream),
+                reuse=self._prompt.reuse,
+            )
+        except NanobraidError as error:
+            raise service.answer_to(error, guided_field(request)) from None
+
+    async def run(self, take: Callable[[Update], None]) -> None:
+        """Calls a function with what the answers grow by, in order. Cancelling the task stops the request.
+
+        Raises:
+            ApiError: The request fails.
+            Exception: What the function raises.
+        """
+        if self._generation is None:
+            await self.start()
+        assert self._generation is not None
+
+        def take_piece(piece: StreamPiece) -> None:
+            for update in self._updates_of(piece):
+                take(update)
+
+        try:
+            await self._generation.run(take_piece)
+        except NanobraidError as error:  # only its first token shows that a grammar has no answer
+            raise self._service.answer_to(error, guided_field(self.request)) from None
+        finally:
+            await self._generation.close()
+
+    def _updates_of(self, piece: StreamPiece) -> list[Update]:
+        """What a piece adds."""
+        index = piece.index
+        updates: list[Update] = []
+        channel = self._channels.get(index)
+        if channel is None:
+            channel = self._channels[index] = self._channel()
+            updates.append(Update(index, {"role": "assistant", "content": ""}))
+        self.usage.completion += len(piece.token_ids)
+        deltas = channel.feed(piece)
+        logprobs = None
+        if self._logprobs is not None:
+            rows = self._unsent.pop(index, []) + (piece.logprobs or [])
+            if deltas or piece.finish_reason is not None:
+                logprobs = self._logprobs.of(rows) if rows else None
+            else:
+                self._unsent[index] = rows
+            if logprobs is not None and not deltas:
+                deltas = [{"content": ""}]
+        for delta in deltas:
+            updates.append(Update(index, delta, logprobs))
+            logprobs = None
+        if piece.finish_reason is not None:
+            self._take_report(piece)
+            self.usage.reasoning += channel.reasoning_tokens
+            reason = self._finish(piece)
+            if reason == "stop" and channel.num_calls:
+                reason = "tool_calls"
+            updates.append(Update(index, {}, None, reason, piece.stop_reason))
+        return updates
 
     def _channel(self) -> Channel:
         service = self._service
@@ -310,9 +316,7 @@ class ChatCall:
     async def complete(self) -> dict[str, Any]:
         """The whole answer, a ``chat.completion``."""
         answers = [_Answer() for _ in range(self._params.n)]
-        async with aclosing(self.updates()) as updates:
-            async for update in updates:
-                answers[update.choice].add(update)
+        await self.run(lambda update: answers[update.choice].add(update))
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -349,38 +353,52 @@ class ChatCall:
             chunk["nanobraid"] = self._report
         return chunk
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer as it grows, in objects of the kind ``chat.completion.chunk``."""
+    async def chunks(self, take: Callable[[dict[str, Any]], None]) -> None:
+        """Calls a function with the answer as it grows, in objects of the kind ``chat.completion.chunk``.
+
+        Raises:
+            Exception: As `run`.
+        """
         num_open = self._params.n
-        async with aclosing(self.updates()) as updates:
-            async for update in updates:
-                num_open -= update.finish_reason is not None
-                yield self._chunk(update, num_open)
+
+        def add(update: Update) -> None:
+            nonlocal num_open
+            num_open -= update.finish_reason is not None
+            take(self._chunk(update, num_open))
+
+        await self.run(add)
         if self._with_usage:
-            yield self._last()
+            take(self._last())
 
     def _last(self) -> dict[str, Any]:
         return {**self._head(), "choices": [], "usage": self.usage.report(), "nanobraid": self._report}
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The same as server-sent events."""
+    async def events(self, write: Callable[[bytes], None]) -> None:
+        """Writes the same as server-sent events.
+
+        Raises:
+            Exception: As `run`.
+        """
         # Most chunks differ in one text only: what stands around it is made once.
         marker = "\x00"
         head = orjson.dumps(self._chunk(Update(0, {"content": marker}), self._params.n))
         begin, end = (b"data: " + head + b"\n\n").split(orjson.dumps(marker))
         num_open = self._params.n
         dumps = orjson.dumps
-        async with aclosing(self.updates()) as updates:
-            async for update in updates:
-                delta = update.delta
-                if update.choice == 0 and update.logprobs is None and len(delta) == 1 and "content" in delta:
-                    yield begin + dumps(delta["content"]) + end
-                    continue
-                num_open -= update.finish_reason is not None
-                yield sse.event(self._chunk(update, num_open))
+
+        def add(update: Update) -> None:
+            nonlocal num_open
+            delta = update.delta
+            if update.choice == 0 and update.logprobs is None and len(delta) == 1 and "content" in delta:
+                write(begin + dumps(delta["content"]) + end)
+                return
+            num_open -= update.finish_reason is not None
+            write(sse.event(self._chunk(update, num_open)))
+
+        await self.run(add)
         if self._with_usage:
-            yield sse.event(self._last())
-        yield sse.DONE
+            write(sse.event(self._last()))
+        write(sse.DONE)
 
 
 class _Answer:

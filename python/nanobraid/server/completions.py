@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from nanobraid.composition import Reuse, Segment
-from nanobraid.errors import InvalidArgumentError, NanobraidError
+from nanobraid.errors import NanobraidError
 from nanobraid.outputs import StreamPiece, TokenLogprobs
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.server import errors, sse
@@ -19,9 +20,10 @@ from nanobraid.server.chat import FINGERPRINT
 from nanobraid.server.chunks import Chunks, reuse_of, tokens_of
 from nanobraid.server.conversation import checked_stream_options
 from nanobraid.server.errors import cut, invalid_type, invalid_value, missing, unsupported
+from nanobraid.server.generation import ComposedGeneration, Generation
 from nanobraid.server.logprobs import completion_logprobs
 from nanobraid.server.schema import CompletionRequest
-from nanobraid.server.service import ACCEPTED, Caller, Service, Usage, guided_field, reuse_report, structured
+from nanobraid.server.service import Caller, Service, Usage, guided_field, reuse_report, structured
 
 _DEFAULT_MAX_TOKENS = 16
 
@@ -40,6 +42,7 @@ class _Prompt:
     logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
     ends: dict[int, StreamPiece] = field(default_factory=dict)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    generation: Generation | ComposedGeneration | None = None
 
     def __post_init__(self) -> None:
         n = self.params.n
@@ -75,7 +78,6 @@ class CompletionCall:
         self._reuse: Reuse | None = None
         self._with_usage = False
         self._report: dict[str, Any] = {}
-        self._pieces: AsyncGenerator[tuple[_Prompt, StreamPiece], None] | None = None
         self.usage = Usage()
 
     async def prepare(self) -> None:
@@ -180,35 +182,56 @@ class CompletionCall:
     # ---- the answer ----
 
     async def start(self) -> None:
-        """Gives the request to the engine, for `events`.
+        """Gives the prompts to the engine.
 
         Raises:
-            ApiError, NanobraidError: It does not take it.
+            ApiError: It does not take one of them; then it has none.
         """
-        self._pieces = self._all_pieces()
-        await anext(self._pieces)
-
-    async def _pieces_of(self, prompt: _Prompt) -> AsyncGenerator[StreamPiece, None]:
+        if self._max_tokens == 0:
+            return
         request, service = self.request, self._service
-        pieces = service.generate(
-            prompt.ids if prompt.segments is None else prompt.segments,
-            prompt.params,
-            self._caller,
-            num_prompt=len(prompt.ids),
-            salt=self._caller.salt(request.cache_salt),
-            timeout_s=service.timeout(request),
-            streams=bool(request.stream),
-            reuse=self._reuse,
-        )
         try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    self.usage.completion += len(piece.token_ids)
-                    if piece.finish_reason is not None:
-                        self._check_end(prompt, piece)
-                    yield piece
-        except InvalidArgumentError as error:  # only its first token shows that a grammar has no answer
-            raise errors.of(error, guided_field(request)) from None
+            for prompt in self._prompts:
+                prompt.generation = await service.begin(
+                    prompt.ids if prompt.segments is None else prompt.segments,
+                    prompt.params,
+                    self._caller,
+                    num_prompt=len(prompt.ids),
+                    salt=self._caller.salt(request.cache_salt),
+                    timeout_s=service.timeout(request),
+                    streams=bool(request.stream),
+                    reuse=self._reuse,
+                )
+        except BaseException as error:
+            await self._close()
+            if isinstance(error, NanobraidError):
+                raise service.answer_to(error, guided_field(request)) from None
+            raise
+
+    async def _close(self) -> None:
+        for prompt in self._prompts:
+            if prompt.generation is not None:
+                await prompt.generation.close()
+
+    async def _run(self, take: Callable[[_Prompt, StreamPiece], None]) -> None:
+        """Calls a function with the pieces of all prompts as they come. Cancelling the task stops them."""
+
+        async def run(prompt: _Prompt) -> None:
+            def take_piece(piece: StreamPiece) -> None:
+                self.usage.completion += len(piece.token_ids)
+                if piece.finish_reason is not None:
+                    self._check_end(prompt, piece)
+                take(prompt, piece)
+
+            assert prompt.generation is not None
+            await prompt.generation.run(take_piece)
+
+        try:
+            await together([run(prompt) for prompt in self._prompts])
+        except NanobraidError as error:  # only its first token shows that a grammar has no answer
+            raise self._service.answer_to(error, guided_field(self.request)) from None
+        finally:
+            await self._close()
 
     def _check_end(self, prompt: _Prompt, piece: StreamPiece) -> None:
         if piece.finish_reason == "timeout":
@@ -222,27 +245,14 @@ class CompletionCall:
 
     async def complete(self) -> dict[str, Any]:
         """The whole answer, a ``text_completion``."""
-        tasks = [asyncio.ensure_future(self._collect(prompt)) for prompt in self._prompts]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._max_tokens == 0 or (self.request.echo and self.request.logprobs is not None):
+            await together([self._score(prompt) for prompt in self._prompts])
+        if self._max_tokens > 0:
+            await self.start()
+            await self._run(_Prompt.add)
         self._log()
         choices = [self._choice(prompt, i) for prompt in self._prompts for i in range(prompt.params.n)]
         return {**self._head(), "choices": choices, "usage": self.usage.report(), "nanobraid": self._report}
-
-    async def _collect(self, prompt: _Prompt) -> None:
-        if self._max_tokens == 0:
-            await self._score(prompt)
-            return
-        if prompt.params.prompt_logprobs is not None:
-            await self._score(prompt)
-        async with aclosing(self._pieces_of(prompt)) as pieces:
-            async for piece in pieces:
-                if piece is not ACCEPTED:
-                    prompt.add(piece)
 
     async def _score(self, prompt: _Prompt) -> None:
         """The log-probabilities of the prompt's own tokens."""
@@ -307,37 +317,54 @@ class CompletionCall:
             return prompt.text
         return self._service.tokenizer.decode(prompt.ids, skip_special_tokens=False)
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The answer as it grows, as server-sent events."""
-        if self._pieces is None:
-            await self.start()
-        assert self._pieces is not None
-        async with aclosing(self._pieces) as pieces:
-            num_open = sum(prompt.params.n for prompt in self._prompts)
-            offsets: dict[int, int] = {}
-            if self.request.echo:
-                for prompt in self._prompts:
-                    for i in range(prompt.params.n):
-                        yield self._event(prompt.first + i, StreamPiece(self._echo(prompt), [], None), None, False)
-            async for prompt, piece in pieces:
-                if piece is ACCEPTED:
-                    continue
-                index = prompt.first + piece.index
-                logprobs = None
-                if self.request.logprobs is not None:
-                    texts = self._texts_of(piece.token_ids)
-                    offset = offsets.get(index, 0)
-                    rows = piece.logprobs or []
-                    logprobs = completion_logprobs(rows, piece.token_ids, texts, offset, self.request.logprobs)
-                    offsets[index] = offset + sum(map(len, texts))
-                ended = piece.finish_reason is not None
-                num_open -= ended
-                yield self._event(index, piece, logprobs, ended and num_open == 0)
+    async def events(self, write: Callable[[bytes], None]) -> None:
+        """Writes the answer as it grows, as server-sent events.
+
+        Raises:
+            ApiError: The request fails.
+            Exception: What the function raises.
+        """
+        num_open = sum(prompt.params.n for prompt in self._prompts)
+        num_top = self.request.logprobs
+        offsets: dict[int, int] = {}
+        # Most events differ in one text only: what stands around it is made once.
+        head = self._event(0, StreamPiece("\x00", [], None), None, False)
+        begin, end = head.split(orjson.dumps("\x00"))
+        dumps = orjson.dumps
+
+        def add(prompt: _Prompt, piece: StreamPiece) -> None:
+            nonlocal num_open
+            index = prompt.first + piece.index
+            if index == 0 and num_top is None and piece.finish_reason is None:
+                write(begin + dumps(piece.text) + end)
+                return
+            logprobs = None
+            if num_top is not None:
+                texts = self._texts_of(piece.token_ids)
+                offset = offsets.get(index, 0)
+                logprobs = completion_logprobs(piece.logprobs or [], piece.token_ids, texts, offset, num_top)
+                offsets[index] = offset + sum(map(len, texts))
+            ended = piece.finish_reason is not None
+            num_open -= ended
+            write(self._event(index, piece, logprobs, ended and num_open == 0))
+
+        if self.request.echo:
+            for prompt in self._prompts:
+                for i in range(prompt.params.n):
+                    write(self._event(prompt.first + i, StreamPiece(self._echo(prompt), [], None), None, False))
+        if self._max_tokens == 0:
+            for prompt in self._prompts:
+                for i in range(prompt.params.n):
+                    add(prompt, StreamPiece("", [], "length", index=i))
+        else:
+            if self._prompts[0].generation is None:
+                await self.start()
+            await self._run(add)
         self._log()
         if self._with_usage:
             last = {**self._head(), "choices": [], "usage": self.usage.report(), "nanobraid": self._report}
-            yield sse.event(last)
-        yield sse.DONE
+            write(sse.event(last))
+        write(sse.DONE)
 
     def _event(self, index: int, piece: StreamPiece, logprobs: dict[str, Any] | None, is_last: bool) -> bytes:
         choice = {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
@@ -350,42 +377,16 @@ class CompletionCall:
             chunk["nanobraid"] = self._report
         return sse.event(chunk)
 
-    async def _all_pieces(self) -> AsyncGenerator[tuple[_Prompt, StreamPiece], None]:
-        """The pieces of all prompts as they come."""
-        if self._max_tokens == 0:
-            yield self._prompts[0], ACCEPTED
-            for prompt in self._prompts:
-                for i in range(prompt.params.n):
-                    yield prompt, StreamPiece("", [], "length", index=i)
-            return
-        if len(self._prompts) == 1:
-            async with aclosing(self._pieces_of(self._prompts[0])) as pieces:
-                async for piece in pieces:
-                    yield self._prompts[0], piece
-            return
-        arrived: asyncio.Queue[tuple[_Prompt, StreamPiece] | BaseException | None] = asyncio.Queue()
 
-        async def pump(prompt: _Prompt) -> None:
-            try:
-                async with aclosing(self._pieces_of(prompt)) as pieces:
-                    async for piece in pieces:
-                        arrived.put_nowait((prompt, piece))
-                arrived.put_nowait(None)
-            except Exception as error:
-                arrived.put_nowait(error)
-
-        tasks = [asyncio.ensure_future(pump(prompt)) for prompt in self._prompts]
-        try:
-            running = len(tasks)
-            while running:
-                item = await arrived.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Awaits all; when one fails, the others are cancelled and its error is raised."""
+    if len(work) == 1:
+        await work[0]
+        return
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

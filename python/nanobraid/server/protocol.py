@@ -141,6 +141,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._set_timer(None)
         super().on_headers_complete()
         self.cycle.transport = self._answers
+        self.scope["nanobraid.flow"] = self.flow  # type: ignore[typeddict-unknown-key]  # see sse.EventStream
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body has come."""

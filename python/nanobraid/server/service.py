@@ -7,8 +7,8 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +20,19 @@ from nanobraid.composition import Reuse, ReuseReport, Segment
 from nanobraid.errors import InvalidArgumentError, NanobraidError, OverloadedError
 from nanobraid.guided import Guided
 from nanobraid.models import DEFAULT_MODEL
-from nanobraid.outputs import RequestMetrics, StreamPiece
+from nanobraid.outputs import RequestMetrics
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.server import errors, reasoning
 from nanobraid.server.errors import ApiError
+from nanobraid.server.generation import ComposedGeneration, Generation
 from nanobraid.server.metrics import Metrics
 from nanobraid.server.page import LiveRequests
-from nanobraid.server.schema import Generation
+from nanobraid.server.schema import Generation as GenerationRequest
 from nanobraid.server.settings import Settings
+from nanobraid.server.sse import error_of
 from nanobraid.server.tools import ToolUse
 from nanobraid.server.watch import Watch
 from nanobraid.tokenizer import Tokenizer
-
-#: Comes before the pieces of an answer once the engine has taken the request.
-ACCEPTED = StreamPiece("", [], None)
 
 _INLINE_CHARS = 4096  # texts up to here are encoded in the event loop: that takes less time than to go to a thread
 
@@ -206,7 +205,7 @@ class Service:
 
     def sampling(
         self,
-        request: Generation,
+        request: GenerationRequest,
         *,
         num_prompt: int,
         prompt_field: str,
@@ -271,19 +270,19 @@ class Service:
             name = str(error).split(" ", 1)[0].split("[", 1)[0]
             raise errors.of(error, name if name in type(request).model_fields else None) from None
 
-    def _check_tokens(self, request: Generation) -> None:
+    def _check_tokens(self, request: GenerationRequest) -> None:
         last = self.tokenizer.vocab_size - 1
         for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
             for token_id in getattr(request, name) or ():
                 if token_id > last:
                     raise errors.invalid_value(name, f"{name} must hold token ids from 0 to {last}, got {token_id}")
 
-    def timeout(self, request: Generation) -> float | None:
+    def timeout(self, request: GenerationRequest) -> float | None:
         """Seconds that a request may take."""
         limits = [s for s in (request.timeout_s, self.settings.request_timeout_s) if s is not None]
         return min(limits, default=None)
 
-    async def generate(
+    async def begin(
         self,
         prompt: Sequence[int] | Sequence[Segment],
         params: SamplingParams,
@@ -294,8 +293,8 @@ class Service:
         timeout_s: float | None,
         streams: bool,
         reuse: Reuse | None = None,
-    ) -> AsyncGenerator[StreamPiece, None]:
-        """The pieces of an answer, `ACCEPTED` before them. Closing the generator stops the request.
+    ) -> Generation | ComposedGeneration:
+        """Gives a request to the engine. What is returned is to be run and to be closed.
 
         Args:
             prompt: Token ids; with `reuse` segments.
@@ -308,7 +307,7 @@ class Service:
             reuse: How chunks are used.
 
         Raises:
-            ApiError: Something is wrong with the request, or the queue is full; by the first step.
+            NanobraidError: The engine does not take it.
         """
         watch = Watch(
             self.metrics,
@@ -318,51 +317,39 @@ class Service:
             num_prompt=num_prompt,
             num_answers=params.n,
         )
-        look = watch.piece
+        given: Any = prompt
         try:
-            if reuse is not None:
-                pieces = self._composed(prompt, params, salt=salt, timeout_s=timeout_s, reuse=reuse)
-            else:
-                pieces = self._plain(prompt, params, salt=salt, timeout_s=timeout_s, streams=streams)
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if piece is ACCEPTED:
-                        watch.accepted()
-                    else:
-                        look(piece)
-                    yield piece
-        except OverloadedError as error:
-            self.metrics.rejected("draining" if self.draining else "queue_full")
-            raise errors.of(error, retry_after=self._retry_after()) from None
-        except InvalidArgumentError:
-            if self.draining:
-                raise self.busy() from None
-            raise
-        finally:
+            if reuse is None:
+                request = await self.engine.start(given, params, cache_salt=salt, timeout_s=timeout_s, streams=streams)
+                watch.accepted()
+                return Generation(request, watch, params.n)
+            pieces = self.engine.compose(given, params, reuse=reuse, cache_salt=salt, timeout_s=timeout_s, stream=True)
+            try:
+                first = await anext(pieces, None)  # whether it is taken shows by its first piece
+            except BaseException:
+                await pieces.aclose()
+                raise
+            watch.accepted()
+            return ComposedGeneration(pieces, first, watch)
+        except BaseException:
             watch.close()
+            raise
 
-    async def _plain(
-        self, prompt: Any, params: SamplingParams, *, salt: str, timeout_s: float | None, streams: bool
-    ) -> AsyncGenerator[StreamPiece, None]:
-        request = await self.engine.start(prompt, params, cache_salt=salt, timeout_s=timeout_s, streams=streams)
-        try:
-            yield ACCEPTED
-            async for piece in request:
-                yield piece
-        finally:
-            request.abort()
+    def answer_to(self, error: NanobraidError, param: str | None) -> ApiError:
+        """What the client is told of an error of the engine.
 
-    async def _composed(
-        self, prompt: Any, params: SamplingParams, *, salt: str, timeout_s: float | None, reuse: Reuse
-    ) -> AsyncGenerator[StreamPiece, None]:
-        pieces = self.engine.compose(prompt, params, reuse=reuse, cache_salt=salt, timeout_s=timeout_s, stream=True)
-        async with aclosing(pieces):
-            first = await anext(pieces, None)  # whether it is taken shows by its first piece
-            yield ACCEPTED
-            if first is not None:
-                yield first
-            async for piece in pieces:
-                yield piece
+        Args:
+            error: Raised when a request was given to it, or while it ran.
+            param: The field that is to blame if the request is.
+        """
+        if isinstance(error, OverloadedError):
+            self.metrics.rejected("draining" if self.draining else "queue_full")
+            return errors.of(error, retry_after=self._retry_after())
+        if isinstance(error, InvalidArgumentError) and self.draining:
+            return self.busy()  # the engine has been closed
+        if isinstance(error, InvalidArgumentError):
+            return errors.of(error, param)
+        return error_of(error)
 
     def _retry_after(self) -> int:
         """Seconds until the queue has probably moved on: what waits, at the speed at which requests have ended."""
@@ -392,7 +379,7 @@ def reuse_report(metrics: RequestMetrics | None, report: ReuseReport | None) -> 
     return result
 
 
-def structured(request: Generation) -> Guided | None:
+def structured(request: GenerationRequest) -> Guided | None:
     """What ``structured_outputs`` asks an answer to look like (vLLM's field).
 
     Raises:
@@ -428,7 +415,7 @@ def structured(request: Generation) -> Guided | None:
     raise errors.unsupported(param)
 
 
-def guided_field(request: Generation) -> str | None:
+def guided_field(request: GenerationRequest) -> str | None:
     """The field by which a request says what its answer must look like."""
     for name in ("structured_outputs", "response_format", "tools"):
         if getattr(request, name, None) is not None:

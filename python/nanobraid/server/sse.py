@@ -7,8 +7,8 @@ request's time is over; the generator inside then stops its request, and its blo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, MutableMapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -26,6 +26,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
+_MAX_UNREAD = 16 << 20  # bytes that wait for a client that does not read
 
 
 class ClientGone(Exception):
@@ -119,30 +120,78 @@ async def guarded(receive: Receive, timeout_s: float | None, work: Coroutine[Any
         guard.close()
 
 
-class _Pinger:
-    """Sends a comment whenever a stream has been quiet for long.
+class _Writer:
+    """Sends pieces of a body from functions that do not wait.
+
+    Args:
+        send: Of the connection.
+        flow: What says whether the connection takes more (`write_paused`), as uvicorn's; None if nobody says.
 
     Attributes:
-        last: When the stream has last sent something.
+        last: When something was sent last, by the clock of the event loop.
     """
 
-    def __init__(self, send: Send, interval_s: float) -> None:
+    def __init__(self, send: Send, flow: Any) -> None:
         self._send = send
+        self._flow = flow
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[bytes] = []
+        self._num_waiting = 0
+        self._task: asyncio.Task[None] | None = None
+        self.last = self._loop.time()
+
+    def __call__(self, data: bytes) -> None:
+        """Sends a piece, at once or when the client has read what came before.
+
+        Raises:
+            ApiError: The client reads too slowly.
+        """
+        self.last = self._loop.time()
+        flow = self._flow
+        if self._task is None and flow is not None and not flow.write_paused:
+            # Nothing in it waits then, so it runs to its end without a task of its own.
+            try:
+                self._send({"type": "http.response.body", "body": data, "more_body": True}).send(None)  # type: ignore[attr-defined]
+            except StopIteration:
+                return
+            raise RuntimeError("the connection waits although it takes more")
+        self._waiting.append(data)
+        self._num_waiting += len(data)
+        if self._num_waiting > _MAX_UNREAD:
+            raise ApiError(408, "the client reads too slowly")
+        if self._task is None:
+            self._task = self._loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                data = b"".join(self._waiting)
+                self._waiting.clear()
+                self._num_waiting = 0
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            self._task = None
+
+    async def finish(self) -> None:
+        """Waits until all is sent."""
+        if self._task is not None:
+            await self._task
+
+
+class _Pinger:
+    """Sends a comment whenever a stream has been quiet for long."""
+
+    def __init__(self, writer: _Writer, interval_s: float) -> None:
+        self._writer = writer
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.last = self._loop.time()
         self._timer = self._loop.call_later(interval_s, self._look)
 
     def _look(self) -> None:
-        if self._loop.time() - self.last >= self._interval_s:
-            task = self._loop.create_task(self._ping())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self._loop.time() - self._writer.last >= self._interval_s:
+            with suppress(ApiError):
+                self._writer(_PING)
         self._timer = self._loop.call_later(self._interval_s, self._look)
-
-    async def _ping(self) -> None:
-        await self._send({"type": "http.response.body", "body": _PING, "more_body": True})
 
     def close(self) -> None:
         self._timer.cancel()
@@ -152,7 +201,7 @@ class EventStream:
     """An ASGI answer of server-sent events.
 
     Args:
-        events: What is sent, in pieces; closed at the end, whatever the end is.
+        pump: Gives the events to the function that it is called with, until there are no more.
         on_error: The events for an error that comes up while the answer runs.
         timeout_s: Seconds it may take, or None.
         ping_interval_s: Comments are sent when nothing has been for so long.
@@ -160,13 +209,13 @@ class EventStream:
 
     def __init__(
         self,
-        events: AsyncGenerator[bytes, None],
+        pump: Callable[[Callable[[bytes], None]], Coroutine[Any, Any, None]],
         *,
         on_error: Callable[[ApiError], bytes] = lambda error: event(error.envelope()),
         timeout_s: float | None,
         ping_interval_s: float,
     ) -> None:
-        self._events = events
+        self._pump = pump
         self._on_error = on_error
         self._timeout_s = timeout_s
         self._ping_interval_s = ping_interval_s
@@ -175,28 +224,26 @@ class EventStream:
         """Sends the answer."""
         guard = Guard(receive, self._timeout_s)
         # The layers between here and the socket look at the beginning of an answer only, and each costs every token.
-        direct: Send = scope.get("nanobraid.send", send)
-        pinger = _Pinger(direct, self._ping_interval_s)
-        now = asyncio.get_running_loop().time
+        writer = _Writer(scope.get("nanobraid.send", send), scope.get("nanobraid.flow"))
+        pinger = _Pinger(writer, self._ping_interval_s)
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             headers.append((b"x-accel-buffering", b"no"))
             await send({"type": "http.response.start", "status": 200, "headers": headers})
+            last = b""
             try:
-                async with aclosing(self._events) as events:
-                    async for data in events:
-                        pinger.last = now()
-                        await direct({"type": "http.response.body", "body": data, "more_body": True})
+                await self._pump(writer)
+                await writer.finish()
             except asyncio.CancelledError:
                 reason = guard.reason()
                 if reason is None:
                     raise
                 if isinstance(reason, ApiError):
-                    await send({"type": "http.response.body", "body": self._on_error(reason), "more_body": True})
+                    last = self._on_error(reason)
             except Exception as error:
-                data = self._on_error(error_of(error))
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                last = self._on_error(error_of(error))
+                await writer.finish()
+            await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             pinger.close()
             guard.close()

@@ -222,11 +222,10 @@ def test_errors_of_the_engine_stay_in_the_log(
             raise error
         request = await start(*args, **more)
 
-        async def fail() -> Any:
-            request.abort()
+        def fail(output: Any) -> Any:
             raise error
 
-        request._next_output = fail
+        request._prepared.draft.pieces = fail
         return request
 
     monkeypatch.setattr(server.engine, "start", broken)

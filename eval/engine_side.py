@@ -12,7 +12,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from typing import Any
 
 import nanobraid as nb
@@ -47,16 +47,33 @@ def serve_stub(model: str) -> None:
     from nanobraid.outputs import StreamPiece
     from nanobraid.server import running
     from nanobraid.server.app import create_app
-    from nanobraid.server.service import ACCEPTED, Service
     from nanobraid.server.settings import Settings
 
-    async def plain(self: Service, prompt: Any, params: Any, **_: Any) -> AsyncGenerator[StreamPiece, None]:
-        yield ACCEPTED
-        for i in range(params.max_tokens):
-            await asyncio.sleep(0)  # as between two steps, the others have their turn
-            yield StreamPiece(" word", [100], None if i + 1 < params.max_tokens else "length")
+    class Request:
+        """Pieces from the event loop, one after the other, so that others have their turn as between two steps."""
 
-    Service._plain = plain  # type: ignore[method-assign,assignment]
+        def __init__(self, count: int) -> None:
+            self._left = count
+            self._take: Callable[[StreamPiece], None] | None = None
+
+        def listen(self, take: Callable[[StreamPiece], None]) -> None:
+            self._take = take
+            self._step()
+
+        def _step(self) -> None:
+            if self._take is None or self._left == 0:
+                return
+            self._left -= 1
+            self._take(StreamPiece(" word", [100], None if self._left else "length"))
+            asyncio.get_running_loop().call_soon(self._step)
+
+        def abort(self) -> None:
+            self._left = 0
+
+    async def start(self: nb.AsyncEngine, prompt: Any, params: Any, **_: Any) -> Request:
+        return Request(params.max_tokens)
+
+    nb.AsyncEngine.start = start  # type: ignore[method-assign,assignment]
     with nb.LLM(model, max_model_len=8192, num_threads=1) as llm:
         app = create_app(nb.AsyncEngine(llm), Settings(log_requests=False), model="stub")
 

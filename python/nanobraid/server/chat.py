@@ -29,7 +29,7 @@ from nanobraid.server.conversation import (
     response_schema,
 )
 from nanobraid.server.errors import invalid_value, unsupported
-from nanobraid.server.generation import ComposedGeneration, Generation
+from nanobraid.server.generation import ComposedGeneration, Generation, Take
 from nanobraid.server.logprobs import ChatLogprobs
 from nanobraid.server.reasoning import ThinkSplitter
 from nanobraid.server.schema import ChatRequest
@@ -247,16 +247,19 @@ class ChatCall:
             ApiError: The request fails.
             Exception: What the function raises.
         """
-        if self._generation is None:
-            await self.start()
-        assert self._generation is not None
 
         def take_piece(piece: StreamPiece) -> None:
             for update in self._updates_of(piece):
                 take(update)
 
+        await self._run(take_piece)
+
+    async def _run(self, take: Take) -> None:
+        if self._generation is None:
+            await self.start()
+        assert self._generation is not None
         try:
-            await self._generation.run(take_piece)
+            await self._generation.run(take)
         except NanobraidError as error:  # only its first token shows that a grammar has no answer
             raise self._service.answer_to(error, guided_field(self.request)) from None
         finally:
@@ -385,17 +388,20 @@ class ChatCall:
         begin, end = (b"data: " + head + b"\n\n").split(orjson.dumps(marker))
         num_open = self._params.n
         dumps = orjson.dumps
+        usage, started = self.usage, self._channels
+        is_plain = self._logprobs is None and not self._service.reasons and not self._tools
 
-        def add(update: Update) -> None:
+        def take(piece: StreamPiece) -> None:
             nonlocal num_open
-            delta = update.delta
-            if update.choice == 0 and update.logprobs is None and len(delta) == 1 and "content" in delta:
-                write(begin + dumps(delta["content"]) + end)
+            if is_plain and piece.index == 0 and piece.finish_reason is None and 0 in started:
+                usage.completion += len(piece.token_ids)
+                write(begin + dumps(piece.text) + end)
                 return
-            num_open -= update.finish_reason is not None
-            write(sse.event(self._chunk(update, num_open)))
+            for update in self._updates_of(piece):
+                num_open -= update.finish_reason is not None
+                write(sse.event(self._chunk(update, num_open)))
 
-        await self.run(add)
+        await self._run(take)
         if self._with_usage:
             write(sse.event(self._last()))
         write(sse.DONE)

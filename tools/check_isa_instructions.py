@@ -2,9 +2,9 @@
 """Checks that kernel objects hold the instructions they are named after, and none that their processors lack.
 
 Without the first, a table may fall back to slower code and nobody sees it; without the second it dies on a machine that
-has only what its name says. RULES has a row for each kernels_<isa> of x86-64. Instructions are read from `objdump -d`;
-EVEX encoding (AVX-512) is told by its first byte, 0x62, whatever the mnemonic. Prints FILE: WHAT for each violation;
-exit 1.
+has only what its name says. RULES has a row for each kernels_<isa> of x86-64. Products fetch weights ahead (FETCHING),
+which a compiler may leave out without a word. Instructions are read from `objdump -d`; EVEX encoding (AVX-512) is told
+by its first byte, 0x62, whatever the mnemonic. Prints FILE: WHAT for each violation; exit 1.
 
 Usage: check_isa_instructions.py OBJECT...
 """
@@ -22,6 +22,8 @@ from pathlib import Path
 # Address, bytes, then what they mean; objdump goes on with the bytes of long instructions on lines of their own.
 LINE = re.compile(r"^\s*[0-9a-f]+:\t(?P<bytes>(?:[0-9a-f]{2} )+)\s*(?:\t(?P<code>.+))?$")
 SEGMENT_PREFIXES = {"26", "2e", "36", "3e", "64", "65", "67"}
+FUNCTION = re.compile(r"^[0-9a-f]+ <(?P<name>[^>]+)>:$", re.MULTILINE)
+FETCHING = ("strip_int8", "strip_codes", "strip_bf16")
 VPDPBUSD, VDPBF16PS = r"vpdpbusds?\b", r"vdpbf16ps\b"
 
 
@@ -51,6 +53,14 @@ def instructions(listing: str) -> Iterator[tuple[bool, str]]:
         yield opcode == "62", " ".join(match["code"].split())
 
 
+def without_fetching(listing: str) -> Iterator[str]:
+    """The functions that should fetch ahead and do not."""
+    parts = FUNCTION.split(listing)
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        if any(f"{len(kind)}{kind}I" in name for kind in FETCHING) and not re.search(r"\tprefetch", body):
+            yield name
+
+
 def violations(name: str, listing: str) -> Iterator[str]:
     isa = name.removeprefix("kernels_").split(".")[0]
     if isa not in RULES:
@@ -60,6 +70,7 @@ def violations(name: str, listing: str) -> Iterator[str]:
     code = list(instructions(listing))
     if not any(re.search(rule.needs, text) for _, text in code):
         yield f"none of {len(code)} instructions matches {rule.needs}"
+    yield from (f"{function} does not fetch ahead" for function in without_fetching(listing))
     for is_evex, text in code:
         pattern = next((pattern for pattern in rule.lacks if re.search(pattern, text)), None)
         if pattern is not None:

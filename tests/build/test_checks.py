@@ -300,6 +300,24 @@ def test_instructions_finds(isa: str, lines: tuple[int, ...], tmp_path: Path, mo
         assert f"kernels_{isa}.cpp.o: {piece}" in line
 
 
+STRIP = "_ZN2nb3ops12_GLOBAL__N_110strip_int8ILNS_5quant6FormatE13ELi1ELi1EEEvPKhll"
+FETCH = "   9:\t0f 18 0f             \tprefetcht0 (%rdi)\n"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_instructions_misses_what_is_not_fetched(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of another function does not count."""
+    other = f"\n0000000000000010 <other>:\n{FETCH}"
+    code = f"   4:\tc4 e2 75 04 c2       \tvpmaddubsw %ymm2,%ymm1,%ymm0\n{FETCH if kept else ''}"
+    (tmp_path / "listing").write_text(f"{other}\n0000000000000000 <{STRIP}>:\n{code}{other}", encoding="utf-8")
+    (tmp_path / "objdump").write_text(f'#!/bin/sh\ncat "{tmp_path}/listing"\n', encoding="utf-8")
+    (tmp_path / "objdump").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    status, output = run("check_isa_instructions.py", tmp_path / "kernels_avx2.cpp.o")
+    assert status == (0 if kept else 1), output
+    assert kept or f"{STRIP} does not fetch ahead" in output
+
+
 def test_instructions_refuses_what_is_no_object(tmp_path: Path) -> None:
     write(tmp_path, {"kernels_avx2.o": "text"})
     code, output = run("check_isa_instructions.py", tmp_path / "kernels_avx2.o")

@@ -27,7 +27,7 @@ nb_find_googletest()
 # What all test programs share: one precompiled header, and under sanitizers no optimisation, for half of what such a build
 # takes is tests and these end soon. What they test is optimised.
 function(nb_test_program target)
-  if(NANOBRAID_SANITIZE)
+  if(NANOBRAID_SANITIZE MATCHES "address")
     target_compile_options(${target} PRIVATE -O0)
   endif()
   if(NOT NANOBRAID_PRECOMPILE)

@@ -172,7 +172,7 @@ tsan() {
   cmake -S . -B build/tsan -G Ninja -DNANOBRAID_PYTHON=OFF -DNANOBRAID_DEMOS=OFF -DNANOBRAID_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
     -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DNANOBRAID_SANITIZE=thread -DNANOBRAID_KERNELS=avx2 -DNANOBRAID_PRECOMPILE=all
   cmake --build build/tsan --target thread_tests
-  timeout 600 build/tsan/thread_tests --gtest_brief=1
+  TSAN_OPTIONS="suppressions=$root/tests/tsan_suppressions.txt" timeout 600 build/tsan/thread_tests --gtest_brief=1
 }
 
 # In as many processes as there are jobs: the minute of the soak test and what waits go beside other tests. Files are

@@ -133,28 +133,39 @@ class Api:
         return await self._run(http, CompletionCall(self.service, self.chunks, request, caller_of(http)))
 
     async def _run(self, http: HttpRequest, call: ChatCall | CompletionCall) -> Any:
-        guard_s = self._guard_s(call)
         if not call.request.stream:
+            return json_answer(200, await self._whole(http, call))
+        await self._begin(http, call)
+        return EventStream(
+            call.events, timeout_s=self._guard_s(call), ping_interval_s=self.service.settings.ping_interval_s
+        )
 
-            async def work() -> Any:
-                await call.prepare()
-                return await call.complete()
+    async def _whole(self, http: HttpRequest, call: ChatCall | CompletionCall) -> dict[str, Any]:
+        """The answer of a call."""
 
-            return json_answer(200, await guarded(http.receive, guard_s, work()))
+        async def work() -> dict[str, Any]:
+            await call.prepare()
+            return await call.complete()
 
-        async def begin() -> None:
+        return await guarded(http.receive, self._guard_s(call), work())
+
+    async def _begin(self, http: HttpRequest, call: ChatCall | CompletionCall) -> None:
+        """Gives a call to the engine; what is wrong with it shows before its stream begins."""
+
+        async def work() -> None:
             await call.prepare()
             await call.start()
 
-        await guarded(http.receive, guard_s, begin())
-        return EventStream(call.events, timeout_s=guard_s, ping_interval_s=self.service.settings.ping_interval_s)
+        await guarded(http.receive, self._guard_s(call), work())
 
     async def responses(self, http: HttpRequest) -> Any:
         """``POST /v1/responses``."""
         body = await self.body(http)
         call = self._translated(http, responses.to_chat(body, strict=self.service.settings.strict), responses)
         if not call.request.stream:
-            return json_answer(200, responses.from_chat(await self._whole(http, call, responses), body))
+            with _renamed(responses):
+                completion = await self._whole(http, call)
+            return json_answer(200, responses.from_chat(completion, body))
         translator = responses_stream.StreamTranslator(body, id=call.id, created=call.created, model=self.service.name)
         return await self._stream(http, call, translator, responses)
 
@@ -163,7 +174,9 @@ class Api:
         body = await self.body(http)
         call = self._translated(http, messages.to_chat(body, strict=self.service.settings.strict), messages)
         if not call.request.stream:
-            return json_answer(200, messages.from_chat(await self._whole(http, call, messages), body))
+            with _renamed(messages):
+                completion = await self._whole(http, call)
+            return json_answer(200, messages.from_chat(completion, body))
         translator = messages_stream.StreamTranslator(body, id=call.id, model=self.service.name)
         return await self._stream(http, call, translator, messages)
 
@@ -180,19 +193,7 @@ class Api:
             request = parse(ChatRequest, chat, strict=self.service.settings.strict)
         return ChatCall(self.service, self.chunks, request, caller_of(http))
 
-    async def _whole(self, http: HttpRequest, call: ChatCall, dialect: Any) -> dict[str, Any]:
-        async def work() -> dict[str, Any]:
-            await call.prepare()
-            return await call.complete()
-
-        with _renamed(dialect):
-            return await guarded(http.receive, self._guard_s(call), work())
-
     async def _stream(self, http: HttpRequest, call: ChatCall, translator: Any, dialect: Any) -> EventStream:
-        async def begin() -> None:
-            await call.prepare()
-            await call.start()
-
         async def events(write: Callable[[bytes], None]) -> None:
             def feed(chunk: dict[str, Any]) -> None:
                 if made := translator.feed(chunk):
@@ -206,7 +207,7 @@ class Api:
             return named_events(translator.fail(dialect.error_from_chat(error)))
 
         with _renamed(dialect):
-            await guarded(http.receive, self._guard_s(call), begin())
+            await self._begin(http, call)
         return EventStream(
             events,
             on_error=failed,

@@ -120,7 +120,6 @@ class CompletionCall:
                     prompt_field="prompt",
                     max_tokens=self._max_tokens or None,
                     logprobs=request.logprobs,
-                    prompt_logprobs=request.logprobs if request.echo else None,
                     guided=guided,
                 )
                 if self._max_tokens

@@ -138,7 +138,6 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
 
 
 class Generation(Request):

@@ -91,11 +91,14 @@ def test_deadlines(small: Any) -> None:
     assert answer.headers["x-should-retry"] == "false"
     assert 0.25 < time.monotonic() - begin < 2
     for path, body in ((CHAT, LONG), ("/v1/completions", {"prompt": "Once", "max_tokens": 900, "ignore_eos": True})):
-        with small.client.stream("POST", path, json={**body, "timeout_s": 0.3, "stream": True}) as response:
-            assert response.status_code == 200
-            lines = [line for line in response.iter_lines() if line]
-        check_envelope(504, json.loads(lines[-1].removeprefix("data: ")))
-        assert "[DONE]" not in lines[-1]
+        for timeout_s in (0.3, 0.6, 1.2, 2.4):  # longer where the machine is too busy for a token
+            with small.client.stream("POST", path, json={**body, "timeout_s": timeout_s, "stream": True}) as response:
+                assert response.status_code == 200
+                lines = [line for line in response.iter_lines() if line]
+            check_envelope(504, json.loads(lines[-1].removeprefix("data: ")))
+            assert "[DONE]" not in lines[-1]
+            if len(lines) > 2:
+                break
         assert len(lines) > 2  # what was there came before
     small.wait_idle()
 

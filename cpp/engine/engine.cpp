@@ -246,7 +246,7 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   const StepPlan* plan = nullptr;
   {
     const PhaseTimer timer(stats_.plan_seconds, trace_.get(), "plan");
-    plan = &scheduler_.plan(times_.prompt_budget());
+    plan = &scheduler_.plan(times_.prompt_budget(scheduler_.demand()));
     update_storage();
     build_batch(*plan, scheduler_.chunks(), batch_);
     cascade_saved_ = options_.cascade ? plan_cascade(batch_.inputs, model_.config().sliding_window) : 0;

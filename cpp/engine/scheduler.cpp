@@ -162,6 +162,25 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
   return plan_;
 }
 
+Demand Scheduler::demand() const {
+  Demand demand;
+  const auto waits = [](const auto& sequence) {
+    return !sequence->ends_early() && !sequence->is_internal() && sequence->load == 0;
+  };
+  for (const auto& sequence : running_) {
+    if (!waits(sequence)) continue;
+    if (!decodes(*sequence)) ++demand.waiting;
+    if (decodes(*sequence) && sequence->request.streams) ++demand.streaming;
+  }
+  int slots = limits_.max_num_seqs - num_running();
+  for (auto next = waiting_.begin(); next != waiting_.end() && slots > 0; ++next) {
+    if (!waits(*next)) continue;
+    ++demand.waiting;
+    --slots;
+  }
+  return demand;
+}
+
 /// Gives the sequence as many rows as it needs and the budget has; returns how many.
 int Scheduler::add(Sequence& sequence, int budget) {
   const int first = sequence.computed_len();

@@ -57,6 +57,12 @@ struct PromptBudget {
   std::int64_t weight(int position) const { return row_weight + key_weight * (position + 1); }
 };
 
+/// Who gains when prompts are computed soon, and who loses.
+struct Demand {
+  int streaming = 0;  ///< sequences that decode and whose tokens somebody reads as they come
+  int waiting = 0;    ///< sequences that do not decode yet and have a slot, or would find one
+};
+
 /// What the scheduler has done so far.
 struct SchedulerCounters {
   std::int64_t preemptions = 0;
@@ -115,6 +121,9 @@ class Scheduler {
   /// strict order of arrival. While anything decodes, prompts get no more rows than `prompts` has work for, but always
   /// one, if there is any work. Valid until the next plan(). Empty if there is nothing to compute.
   const StepPlan& plan(PromptBudget prompts = {});
+
+  /// For the next plan(). Who waits for the archive is not counted, since that is not a matter of rows.
+  Demand demand() const;
 
   /// Takes the outcome of a plan: `sampled[i]` is the token of entry i (ignored where it does not sample).
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);

@@ -19,6 +19,10 @@ void blend(double& average, double value, double share, double most) {
 }  // namespace
 
 void StepTimes::record(int decode_rows, int prompt_rows, double prompt_keys, double seconds) {
+  if (decode_rows > 0) {
+    decode_seconds_ = decode_seconds(decode_rows);
+    decode_rows_ = decode_rows;
+  }
   if (prompt_rows == 0) {
     // One of few says more than one of many.
     if (decode_rows > 0) blend(decode_seconds_, seconds, num_mixed_ > 0 ? 0.4 : 0.1, 2.0);
@@ -41,6 +45,13 @@ void StepTimes::record(int decode_rows, int prompt_rows, double prompt_keys, dou
   blend(row_seconds_, row / (1.0 + key_share() * keys), 0.1, 4.0);
 }
 
+/// What a step that only decodes takes with so many rows, if one of `decode_rows_` takes `decode_seconds_`.
+double StepTimes::decode_seconds(int rows) const {
+  if (decode_seconds_ == 0.0) return 0.0;
+  const double guess = decode_seconds_ + (rows - decode_rows_) * row_seconds_;
+  return std::clamp(guess, 0.5 * decode_seconds_, 4.0 * decode_seconds_);
+}
+
 /// Least squares of row seconds = a (1 + share * keys), the share kept within bounds: a bad guess of it would be a
 /// wrong budget for the next prompt, which begins without context.
 double StepTimes::key_share() const {
@@ -54,11 +65,19 @@ double StepTimes::key_share() const {
   return first > 0.0 ? std::clamp(slope / first, 0.0, kMostKeyShare) : kMostKeyShare;
 }
 
-PromptBudget StepTimes::prompt_budget() const {
+/// What all streams lose together in a step is in proportion to those who wait.
+double StepTimes::stretch(Demand demand) {
+  if (demand.streaming == 0) return kLongestEver;
+  const double share = demand.waiting / (kFew * demand.streaming);
+  return 1.0 + std::clamp((kLongest - 1.0) * share, kLongest - 1.0, kLongestEver - 1.0);
+}
+
+PromptBudget StepTimes::prompt_budget(Demand demand) const {
   constexpr double kRowWeight = 1e4;  // fine enough for the smallest share that matters
   const bool known = decode_seconds_ > 0.0 && row_seconds_ > 0.0;
-  if (num_mixed_ >= kProbeEvery) return {.work = 0};
-  const double rows = known ? (kLongest - 1.0) * decode_seconds_ / row_seconds_ : kFirstRows;
+  // Before anything is known about decodes, the first step with both is enough to ask.
+  if (num_mixed_ >= (decode_seconds_ > 0.0 ? kProbeEvery : 1)) return {.work = 0};
+  const double rows = known ? (stretch(demand) - 1.0) * decode_seconds_ / row_seconds_ : kFirstRows;
   const double half_a_row = known ? 0.5 * (1.0 + key_share() * last_keys_) : 0.0;
   return {.work = static_cast<std::int64_t>(std::min(rows + half_a_row, 1e6) * kRowWeight),
           .row_weight = static_cast<std::int64_t>(kRowWeight),

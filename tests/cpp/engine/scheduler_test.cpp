@@ -96,6 +96,33 @@ TEST(Scheduler, RespectsTheNumberOfSequences) {
   EXPECT_EQ(run_step(scheduler), (Shares{{3, 2}}));
 }
 
+TEST(Scheduler, KnowsWhoStreamsAndWhoWaitsForASlot) {
+  const auto demand_of = [](const Scheduler& scheduler) {
+    const Demand demand = scheduler.demand();
+    return std::pair(demand.streaming, demand.waiting);
+  };
+  Scheduler scheduler({.max_batch_tokens = 8, .max_num_seqs = 5}, 50);
+  EXPECT_EQ(demand_of(scheduler), std::pair(0, 0));
+  for (RequestId id = 1; id <= 3; ++id) {
+    scheduler.submit(make_sequence(id, 2, 50));
+    EXPECT_EQ(demand_of(scheduler), std::pair(0, static_cast<int>(id)));
+  }
+  std::unique_ptr<Sequence> patient = make_sequence(4, 2, 50);
+  patient->request.streams = false;  // nobody reads its tokens as they come
+  scheduler.submit(std::move(patient));
+  run_step(scheduler);
+  EXPECT_EQ(demand_of(scheduler), std::pair(3, 0));
+  for (RequestId id = 5; id <= 9; ++id) scheduler.submit(make_sequence(id, 10, 50));
+  EXPECT_EQ(demand_of(scheduler), std::pair(3, 1)) << "the others gain nothing, since there is one slot";
+  run_step(scheduler);
+  EXPECT_EQ(demand_of(scheduler), std::pair(3, 1)) << "in the middle of its prompt";
+  EXPECT_TRUE(scheduler.cancel(5));
+  EXPECT_EQ(demand_of(scheduler), std::pair(3, 0));
+  run_step(scheduler);
+  EXPECT_TRUE(scheduler.cancel(1));
+  EXPECT_EQ(demand_of(scheduler).first, 2);
+}
+
 TEST(Scheduler, StopTokensEndASequenceAndAreNotPartOfIt) {
   Scheduler scheduler({}, 50);
   Request ignoring = make_request(2, 5);

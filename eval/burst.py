@@ -20,29 +20,12 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+from interference import Listener
 from nanobraid.models import resolve
 from serving import Outcome, Prompts, Side, ask, facts, finish, open_sides, parser_of, percentiles
 
 SHORT = 32  # tokens of the prompts that run
 FIRST = 16  # tokens that each of them has when the others arrive
-
-
-class Listener:
-    """Reads one answer and notes when its tokens came."""
-
-    def __init__(self, side: Side, prompt: list[int], max_tokens: int) -> None:
-        self.times: list[float] = []
-        self.task = asyncio.create_task(self._listen(side, prompt, max_tokens))
-
-    async def _listen(self, side: Side, prompt: list[int], max_tokens: int) -> None:
-        async for piece in side.stream(prompt, max_tokens):
-            if piece.num_tokens > 0:
-                self.times.append(time.perf_counter())
-
-    def gaps_ms(self, begin: float, end: float) -> list[float]:
-        """Times between tokens of which the later one came between `begin` and `end`."""
-        pairs = zip(self.times, self.times[1:], strict=False)
-        return [(after - before) * 1e3 for before, after in pairs if begin < after <= end]
 
 
 async def one_round(side: Side, prompts: Prompts, args: argparse.Namespace, running: int) -> dict[str, Any]:

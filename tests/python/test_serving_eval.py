@@ -107,6 +107,17 @@ def test_prompts_interfere_with_running_requests(model_path: Path, tmp_path: Pat
     assert side["prompt_ttft_ms"] > side["loaded_ms"]["p50"]
 
 
+def test_prompts_that_arrive_at_once(model_path: Path, tmp_path: Path) -> None:
+    small = ("--prompt-tokens", 20, 40, "--new-tokens", 6, "--rounds", 1, "--max-model-len", 256)
+    got = report(tmp_path, "burst.py", "--model", model_path, *small, "--running", 0, 2, "--arriving", 3, "--slots", 5)
+    alone, beside = got["rows"]
+    assert (alone["running"], beside["running"]) == (0, 2)
+    assert alone["tok_s"] == pytest.approx(3 * 6 / alone["seconds"])  # what ran before counts only where something did
+    assert "gaps_ms" not in alone and beside["num_gaps"] >= 2
+    for row in (alone, beside):
+        assert 0 < row["ttft_p50_ms"] <= row["ttft_max_ms"] < 1e3 * row["seconds"]
+
+
 def test_turns_of_a_conversation(model_path: Path, tmp_path: Path) -> None:
     lengths = [
         "--turns",
@@ -140,6 +151,7 @@ def test_turns_of_a_conversation(model_path: Path, tmp_path: Path) -> None:
         ("serve_load.py", ["--rates", "0"], "must be positive"),
         ("batch_decode.py", ["--prompt-tokens", "100"], "multiple of 16"),
         ("interference.py", ["--running", "5"], "below --slots"),
+        ("burst.py", ["--running", "30"], "at most --slots"),
         ("multi_turn.py", ["--turns", "100"], "--max-model-len must be at least"),
     ],
 )

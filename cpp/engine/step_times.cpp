@@ -68,6 +68,7 @@ double StepTimes::key_share() const {
 /// What all streams lose together in a step is in proportion to those who wait.
 double StepTimes::stretch(Demand demand) {
   if (demand.streaming == 0) return kLongestEver;
+  if (demand.waiting <= 1) return kLongest;  // one alone delays nobody who waits behind it
   const double share = demand.waiting / (kFew * demand.streaming);
   return 1.0 + std::clamp((kLongest - 1.0) * share, kLongest - 1.0, kLongestEver - 1.0);
 }

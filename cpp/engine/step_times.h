@@ -1,7 +1,7 @@
 // How much of prompts a step may compute while others wait for their next token: from the times of past steps.
 //
-// A step with prompt rows should take at most stretch() times one without: kLongest while at most one waits for every
-// four that stream, then (stretch - 1) * streaming is in proportion to those who wait, up to kLongestEver, where
+// A step with prompt rows should take at most stretch() times one without: kLongest while one waits, or one for every
+// four that stream; then (stretch - 1) * streaming is in proportion to those who wait, up to kLongestEver, where
 // prompts have three quarters of the time: more would hardly shorten what is waited. A prompt row costs its share of
 // the matrix products, and one more share for each key it attends to: far into a long prompt that is most of it. Both
 // are learnt. What a step without prompts takes changes too, as contexts grow and requests come and go, and cannot be

@@ -195,6 +195,7 @@ TEST(StepTimes, ASlowerMachineIsNoticed) {
 TEST(StepTimes, WhoStreamsLosesInProportionToThoseWhoWait) {
   EXPECT_EQ(StepTimes::stretch({.streaming = 4, .waiting = 0}), StepTimes::kLongest);
   EXPECT_EQ(StepTimes::stretch({.streaming = 4, .waiting = 1}), StepTimes::kLongest);
+  EXPECT_EQ(StepTimes::stretch({.streaming = 1, .waiting = 1}), StepTimes::kLongest);  // nobody waits behind it
   EXPECT_EQ(StepTimes::stretch({.streaming = 64, .waiting = 16}), StepTimes::kLongest);
   EXPECT_NEAR(StepTimes::stretch({.streaming = 4, .waiting = 2}), 2.4, 1e-9);  // twice as many, twice as much longer
   EXPECT_NEAR(StepTimes::stretch({.streaming = 8, .waiting = 4}), 2.4, 1e-9);

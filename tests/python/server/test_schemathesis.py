@@ -16,6 +16,7 @@ from http_checks import check_envelope
 import nanobraid as nb
 
 schemathesis = pytest.importorskip("schemathesis")
+jsonschema = pytest.importorskip("jsonschema")
 
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
@@ -42,14 +43,15 @@ def document(shared_server: Any) -> dict[str, Any]:
 
 
 def test_the_document_is_valid_and_complete(shared_server: Any, document: dict[str, Any]) -> None:
-    import jsonschema
-
     assert document["openapi"].startswith("3.1")
+    schemathesis.openapi.from_dict(document).validate()
+    broken = {**document, "paths": {"/x": {"get": {"responses": []}}}}
+    with pytest.raises(ValueError, match="is not of type"):
+        schemathesis.openapi.from_dict(broken).validate()
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
     known = {(path, method) for path, methods in document["paths"].items() for method in methods}
-    undocumented = {"/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings", "/metrics"}
-    undocumented |= {"/", "/state", "/openapi.json"}
+    undocumented = {"/", "/v1/embeddings", "/openapi.json"}
     for route in shared_server.app._app.routes:
         if route.path in undocumented:
             continue
@@ -60,11 +62,14 @@ def test_the_document_is_valid_and_complete(shared_server: Any, document: dict[s
 def _cheap(document: dict[str, Any]) -> dict[str, Any]:
     """The document with limits under which a thousand requests take seconds, all within the server's."""
     made = copy.deepcopy(document)
-    for name in ("ChatRequest", "CompletionRequest", "RenderRequest"):
+    limits = {"ResponsesRequest": "max_output_tokens"}
+    for name in ("ChatRequest", "CompletionRequest", "RenderRequest", "ResponsesRequest", "MessagesRequest"):
         schema = made["components"]["schemas"][name]
-        schema["properties"]["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 3}
-        schema["properties"]["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
-        schema["required"] = [*schema.get("required", ()), "max_tokens"]
+        limit = limits.get(name, "max_tokens")
+        schema["properties"][limit] = {"type": "integer", "minimum": 1, "maximum": 3}
+        if "n" in schema["properties"]:
+            schema["properties"]["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
+        schema["required"] = [*{*schema.get("required", ()), limit}]
         schema["properties"].pop("timeout_s", None)
         schema["properties"].pop("max_completion_tokens", None)
         if "messages" in schema["properties"]:
@@ -76,6 +81,9 @@ OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/chat/completions/render"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/v1/chunks"),
     ("POST", "/v1/chunks"),
@@ -118,7 +126,10 @@ def test_answers_are_those_of_the_document(
             return  # a request for something else
         assert str(response.status_code) in wanted | {"405"}, response.text
         if response.status_code != 200:
-            check_envelope(response.status_code, response.json())
+            if path.startswith("/v1/messages"):
+                jsonschema.validate(response.json(), document["components"]["schemas"]["AnthropicError"])
+            else:
+                check_envelope(response.status_code, response.json())
             assert response.headers["x-request-id"]
         elif not response.headers["content-type"][0].startswith("text/event-stream"):
             case.validate_response(response, checks=[schemathesis.checks.CHECKS.get_one("response_schema_conformance")])

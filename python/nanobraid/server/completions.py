@@ -22,6 +22,7 @@ from nanobraid.server.conversation import checked_stream_options
 from nanobraid.server.errors import cut, invalid_type, invalid_value, missing, unsupported
 from nanobraid.server.generation import ComposedGeneration, Generation
 from nanobraid.server.logprobs import completion_logprobs
+from nanobraid.server.request_fields import whole_numbers
 from nanobraid.server.schema import CompletionRequest
 from nanobraid.server.service import Caller, Service, Usage, guided_field, reuse_report, structured
 
@@ -155,6 +156,7 @@ class CompletionCall:
             raise invalid_type("prompt", "prompt must be a string, a list of strings, token ids or a list of them")
         if not prompt:
             raise invalid_value("prompt", "prompt must not be empty")
+        prompt = whole_numbers(prompt)
         if all(type(item) is int for item in prompt):
             return [prompt]
         if len(prompt) > self._service.settings.max_prompts:
@@ -163,7 +165,7 @@ class CompletionCall:
         for i, item in enumerate(prompt):
             if not isinstance(item, str | list):
                 raise invalid_type(f"prompt[{i}]", f"prompt[{i}] must be a string or a list of token ids")
-        return prompt
+        return [whole_numbers(item) for item in prompt]
 
     async def _encoded(self, prompt: str | list[int], where: str) -> tuple[str | None, list[int]]:
         service = self._service

@@ -14,14 +14,18 @@ from nanobraid.server import errors, messages_input
 from nanobraid.server.request_fields import EXTENSIONS, Fields, listed, template_kwargs
 from nanobraid.server.request_shapes import (
     FLAG,
+    NAME,
     OBJECT,
+    PARAMETERS,
     TEXT,
+    Entry,
     Shape,
     an_object,
     array_of,
     choice,
     integer,
     is_absent,
+    is_given,
     objects,
     of_chat,
     one_of,
@@ -64,9 +68,9 @@ _OUTPUT = Shape(
 _TOOL = Shape(
     {
         "type": choice("custom"),
-        "name": TEXT,
+        "name": NAME,
         "description": TEXT,
-        "input_schema": OBJECT,
+        "input_schema": PARAMETERS,
         "strict": FLAG,
         "cache_control": messages_input.CACHE_CONTROL,
         "allowed_callers": served(["direct"]),
@@ -82,7 +86,7 @@ _CHOICE = one_of(
 )
 _COUNTED = {
     **of_chat("model"),
-    "chat_template_kwargs": OBJECT,
+    "chat_template_kwargs": Entry({"type": "object"}, of_chat="chat_template_kwargs"),
     **messages_input.FIELDS,
     "speed": served("standard"),
     "cache_control": messages_input.CACHE_CONTROL,
@@ -91,7 +95,7 @@ _COUNTED = {
     "output_config": an_object(_OUTPUT),
     "thinking": _THINKING,
 }
-_WITH_TOOLS = {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}}
+_WITH_TOOLS = is_given("tools", {"type": "array", "minItems": 1})
 _NOTES = {"allOf": [{"anyOf": [is_absent("tool_choice"), _WITH_TOOLS]}]}
 
 #: A request to count tokens. `to_count` reads it by this table.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from nanobraid import __version__
 from nanobraid.server import exposition, messages, responses, schema
 from nanobraid.server.edge import is_anthropic
-from nanobraid.server.openapi_schemas import ANSWERS, MESSAGE, PROMPT, REF, TOOL, WRITTEN
+from nanobraid.server.errors import ApiError
+from nanobraid.server.openapi_schemas import ANSWERS, MESSAGE, REF, TOGETHER, TOOL, WRITTEN, or_null
 from nanobraid.server.request_shapes import Shape
 from nanobraid.server.schema import UNSUPPORTED, Request
 from nanobraid.server.service import Service
@@ -136,12 +138,30 @@ def _parameters(path: str, body: str) -> list[dict[str, Any]]:
 def _shape_schema(shape: Shape, service: Service) -> dict[str, Any]:
     """The schema of a body that is read by a table."""
     made = shape.document(service.settings.strict)
+    properties = made["properties"]
     for name in ("max_tokens", "max_output_tokens"):
-        if name in made["properties"]:
-            limits = {"minimum": 1, "maximum": service.max_model_len}
-            number = {"type": "integer", **limits}
-            made["properties"][name] = number if name in shape.need else {"anyOf": [number, {"type": "null"}]}
+        if name in properties:
+            number = {"type": "integer", "minimum": 1, "maximum": service.max_model_len}
+            properties[name] = number if name in shape.need else or_null(number)
+    if shape in (messages.REQUEST, messages.COUNT):
+        efforts = _efforts(service)
+        kinds = ("disabled",) * ("none" in efforts) + ("enabled", "adaptive") * ("high" in efforts)
+        shapes = shape.fields["thinking"].kinds
+        served = [shapes[kind].document(service.settings.strict, "type", kind) for kind in kinds]
+        properties["thinking"] = {"anyOf": [*served, {"type": "null"}]}
+        if "high" not in efforts:
+            properties["output_config"]["anyOf"][0]["properties"]["effort"] = {"type": "null"}
     return made
+
+
+def _efforts(service: Service) -> list[str]:
+    """The values of ``reasoning_effort`` that mean something to this model."""
+    found = []
+    for effort in responses.EFFORTS:
+        with suppress(ApiError):
+            service.template_variables(None, effort)
+            found.append(effort)
+    return found
 
 
 def _request_schemas(kind: type[Request], service: Service) -> dict[str, Any]:
@@ -149,25 +169,63 @@ def _request_schemas(kind: type[Request], service: Service) -> dict[str, Any]:
     made = kind.model_json_schema(ref_template=REF + "{model}")
     found: dict[str, Any] = made.pop("$defs", {})
     properties = made["properties"]
-    for name, written in WRITTEN.items():
-        if name in properties and name != "prompt":
-            properties[name] = written
-    if kind is schema.CompletionRequest:
-        properties["prompt"] = PROMPT
-        made["required"] = ["prompt"]
+    properties |= {name: written for name, written in WRITTEN.items() if name in properties}
     if "messages" in properties:
-        limits = {"minItems": 1, "maxItems": 65536}
-        properties["messages"] = {"type": "array", "items": MESSAGE, **limits}
+        conversation = {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": 65536}
+        properties["messages"] = conversation if "messages" in made.get("required", ()) else or_null(conversation)
     if "tools" in properties:
-        properties["tools"] = {"anyOf": [{"type": "array", "items": TOOL, "maxItems": 1024}, {"type": "null"}]}
-    if "model" in properties:
-        properties["model"] = {"enum": [*service.names, None]}
-    for name in ("max_tokens", "max_completion_tokens"):
-        for choice in properties.get(name, {}).get("anyOf", ()):
-            if choice.get("type") == "integer":
-                choice |= {"minimum": 1, "maximum": service.max_model_len}
+        properties["tools"] = or_null({"type": "array", "items": TOOL, "maxItems": 1024})
+    if kind is schema.CompletionRequest:
+        made["required"] = ["prompt"]
+    _limit(properties, kind, service)
     for name, reason in UNSUPPORTED.get(kind, {}).items():
         properties[name] = {"type": "null", "description": f"Not supported. {reason}".strip()}
+    if kind.__name__ in TOGETHER:
+        made["allOf"] = TOGETHER[kind.__name__]
     if service.settings.strict:
         made["additionalProperties"] = False
     return {**found, kind.__name__: made}
+
+
+def _limit(properties: dict[str, Any], kind: type[Request], service: Service) -> None:
+    """Puts the limits of the model into the schema."""
+    last = service.tokenizer.vocab_size - 1
+    token = {"type": "integer", "minimum": 0, "maximum": last}
+    if kind is schema.CompletionRequest:
+        properties["prompt"] = _prompt(token, service)
+    if "model" in properties:
+        properties["model"] = {"enum": [*service.names, None]}
+    for name in ("tokens", "stop_token_ids", "allowed_token_ids"):
+        for choice in (properties.get(name, {}), *properties.get(name, {}).get("anyOf", ())):
+            if choice.get("type") == "array":
+                choice["items"] = token
+    if "logit_bias" in properties:
+        properties["logit_bias"]["anyOf"][0]["propertyNames"] = {"pattern": _up_to(last)}
+    for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+        for choice in properties.get(name, {}).get("anyOf", ()):
+            if choice.get("type") == "integer":
+                choice["maximum"] = service.max_model_len
+                choice["minimum"] = int(name != "min_tokens" and kind is not schema.CompletionRequest)
+    if "reasoning_effort" in properties:
+        properties["reasoning_effort"] = {"enum": [*_efforts(service), None]}
+
+
+def _prompt(token: dict[str, Any], service: Service) -> dict[str, Any]:
+    """The schema of what is continued: an empty text only if the tokenizer puts something before it."""
+    text = {"type": "string", "minLength": 0 if service.tokenizer.encode("") else 1}
+    tokens = {"type": "array", "items": token, "minItems": 1}
+    limits = {"minItems": 1, "maxItems": service.settings.max_prompts}
+    several = ({"type": "array", "items": items, **limits} for items in (text, tokens))
+    return {"anyOf": [text, tokens, *several]}
+
+
+def _up_to(last: int) -> str:
+    """A pattern of the decimal numbers from 0 to this one."""
+    digits = str(last)
+    below = [
+        f"{digits[:i]}[0-{int(digit) - 1}][0-9]{{{len(digits) - i - 1}}}"
+        for i, digit in enumerate(digits)
+        if digit > "0"
+    ]
+    shorter = [f"[0-9]{{1,{len(digits) - 1}}}"] if len(digits) > 1 else []
+    return f"^({'|'.join([*shorter, *below, digits])})$"

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from nanobraid.server.page import MAX_REQUESTS
+from nanobraid.server.request_shapes import is_absent, is_given
 
 REF = "#/components/schemas/"
+
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field that may be left out."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
 _TEXT = {"type": "string"}
 _PART = {
@@ -14,7 +22,15 @@ _PART = {
     "properties": {"type": {"const": "text"}, "text": _TEXT},
     "required": ["type", "text"],
 }
+_REFUSAL = {
+    "type": "object",
+    "properties": {"type": {"const": "refusal"}, "refusal": _TEXT},
+    "required": ["type", "refusal"],
+}
 _CONTENT = {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
+_ANSWER = {"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": [_PART, _REFUSAL]}, "minItems": 1}]}
+_NULL = {"type": "null"}
+_REFUSED = {"function_call": _NULL, "audio": _NULL}
 _CALL = {
     "type": "object",
     "properties": {
@@ -28,28 +44,62 @@ _CALL = {
     },
     "required": ["id", "type", "function"],
 }
+PARAMETERS = {
+    "type": "object",
+    "description": "A JSON Schema, of an object.",
+    "properties": {"type": {"const": "object"}},
+}
+_CALLS = {"type": "array", "items": _CALL}
+_OTHERS = {  # of messages
+    **_REFUSED,
+    "name": or_null(_NAME),
+    "reasoning_content": or_null(_TEXT),
+    "reasoning": or_null(_TEXT),
+    "tool_call_id": or_null(_TEXT),
+}
 MESSAGE = {
-    "oneOf": [
+    "anyOf": [
         {
             "type": "object",
-            "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": _CONTENT, "name": _NAME},
+            "properties": {
+                **_OTHERS,
+                "role": {"enum": ["system", "developer", "user"]},
+                "content": _CONTENT,
+                "tool_calls": _NULL,
+            },
             "required": ["role", "content"],
         },
         {
             "type": "object",
             "description": "Two of these do not follow one another.",
             "properties": {
+                **_OTHERS,
                 "role": {"const": "assistant"},
-                "content": _CONTENT,
-                "name": _NAME,
-                "reasoning_content": _TEXT,
-                "tool_calls": {"type": "array", "items": _CALL, "minItems": 1},
+                "content": _ANSWER,
+                "tool_calls": or_null(_CALLS),
             },
             "required": ["role", "content"],
         },
         {
             "type": "object",
-            "properties": {"role": {"const": "tool"}, "content": _CONTENT, "tool_call_id": _TEXT},
+            "properties": {
+                **_OTHERS,
+                "role": {"const": "assistant"},
+                "content": _NULL,
+                "refusal": or_null(_TEXT),
+                "tool_calls": {**_CALLS, "minItems": 1},
+            },
+            "required": ["role", "tool_calls"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                **_OTHERS,
+                "role": {"const": "tool"},
+                "content": _CONTENT,
+                "tool_call_id": _TEXT,
+                "tool_calls": _NULL,
+            },
             "required": ["role", "content", "tool_call_id"],
         },
     ]
@@ -63,7 +113,7 @@ TOOL = {
             "properties": {
                 "name": _NAME,
                 "description": _TEXT,
-                "parameters": {"type": "object", "description": "A JSON Schema."},
+                "parameters": PARAMETERS,
                 "strict": {"type": "boolean"},
             },
             "required": ["name"],
@@ -107,6 +157,13 @@ _RESPONSE_FORMAT = {
         {"type": "null"},
     ]
 }
+
+
+def _options(mode: str, **options: dict[str, Any]) -> dict[str, Any]:
+    properties = {"mode": {"const": mode}, **{name: or_null(value) for name, value in options.items()}}
+    return {"type": "object", "properties": properties, "required": ["mode"], "additionalProperties": False}
+
+
 _CHUNKS = {
     "anyOf": [
         {
@@ -114,7 +171,7 @@ _CHUNKS = {
             "maxItems": 256,
             "items": {
                 "anyOf": [
-                    {"type": "string", "description": "The id of a registered chunk."},
+                    {"type": "string", "pattern": "^chunk-[0-9a-f]{24}$", "description": "Of a registered chunk."},
                     {
                         "type": "object",
                         "properties": {"text": {"type": "string", "minLength": 1}},
@@ -126,33 +183,56 @@ _CHUNKS = {
         {"type": "null"},
     ]
 }
+_SINK = {"enum": ["mask", "keep"]}
 _REUSE = {
     "anyOf": [
         {"enum": ["exact", "isolated", "blend", None]},
-        {
-            "type": "object",
-            "properties": {"mode": {"enum": ["exact", "isolated", "blend"]}},
-            "required": ["mode"],
-            "description": "A mode and its options.",
-        },
+        _options("exact"),
+        _options("isolated", sink=_SINK),
+        _options(
+            "blend",
+            ratio={"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            select={"enum": ["deviation", "first"]},
+            sink=_SINK,
+        ),
     ]
 }
-_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-PROMPT = {
+_OUTPUTS: dict[str, dict[str, Any]] = {
+    "json": {"type": "object", "description": "A JSON Schema."},
+    "json_object": {"const": True},
+    "regex": {"type": "string", "format": "regex"},
+    "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "uniqueItems": True},
+    "grammar": {"type": "string", "pattern": "start[^:]*:", "description": "In Lark's notation."},
+}
+_STRUCTURED = {
     "anyOf": [
-        _TEXT,
-        _TOKENS,
-        {"type": "array", "items": _TEXT, "minItems": 1},
-        {"type": "array", "items": _TOKENS, "minItems": 1},
+        *(
+            {
+                "type": "object",
+                "properties": {name: _NULL for name in _OUTPUTS} | {kind: value},
+                "required": [kind],
+                "additionalProperties": False,
+            }
+            for kind, value in _OUTPUTS.items()
+        ),
+        _NULL,
     ]
 }
+_KWARGS = or_null({"type": "object", "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}})
 # What pydantic calls Any.
 WRITTEN: dict[str, dict[str, Any]] = {
     "tool_choice": _TOOL_CHOICE,
     "response_format": _RESPONSE_FORMAT,
     "chunks": _CHUNKS,
     "reuse": _REUSE,
-    "prompt": PROMPT,
+    "structured_outputs": _STRUCTURED,
+    "chat_template_kwargs": _KWARGS,
+    "modalities": {"enum": [["text"], None]},
+    "store": {"enum": [False, None]},
+    "best_of": {
+        "type": "null",
+        "description": "Allowed only if it is `n`: all answers are returned.",
+    },
 }
 
 _USAGE = {
@@ -247,4 +327,75 @@ ANSWERS: dict[str, dict[str, Any]] = {
     ),
     "Error": _ERROR,
     "AnthropicError": _ANTHROPIC_ERROR,
+}
+
+_SOME_TOOLS = {"type": "array", "minItems": 1}
+_NO_TOOLS = {"tools": {"type": ["array", "null"], "maxItems": 0}}
+_NO_CHUNKS = {"properties": {"chunks": {"type": ["array", "null"], "maxItems": 0}}}
+_IS_STREAM = is_given("stream", {"const": True})
+_FREE_TEXT = {
+    "response_format": or_null({"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]})
+}
+
+
+def _only(name: str, condition: dict[str, Any]) -> dict[str, Any]:
+    """A field that is there only under a condition."""
+    return {"anyOf": [is_absent(name), condition]}
+
+
+_STREAMS = [_only("stream_options", _IS_STREAM)]
+_CHAT = [
+    *_STREAMS,
+    _only("top_logprobs", is_given("logprobs", {"const": True})),
+    _only("max_tokens", is_absent("max_completion_tokens")),
+    # Tools, or something that the answer must look like.
+    {
+        "anyOf": [
+            {"properties": {**_NO_TOOLS, "tool_choice": _NULL, "parallel_tool_calls": _NULL, **_FREE_TEXT}},
+            {
+                "properties": {
+                    **_NO_TOOLS,
+                    "tool_choice": _NULL,
+                    "parallel_tool_calls": _NULL,
+                    "structured_outputs": _NULL,
+                }
+            },
+            {
+                "required": ["tools"],
+                "properties": {"tools": _SOME_TOOLS, "structured_outputs": _NULL, **_FREE_TEXT},
+            },
+            {
+                "required": ["tools", "tool_choice"],
+                "properties": {"tools": _SOME_TOOLS, "tool_choice": {"const": "none"}, "structured_outputs": _NULL},
+            },
+            {
+                "required": ["tools", "tool_choice"],
+                "properties": {"tools": _SOME_TOOLS, "tool_choice": {"const": "none"}, **_FREE_TEXT},
+            },
+        ]
+    },
+]
+#: Fields that need others, or do not go with them.
+TOGETHER: dict[str, list[dict[str, Any]]] = {
+    "ChatRequest": _CHAT,
+    "RenderRequest": _CHAT,
+    "CompletionRequest": [
+        *_STREAMS,
+        {"anyOf": [{"properties": {"echo": {"enum": [False, None]}}}, _NO_CHUNKS]},
+        {
+            "anyOf": [
+                is_absent("max_tokens"),
+                is_given("max_tokens", {"type": "integer", "minimum": 1}),
+                is_given("echo", {"const": True}),
+            ]
+        },
+    ],
+    "TokenizeRequest": [
+        {
+            "anyOf": [
+                {**is_given("prompt", {"type": "string"}), "allOf": [is_absent("messages")]},
+                {**is_given("messages", {"type": "array"}), "allOf": [is_absent("prompt")]},
+            ]
+        }
+    ],
 }

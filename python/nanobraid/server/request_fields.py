@@ -220,6 +220,13 @@ def whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def whole_numbers(values: Any) -> Any:
+    """A list in which numbers without a fraction are integers."""
+    if isinstance(values, list) and float in {*map(type, values)}:
+        return [whole(value) for value in values]
+    return values
+
+
 def listed(names: tuple[str, ...]) -> str:
     """Names as an error lists them."""
     return ", ".join(repr(name) for name in names)

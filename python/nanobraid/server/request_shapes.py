@@ -50,7 +50,7 @@ class Entry:
         if self.schema.get("type") == "array":
             return {**self.schema, "items": one}
         if self.schema.get("type") == "string":
-            return {"anyOf": [self.schema, {"type": "array", "items": one}]}
+            return {"anyOf": [{"type": "string"}, {"type": "array", "items": one, **self.schema.get("limits", {})}]}
         return one
 
 
@@ -90,6 +90,8 @@ class Shape:
 
 
 TEXT = Entry({"type": "string"})
+NAME = Entry({"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"})
+PARAMETERS = Entry({"type": "object", "properties": {"type": {"const": "object"}}})
 FLAG = Entry({"type": "boolean"})
 OBJECT = Entry({"type": "object"})
 ANYTHING = Entry({})
@@ -126,9 +128,9 @@ def objects(*, least: int = 0, **kinds: Shape) -> Entry:
     return Entry(schema, {"" if kind == "only" else kind: shape for kind, shape in kinds.items()})
 
 
-def text_or(**kinds: Shape) -> Entry:
-    """A string, or an array of objects."""
-    return Entry({"type": "string"}, kinds)
+def text_or(*, least: int = 0, **kinds: Shape) -> Entry:
+    """A string, or an array of at least so many objects."""
+    return Entry({"type": "string", "limits": {"minItems": least} if least else {}}, kinds)
 
 
 def one_of(**kinds: Shape) -> Entry:

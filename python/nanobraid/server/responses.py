@@ -16,7 +16,9 @@ from nanobraid.server import errors, responses_input
 from nanobraid.server.request_fields import EXTENSIONS, Fields, listed, typed
 from nanobraid.server.request_shapes import (
     FLAG,
+    NAME,
     OBJECT,
+    PARAMETERS,
     TEXT,
     Entry,
     Shape,
@@ -25,6 +27,7 @@ from nanobraid.server.request_shapes import (
     choice,
     integer,
     is_absent,
+    is_given,
     objects,
     of_chat,
     one_of,
@@ -55,13 +58,13 @@ _SAME = ("metadata", "model", "prompt_cache_key", "safety_identifier", "temperat
 _FORMATS = {
     "text": Shape({}),
     "json_object": Shape({}),
-    "json_schema": Shape({"name": TEXT, "schema": OBJECT, "description": TEXT, "strict": FLAG}, ("name", "schema")),
+    "json_schema": Shape({"name": NAME, "schema": OBJECT, "description": TEXT, "strict": FLAG}, ("name", "schema")),
 }
 _TEXT = Shape({"format": one_of(**_FORMATS)}, refused={"verbosity": "the model cannot be told how much to say"})
 _WHOLE = "reasoning is returned whole"
 _REASONING = Shape(
     {
-        "effort": choice(*EFFORTS),
+        "effort": Entry({"type": "string", "enum": [*EFFORTS]}, of_chat="reasoning_effort"),
         "context": served("auto", reason="the model's chat template decides"),
         "mode": served("standard"),
     },
@@ -70,9 +73,9 @@ _REASONING = Shape(
 _TOOL = Shape(
     {
         "type": choice("function"),
-        "name": TEXT,
+        "name": NAME,
         "description": TEXT,
-        "parameters": OBJECT,
+        "parameters": PARAMETERS,
         "strict": FLAG,
         "async": served(False),
         "allowed_callers": served(["direct"]),
@@ -109,12 +112,13 @@ REQUEST = Shape(
     _REFUSED,
     notes={
         "allOf": [
+            {"anyOf": [is_absent("stream_options"), is_given("stream", {"const": True})]},
             {
                 "anyOf": [
-                    is_absent("stream_options"),
-                    {"required": ["stream"], "properties": {"stream": {"const": True}}},
+                    {"properties": {"tool_choice": {"enum": ["none", "auto", None]}}},
+                    is_given("tools", {"type": "array", "minItems": 1}),
                 ]
-            }
+            },
         ]
     },
 )

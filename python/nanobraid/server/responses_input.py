@@ -68,7 +68,7 @@ _ITEMS: dict[str, Shape] = {
 }
 
 #: ``instructions`` and ``input`` of a request.
-FIELDS = {"instructions": TEXT, "input": text_or(**_ITEMS)}
+FIELDS = {"instructions": TEXT, "input": text_or(least=1, **_ITEMS)}
 
 
 def messages(fields: Fields) -> list[Message]:

@@ -28,7 +28,7 @@ READ = {"responses": responses.to_chat, "messages": messages.to_chat, "count": m
 def sample(entry: Entry) -> Any:
     """A value that the table allows."""
     if entry.of_chat or entry.served:
-        return entry.served[0] if entry.served else "a"
+        return entry.served[0] if entry.served else {} if entry.schema else "a"
     if entry.kinds and entry.schema.get("type") == "string":
         return "text"
     if entry.kinds:

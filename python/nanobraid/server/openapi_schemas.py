@@ -343,6 +343,7 @@ def _only(name: str, condition: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [is_absent(name), condition]}
 
 
+_NOT = {"enum": [False, None]}
 _STREAMS = [_only("stream_options", _IS_STREAM)]
 _CHAT = [
     *_STREAMS,
@@ -393,8 +394,24 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
     "TokenizeRequest": [
         {
             "anyOf": [
-                {**is_given("prompt", {"type": "string"}), "allOf": [is_absent("messages")]},
-                {**is_given("messages", {"type": "array"}), "allOf": [is_absent("prompt")]},
+                {
+                    "required": ["prompt"],
+                    "properties": {
+                        "prompt": _TEXT,
+                        **{name: _NULL for name in ("messages", "chat_template_kwargs", "tools")},
+                        "add_generation_prompt": _NOT,
+                        "continue_final_message": _NOT,
+                    },
+                },
+                {
+                    "required": ["messages"],
+                    "properties": {
+                        "messages": {"type": "array"},
+                        "prompt": _NULL,
+                        "add_special_tokens": _NOT,
+                        "parse_special": _NOT,
+                    },
+                },
             ]
         }
     ],

@@ -215,6 +215,7 @@ class TokenizeRequest(Request):
     prompt: str | None = None
     messages: list[Any] | None = Field(None, max_length=65536)
     add_special_tokens: bool | None = None
+    parse_special: bool | None = None  # llama-server's
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

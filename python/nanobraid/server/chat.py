@@ -291,7 +291,7 @@ class ChatCall:
     def _channel(self) -> Channel:
         service = self._service
         splitter = ThinkSplitter(service.tokenizer, opened=self._opened) if service.reasons else None
-        parser = service.tools.format.parser() if self._tools else None
+        parser = service.tools.format.parser(self._tools) if self._tools else None
         return Channel(splitter, parser, reasoning_field=service.settings.reasoning_field)
 
     def _finish(self, piece: StreamPiece) -> str:

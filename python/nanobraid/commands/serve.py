@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds that running requests are given at the end (default: %(default)g)",
     )
-    group.add_argument("--tool-call-parser", metavar="NAME", help="hermes, llama3_json or mistral (default: by model)")
+    group.add_argument(
+        "--tool-call-parser", metavar="NAME", help="hermes, qwen3_coder, llama3_json, mistral (default: by model)"
+    )
     group.add_argument(
         "--reasoning",
         choices=("auto", "on", "off"),

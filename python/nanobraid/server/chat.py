@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from nanobraid import __version__
-from nanobraid._chat_inputs import ChatOptions
 from nanobraid.composition import Reuse, Segment
 from nanobraid.errors import NanobraidError
 from nanobraid.guided import Guided
@@ -26,6 +25,7 @@ from nanobraid.server.conversation import (
     checked_stream_options,
     checked_tool_choice,
     checked_tools,
+    prompt_field,
     response_schema,
 )
 from nanobraid.server.errors import invalid_value, unsupported
@@ -186,13 +186,7 @@ class ChatCall:
         request, service = self.request, self._service
         reuse = reuse_of(request.reuse)
         messages = service.tools.messages(messages, self._tools)
-        options: ChatOptions = {
-            "add_generation_prompt": request.add_generation_prompt is not False
-            and not (request.add_generation_prompt is None and request.continue_final_message),
-            "continue_final_message": bool(request.continue_final_message),
-            "tools": self._tools if self._tools and service.tools.in_template else None,
-            "template_kwargs": service.template_variables(request.chat_template_kwargs, request.reasoning_effort),
-        }
+        options = service.chat_options(request, self._tools, request.reasoning_effort)
         try:
             if request.chunks:
                 salt = self._caller.salt(request.cache_salt)
@@ -200,9 +194,7 @@ class ChatCall:
                 return Prompt(tokens_of(segments), segments, reuse or "exact")
             return Prompt(await service.engine.encode_chat(messages, **options), None, None)
         except NanobraidError as error:
-            text = str(error)
-            named = next((n for n in ("continue_final_message", "chat_template_kwargs") if text.startswith(n)), None)
-            raise errors.of(error, named or "messages") from None
+            raise errors.of(error, prompt_field(error)) from None
 
     def rendered(self) -> dict[str, Any]:
         """What the engine would be given."""
@@ -299,7 +291,7 @@ class ChatCall:
     def _channel(self) -> Channel:
         service = self._service
         splitter = ThinkSplitter(service.tokenizer, opened=self._opened) if service.reasons else None
-        parser = service.tools.format.parser() if self._tools else None
+        parser = service.tools.format.parser(self._tools) if self._tools else None
         return Channel(splitter, parser, reasoning_field=service.settings.reasoning_field)
 
     def _finish(self, piece: StreamPiece) -> str:

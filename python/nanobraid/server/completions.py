@@ -22,6 +22,7 @@ from nanobraid.server.conversation import checked_stream_options
 from nanobraid.server.errors import cut, invalid_type, invalid_value, missing, unsupported
 from nanobraid.server.generation import ComposedGeneration, Generation
 from nanobraid.server.logprobs import completion_logprobs
+from nanobraid.server.request_fields import whole_numbers
 from nanobraid.server.schema import CompletionRequest
 from nanobraid.server.service import Caller, Service, Usage, guided_field, reuse_report, structured
 
@@ -139,8 +140,6 @@ class CompletionCall:
             raise unsupported("best_of", "all answers that are computed are returned; use n")
         if self._max_tokens == 0 and not request.echo:
             raise invalid_value("max_tokens", "max_tokens must be at least 1; 0 is only allowed together with echo")
-        if request.echo and request.stream and request.logprobs is not None:
-            raise unsupported("logprobs", "of a prompt's tokens (echo) they are not streamed")
         if request.echo and request.chunks:
             raise unsupported("echo", "prompts with chunks are not echoed")
 
@@ -155,6 +154,7 @@ class CompletionCall:
             raise invalid_type("prompt", "prompt must be a string, a list of strings, token ids or a list of them")
         if not prompt:
             raise invalid_value("prompt", "prompt must not be empty")
+        prompt = whole_numbers(prompt)
         if all(type(item) is int for item in prompt):
             return [prompt]
         if len(prompt) > self._service.settings.max_prompts:
@@ -163,7 +163,7 @@ class CompletionCall:
         for i, item in enumerate(prompt):
             if not isinstance(item, str | list):
                 raise invalid_type(f"prompt[{i}]", f"prompt[{i}] must be a string or a list of token ids")
-        return prompt
+        return [whole_numbers(item) for item in prompt]
 
     async def _encoded(self, prompt: str | list[int], where: str) -> tuple[str | None, list[int]]:
         service = self._service
@@ -181,11 +181,13 @@ class CompletionCall:
     # ---- the answer ----
 
     async def start(self) -> None:
-        """Gives the prompts to the engine.
+        """Scores the prompts if their tokens are wanted, and gives them to the engine.
 
         Raises:
             ApiError: It does not take one of them; then it has none.
         """
+        if self.request.echo and (self._max_tokens == 0 or self.request.logprobs is not None):
+            await together([self._score(prompt) for prompt in self._prompts])
         if self._max_tokens == 0:
             return
         request, service = self.request, self._service
@@ -244,10 +246,8 @@ class CompletionCall:
 
     async def complete(self) -> dict[str, Any]:
         """The whole answer, a ``text_completion``."""
-        if self._max_tokens == 0 or (self.request.echo and self.request.logprobs is not None):
-            await together([self._score(prompt) for prompt in self._prompts])
+        await self.start()
         if self._max_tokens > 0:
-            await self.start()
             await self._run(_Prompt.add)
         self._log()
         choices = [self._choice(prompt, i) for prompt in self._prompts for i in range(prompt.params.n)]
@@ -326,10 +326,21 @@ class CompletionCall:
         num_open = sum(prompt.params.n for prompt in self._prompts)
         num_top = self.request.logprobs
         offsets: dict[int, int] = {}
+        decoders: dict[int, Any] = {}  # a character may be in tokens of several pieces
         # Most events differ in one text only: what stands around it is made once.
         head = self._event(0, StreamPiece("\x00", [], None), None, False)
         begin, end = head.split(orjson.dumps("\x00"))
         dumps = orjson.dumps
+
+        def logprobs_of(index: int, rows: Sequence[TokenLogprobs | None], tokens: list[int]) -> dict[str, Any] | None:
+            if num_top is None:
+                return None
+            if index not in decoders:
+                decoders[index] = self._service.tokenizer.stream(skip_special_tokens=False)
+            texts = [decoders[index].push(token) for token in tokens]
+            offset = offsets.get(index, 0)
+            offsets[index] = offset + sum(map(len, texts))
+            return completion_logprobs(rows, tokens, texts, offset, num_top)
 
         def add(prompt: _Prompt, piece: StreamPiece) -> None:
             nonlocal num_open
@@ -337,27 +348,22 @@ class CompletionCall:
             if index == 0 and num_top is None and piece.finish_reason is None:
                 write(begin + dumps(piece.text) + end)
                 return
-            logprobs = None
-            if num_top is not None:
-                texts = self._texts_of(piece.token_ids)
-                offset = offsets.get(index, 0)
-                logprobs = completion_logprobs(piece.logprobs or [], piece.token_ids, texts, offset, num_top)
-                offsets[index] = offset + sum(map(len, texts))
+            logprobs = logprobs_of(index, piece.logprobs or [], piece.token_ids)
             ended = piece.finish_reason is not None
             num_open -= ended
             write(self._event(index, piece, logprobs, ended and num_open == 0))
 
         if self.request.echo:
             for prompt in self._prompts:
-                for i in range(prompt.params.n):
-                    write(self._event(prompt.first + i, StreamPiece(self._echo(prompt), [], None), None, False))
+                text = self._echo(prompt)
+                for i in range(prompt.first, prompt.first + prompt.params.n):
+                    logprobs = logprobs_of(i, prompt.prompt_logprobs or [], prompt.ids)
+                    write(self._event(i, StreamPiece(text, [], None), logprobs, False))
         if self._max_tokens == 0:
             for prompt in self._prompts:
                 for i in range(prompt.params.n):
                     add(prompt, StreamPiece("", [], "length", index=i))
         else:
-            if self._prompts[0].generation is None:
-                await self.start()
             await self._run(add)
         self._log()
         if self._with_usage:

@@ -208,6 +208,14 @@ def checked_stream_options(request: Any) -> bool:
     return bool(options.include_usage)
 
 
+def prompt_field(error: Exception) -> str:
+    """The field of a request that made a conversation no prompt."""
+    text = str(error)
+    if text.startswith("template_kwargs"):
+        return "chat_template_kwargs"
+    return "continue_final_message" if text.startswith("continue_final_message") else "messages"
+
+
 def response_schema(response_format: Mapping[str, Any] | None) -> tuple[str, Any]:
     """What ``response_format`` asks for: ``text``, ``json_object``, or ``json_schema`` and the schema.
 

@@ -11,11 +11,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from nanobraid.server import errors
 from nanobraid.server.errors import ApiError
 from nanobraid.server.messages import anthropic_error
+from nanobraid.server.parsing import to_json
 from nanobraid.server.service import Caller, Service
 from nanobraid.server.sse import Message, Receive, Scope, Send, error_of
 
@@ -31,7 +30,7 @@ Headers = dict[bytes, list[bytes]]
 
 def json_answer(status: int, body: Any, headers: dict[str, str] | None = None) -> Any:
     """An ASGI answer of JSON."""
-    return plain_answer(status, orjson.dumps(body), {"content-type": "application/json", **(headers or {})})
+    return plain_answer(status, to_json(body), {"content-type": "application/json", **(headers or {})})
 
 
 def plain_answer(status: int, data: bytes, headers: dict[str, str]) -> Any:

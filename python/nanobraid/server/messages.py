@@ -11,7 +11,26 @@ import json
 from typing import Any
 
 from nanobraid.server import errors, messages_input
-from nanobraid.server.request_fields import EXTENSIONS, Fields, template_kwargs
+from nanobraid.server.request_fields import EXTENSIONS, Fields, listed, template_kwargs
+from nanobraid.server.request_shapes import (
+    FLAG,
+    NAME,
+    OBJECT,
+    PARAMETERS,
+    TEXT,
+    Entry,
+    Shape,
+    an_object,
+    array_of,
+    choice,
+    integer,
+    is_absent,
+    is_given,
+    objects,
+    of_chat,
+    one_of,
+    served,
+)
 from nanobraid.server.responses import renamed, stem
 
 Json = dict[str, Any]
@@ -33,7 +52,70 @@ _REFUSED = {  # those of the beta interface too
     "user_profile_id": "there are no user profiles here",
     "workspace_id": "there are no workspaces here",
 }
-_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+_DISPLAY = choice("summarized", "omitted")
+_THINKING = one_of(
+    enabled=Shape({"budget_tokens": integer(1), "display": _DISPLAY}, ("budget_tokens",)),
+    disabled=Shape({}),
+    adaptive=Shape({"display": _DISPLAY}),
+)
+_OUTPUT = Shape(
+    {
+        "effort": choice("low", "medium", "high", "xhigh", "max"),
+        "format": one_of(json_schema=Shape({"schema": OBJECT}, ("schema",))),
+    },
+    refused={"task_budget": "the model does not know of budgets"},
+)
+_TOOL = Shape(
+    {
+        "type": choice("custom"),
+        "name": NAME,
+        "description": TEXT,
+        "input_schema": PARAMETERS,
+        "strict": FLAG,
+        "cache_control": messages_input.CACHE_CONTROL,
+        "allowed_callers": served(["direct"]),
+        "defer_loading": served(False, reason="every tool is in the prompt"),
+        "eager_input_streaming": served(True, reason="the input of a call is always streamed as it is written"),
+    },
+    ("name", "input_schema"),
+    {"input_examples": "say in the description how the tool is used"},
+)
+_PARALLEL = {"disable_parallel_tool_use": FLAG}
+_CHOICE = one_of(
+    auto=Shape(_PARALLEL), any=Shape(_PARALLEL), tool=Shape({"name": TEXT, **_PARALLEL}, ("name",)), none=Shape({})
+)
+_COUNTED = {
+    **of_chat("model"),
+    "chat_template_kwargs": Entry({"type": "object"}, of_chat="chat_template_kwargs"),
+    **messages_input.FIELDS,
+    "speed": served("standard"),
+    "cache_control": messages_input.CACHE_CONTROL,
+    "tools": objects(only=_TOOL),
+    "tool_choice": _CHOICE,
+    "output_config": an_object(_OUTPUT),
+    "thinking": _THINKING,
+}
+_WITH_TOOLS = is_given("tools", {"type": "array", "minItems": 1})
+_NOTES = {"allOf": [{"anyOf": [is_absent("tool_choice"), _WITH_TOOLS]}]}
+
+#: A request to count tokens. `to_count` reads it by this table.
+COUNT = Shape(_COUNTED, ("messages",), _REFUSED, notes=_NOTES)
+#: A request. `to_chat` reads it by this table.
+REQUEST = Shape(
+    {
+        **_COUNTED,
+        **of_chat("temperature", "top_p", *EXTENSIONS),
+        "max_tokens": integer(1),
+        "service_tier": served("auto", "standard_only"),
+        "stop_sequences": array_of({"type": "string", "minLength": 1}),
+        "metadata": an_object(Shape({"user_id": TEXT})),
+        "stream": FLAG,
+    },
+    ("messages", "max_tokens"),
+    _REFUSED,
+    notes=_NOTES,
+)
+
 _ERRORS = {
     401: "authentication_error",
     403: "permission_error",
@@ -71,13 +153,13 @@ def to_chat(body: Any, *, strict: bool = False) -> Json:
     Raises:
         ApiError: A field has a wrong type or value, is missing, or is not served; `param` names it.
     """
-    fields = Fields(body, strict=strict)
+    fields = Fields(body, an_object(REQUEST), strict=strict)
     fields.need("max_tokens")
-    fields.serve("service_tier", "auto", "standard_only")
+    fields.serve("service_tier")
     chat = _prompt(fields)
     extensions = (name for name in EXTENSIONS if name != "top_k")
     chat |= {name: fields.take(name) for name in ("temperature", "top_k", "top_p", *extensions)}
-    chat["max_completion_tokens"] = fields.integer("max_tokens", 1)
+    chat["max_completion_tokens"] = fields.integer("max_tokens")
     chat["stop"] = _stop(fields)
     chat["user"] = _user(fields)
     if fields.flag("stream"):
@@ -101,7 +183,7 @@ def to_count(body: Any, *, strict: bool = False) -> Json:
     Raises:
         ApiError: A field has a wrong type or value, is missing, or is not served; `param` names it.
     """
-    fields = Fields(body, strict=strict)
+    fields = Fields(body, an_object(COUNT), strict=strict)
     chat = _prompt(fields)
     fields.close()
     return {name: value for name, value in chat.items() if value is not None}
@@ -253,19 +335,19 @@ def omits_thinking(request: Json) -> bool:
 
 def _prompt(fields: Fields) -> Json:
     """The fields that a request for an answer and one to count tokens have in common."""
-    fields.refuse(_REFUSED)
-    fields.serve("speed", "standard")
+    fields.refuse()
+    fields.serve("speed")
     messages_input.cache_control(fields)
-    chat: Json = {"model": fields.text("model"), "messages": messages_input.messages(fields)}
+    chat: Json = {"model": fields.take("model"), "messages": messages_input.messages(fields)}
     if chat["messages"][-1]["role"] == "assistant":  # the beginning of the answer
         chat |= {"continue_final_message": True, "add_generation_prompt": False}
     chat |= _tools(fields)
     effort = None
     output = fields.child("output_config")
     if output is not None:
-        effort = output.choice("effort", _EFFORTS)
+        effort = output.choice("effort")
         chat["response_format"] = _format(output)
-        output.refuse({"task_budget": "the model does not know of budgets"})
+        output.refuse()
         output.close()
     chat |= _thinking(fields, effort)
     return chat
@@ -276,27 +358,27 @@ def _thinking(fields: Fields, effort: str | None) -> Json:
     thinking = fields.child("thinking")
     budget = None
     if thinking is not None:
-        kind = _type(thinking, "enabled", "disabled", "adaptive")
+        kind = _type(thinking)
         if kind == "enabled":
             thinking.need("budget_tokens")
-            budget = thinking.integer("budget_tokens", 1)
+            budget = thinking.integer("budget_tokens")
         if kind == "disabled":
             if effort is not None:
                 raise errors.unsupported("output_config.effort", "it is about thinking here, which is disabled")
             effort = "none"
         else:
-            thinking.choice("display", ("summarized", "omitted"))
+            thinking.choice("display")
             effort = effort or "high"  # the interface's default
         thinking.close()
     kwargs = template_kwargs(fields, {} if budget is None else {"thinking_budget": budget})
     return {"reasoning_effort": effort, "chat_template_kwargs": kwargs or None}
 
 
-def _type(fields: Fields, *served: str) -> str:
+def _type(fields: Fields) -> str:
     kind = fields.need_text("type")
-    if kind not in served:
-        ours = ", ".join(repr(one) for one in served)
-        raise errors.unsupported(fields.at("type"), f"only {ours} is served, not {kind!r:.100}")
+    if kind not in fields.kinds:
+        raise errors.unsupported(fields.at("type"), f"only {listed(fields.kinds)} is served, not {kind!r:.100}")
+    fields.narrow(kind)
     return kind
 
 
@@ -304,7 +386,7 @@ def _format(output: Fields) -> Json | None:
     chosen = output.child("format")
     if chosen is None:
         return None
-    _type(chosen, "json_schema")
+    _type(chosen)
     chosen.need("schema")
     schema = chosen.mapping("schema")
     chosen.close()
@@ -313,19 +395,19 @@ def _format(output: Fields) -> Json | None:
 
 def _tools(fields: Fields) -> Json:
     tools = [_tool(tool) for tool in fields.children("tools")]
-    choice = fields.child("tool_choice")
-    if choice is None:
+    chosen = fields.child("tool_choice")
+    if chosen is None:
         return {"tools": tools or None}
     if not tools:
         raise errors.invalid_value("tool_choice", "tool_choice is only allowed when there are tools")
-    kind = _type(choice, "auto", "any", "tool", "none")
+    kind = _type(chosen)
     chat: Json = {"tools": tools, "tool_choice": {"any": "required"}.get(kind, kind)}
     if kind == "tool":
-        chat["tool_choice"] = {"type": "function", "function": {"name": choice.need_text("name")}}
+        chat["tool_choice"] = {"type": "function", "function": {"name": chosen.need_text("name")}}
     if kind != "none":
-        alone = choice.flag("disable_parallel_tool_use")
+        alone = chosen.flag("disable_parallel_tool_use")
         chat["parallel_tool_calls"] = None if alone is None else not alone
-    choice.close()
+    chosen.close()
     return chat
 
 
@@ -334,10 +416,9 @@ def _tool(tool: Fields) -> Json:
     if kind not in (None, "custom"):
         raise errors.unsupported(tool.at("type"), f"only tools of type 'custom' are served, not {kind!r:.100}")
     messages_input.cache_control(tool)
-    tool.serve("allowed_callers", ["direct"])
-    tool.serve("defer_loading", False, reason="every tool is in the prompt")
-    tool.serve("eager_input_streaming", True, reason="the input of a call is always streamed as it is written")
-    tool.refuse({"input_examples": "say in the description how the tool is used"})
+    for name in ("allowed_callers", "defer_loading", "eager_input_streaming"):
+        tool.serve(name)
+    tool.refuse()
     tool.need("input_schema")
     function = {
         "name": tool.need_text("name"),

@@ -10,12 +10,50 @@ import json
 from typing import Any
 
 from nanobraid.server import errors
-from nanobraid.server.request_fields import Fields, typed
+from nanobraid.server.request_fields import Fields, listed, typed
+from nanobraid.server.request_shapes import (
+    FLAG,
+    OBJECT,
+    TEXT,
+    Entry,
+    Shape,
+    an_object,
+    choice,
+    served,
+    text_or,
+)
 
 Message = dict[str, Any]
 Content = str | list[Message]
 
-_ROLES = ("user", "assistant", "system")
+#: A mark for the cache.
+CACHE_CONTROL = an_object(Shape({"type": choice("ephemeral"), "ttl": choice("5m", "1h")}, ("type",)))
+#: Who calls a tool.
+CALLER = an_object(Shape({"type": served("direct")}))
+_NO_TOOLSETS = {"toolset_name": "there are no toolsets here"}
+_TEXT = Shape(
+    {"text": TEXT, "citations": Entry({"type": "array", "maxItems": 0}), "cache_control": CACHE_CONTROL}, ("text",)
+)
+_THINKING = Shape({"thinking": TEXT, "signature": TEXT}, ("thinking",))
+_TOOL_USE = Shape(
+    {"id": TEXT, "name": TEXT, "input": OBJECT, "caller": CALLER, "cache_control": CACHE_CONTROL},
+    ("id", "name", "input"),
+    _NO_TOOLSETS,
+)
+_TEXTS = text_or(text=_TEXT)
+_TOOL_RESULT = Shape(
+    {"tool_use_id": TEXT, "content": _TEXTS, "is_error": FLAG, "cache_control": CACHE_CONTROL},
+    ("tool_use_id",),
+    _NO_TOOLSETS,
+)
+_TURNS: dict[str, Shape] = {
+    "user": Shape({"content": text_or(text=_TEXT, tool_result=_TOOL_RESULT)}, ("content",)),
+    "assistant": Shape({"content": text_or(text=_TEXT, thinking=_THINKING, tool_use=_TOOL_USE)}, ("content",)),
+    "system": Shape({"content": _TEXTS}, ("content",)),
+}
+
+#: ``system`` and ``messages`` of a request.
+FIELDS = {"system": _TEXTS, "messages": Entry({"type": "array", "minItems": 1}, _TURNS, "role")}
 
 
 def messages(fields: Fields) -> list[Message]:
@@ -35,12 +73,14 @@ def messages(fields: Fields) -> list[Message]:
         raise errors.invalid_value("messages", "messages must not be empty")
     for turn in fields.children("messages"):
         turn.need("role")
-        role = turn.choice("role", _ROLES)
+        role = turn.choice("role") or ""
+        turn.narrow(role)
         if role == "user":
             _user(turn, result)
         elif role == "assistant":
             _assistant(turn, result)
         else:
+            turn.need("content")
             result.append({"role": "system", "content": _texts(turn, "content")})
         turn.close()
     if result[-1]["role"] == "assistant" and "tool_calls" in result[-1]:
@@ -58,8 +98,8 @@ def cache_control(fields: Fields) -> None:
     mark = fields.child("cache_control")
     if mark is not None:
         mark.need("type")
-        mark.choice("type", ("ephemeral",))
-        mark.choice("ttl", ("5m", "1h"))
+        mark.choice("type")
+        mark.choice("ttl")
         mark.close()
 
 
@@ -71,7 +111,7 @@ def direct_caller(block: Fields) -> None:
     """
     caller = block.child("caller")
     if caller is not None:
-        caller.serve("type", "direct")
+        caller.serve("type")
         caller.close()
 
 
@@ -87,7 +127,7 @@ def _user(turn: Fields, result: list[Message]) -> None:
     parts: list[Message] = []
     answered = False
     for block in turn.children("content"):
-        kind = _kind(block, "text", "tool_result")
+        kind = _kind(block)
         if kind == "text":
             parts.append(_text(block))
         elif parts:
@@ -110,7 +150,7 @@ def _assistant(turn: Fields, result: list[Message]) -> None:
         message["content"] = _joined(message["content"], turn.need_text("content"))
         return
     for block in turn.children("content"):
-        match _kind(block, "text", "thinking", "tool_use"):
+        match _kind(block):
             case "text":
                 message["content"] = _joined(message["content"], _content([_text(block)]))
             case "thinking":
@@ -122,11 +162,12 @@ def _assistant(turn: Fields, result: list[Message]) -> None:
         block.close()
 
 
-def _kind(block: Fields, *allowed: str) -> str:
+def _kind(block: Fields) -> str:
     kind: str = typed(block.need("type"), str, block.at("type"))
-    if kind not in allowed:
-        ours = ", ".join(repr(one) for one in allowed)
+    if kind not in block.kinds:
+        ours = listed(block.kinds)
         raise errors.unsupported(block.at("type"), f"blocks of type {kind!r:.100} are not served here, only {ours}")
+    block.narrow(kind)
     return kind
 
 
@@ -138,12 +179,12 @@ def _text(block: Fields) -> Message:
 
 
 def _texts(fields: Fields, name: str) -> Content:
-    value = fields.need(name)
+    value = fields.take(name)
     if isinstance(value, str):
         return value
     parts: list[Message] = []
     for block in fields.children(name):
-        _kind(block, "text")
+        _kind(block)
         parts.append(_text(block))
         block.close()
     return _content(parts)
@@ -152,7 +193,7 @@ def _texts(fields: Fields, name: str) -> Content:
 def _tool_result(block: Fields) -> Message:
     """The interface says apart from the text whether a tool failed; chat has only the text to say it in."""
     cache_control(block)
-    block.refuse({"toolset_name": "there are no toolsets here"})
+    block.refuse()
     content = "" if block.take("content") is None else _texts(block, "content")
     if block.flag("is_error"):
         first, *rest = _parts(content)
@@ -163,7 +204,7 @@ def _tool_result(block: Fields) -> Message:
 def _tool_use(block: Fields) -> Message:
     cache_control(block)
     direct_caller(block)
-    block.refuse({"toolset_name": "there are no toolsets here"})
+    block.refuse()
     block.need("input")
     arguments = json.dumps(block.mapping("input"), ensure_ascii=False)
     function = {"name": block.need_text("name"), "arguments": arguments}

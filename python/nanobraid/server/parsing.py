@@ -1,13 +1,26 @@
-"""Request bodies: bytes to JSON, strictly. Whatever the bytes are, what is wrong with them is said in one line."""
+"""Request bodies: bytes to JSON, strictly. Whatever the bytes are, what is wrong with them is said in one line.
+
+And the way back, for whatever JSON a request or a model may hold.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any, NoReturn
 
+import orjson
+
 from nanobraid.server.errors import ApiError, cut
 
 _MAX_DEPTH = 200
+
+
+def to_json(value: Any) -> bytes:
+    """JSON of a value, also if a client or the model brought numbers beyond 64 bits or half surrogates into it."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

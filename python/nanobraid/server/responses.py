@@ -13,7 +13,26 @@ import time
 from typing import Any
 
 from nanobraid.server import errors, responses_input
-from nanobraid.server.request_fields import EXTENSIONS, Fields
+from nanobraid.server.request_fields import EXTENSIONS, Fields, listed, typed
+from nanobraid.server.request_shapes import (
+    FLAG,
+    NAME,
+    OBJECT,
+    PARAMETERS,
+    TEXT,
+    Entry,
+    Shape,
+    an_object,
+    array_of,
+    choice,
+    integer,
+    is_absent,
+    is_given,
+    objects,
+    of_chat,
+    one_of,
+    served,
+)
 
 Json = dict[str, Any]
 
@@ -35,6 +54,74 @@ _REFUSED = {
     "prompt_cache_retention": "prefixes are cached automatically, as long as there is room",
 }
 _SAME = ("metadata", "model", "prompt_cache_key", "safety_identifier", "temperature", "top_p", "user")
+
+_FORMATS = {
+    "text": Shape({}),
+    "json_object": Shape({}),
+    "json_schema": Shape({"name": NAME, "schema": OBJECT, "description": TEXT, "strict": FLAG}, ("name", "schema")),
+}
+_TEXT = Shape({"format": one_of(**_FORMATS)}, refused={"verbosity": "the model cannot be told how much to say"})
+_WHOLE = "reasoning is returned whole"
+_REASONING = Shape(
+    {
+        "effort": Entry({"type": "string", "enum": [*EFFORTS]}, of_chat="reasoning_effort"),
+        "context": served("auto", reason="the model's chat template decides"),
+        "mode": served("standard"),
+    },
+    refused={"summary": _WHOLE, "generate_summary": _WHOLE},
+)
+_TOOL = Shape(
+    {
+        "type": choice("function"),
+        "name": NAME,
+        "description": TEXT,
+        "parameters": PARAMETERS,
+        "strict": FLAG,
+        "async": served(False),
+        "allowed_callers": served(["direct"]),
+        "defer_loading": served(False, reason="every tool is in the prompt"),
+    },
+    ("type", "name"),
+    {"output_schema": "outputs are handed to the model as they come"},
+)
+_CHOICES = ("none", "auto", "required")
+_NAMED = one_of(function=Shape({"name": TEXT}, ("name",)))
+_STREAM_OPTIONS = Shape({"include_obfuscation": served(False, reason="events are not padded")})
+
+#: A request. `to_chat` reads it by this table.
+REQUEST = Shape(
+    {
+        **of_chat(*_SAME, *EXTENSIONS, "stop", "chat_template_kwargs"),
+        **responses_input.FIELDS,
+        "background": served(False, reason="responses are computed while the client waits"),
+        "service_tier": served("auto", "default", reason="there is one tier"),
+        "store": served(False, reason=_STORED),
+        "truncation": served("disabled", reason="an input that is too long is refused"),
+        "max_output_tokens": integer(1),
+        "text": an_object(_TEXT),
+        "reasoning": an_object(_REASONING),
+        "include": array_of({"const": LOGPROBS}),
+        "top_logprobs": integer(0),
+        "tools": objects(only=_TOOL),
+        "tool_choice": Entry({"anyOf": [{"enum": [*_CHOICES]}, _NAMED.document(strict=False)]}),
+        "parallel_tool_calls": FLAG,
+        "stream": FLAG,
+        "stream_options": an_object(_STREAM_OPTIONS),
+    },
+    ("input",),
+    _REFUSED,
+    notes={
+        "allOf": [
+            {"anyOf": [is_absent("stream_options"), is_given("stream", {"const": True})]},
+            {
+                "anyOf": [
+                    {"properties": {"tool_choice": {"enum": ["none", "auto", None]}}},
+                    is_given("tools", {"type": "array", "minItems": 1}),
+                ]
+            },
+        ]
+    },
+)
 
 #: How chat's names of fields begin, and what those fields are called here; the first that fits counts.
 _PARAMS = (
@@ -59,17 +146,15 @@ def to_chat(body: Any, *, strict: bool = False) -> Json:
     Raises:
         ApiError: A field has a wrong type or value, is missing, or is not served; `param` names it.
     """
-    fields = Fields(body, strict=strict)
-    fields.refuse(_REFUSED)
-    fields.serve("background", False, reason="responses are computed while the client waits")
-    fields.serve("service_tier", "auto", "default", reason="there is one tier")
-    fields.serve("store", False, reason=_STORED)
-    fields.serve("truncation", "disabled", reason="an input that is too long is refused")
+    fields = Fields(body, an_object(REQUEST), strict=strict)
+    fields.refuse()
+    for name in ("background", "service_tier", "store", "truncation"):
+        fields.serve(name)
     chat: Json = {name: fields.take(name) for name in (*_SAME, *EXTENSIONS, "stop")}
     chat["messages"] = responses_input.messages(fields)
-    chat["max_completion_tokens"] = fields.integer("max_output_tokens", 1)
+    chat["max_completion_tokens"] = fields.integer("max_output_tokens")
     chat["response_format"] = _format(fields)
-    chat["chat_template_kwargs"] = fields.mapping("chat_template_kwargs")
+    chat["chat_template_kwargs"] = fields.take("chat_template_kwargs")
     chat["reasoning_effort"] = _reasoning(fields)
     chat.update(_logprobs(fields))
     chat.update(_tools(fields))
@@ -258,13 +343,14 @@ def _format(fields: Fields) -> Json | None:
     text = fields.child("text")
     if text is None:
         return None
-    text.refuse({"verbosity": "the model cannot be told how much to say"})
+    text.refuse()
     chosen = text.child("format")
     text.close()
     if chosen is None:
         return None
     chosen.need("type")
-    kind = chosen.choice("type", ("text", "json_object", "json_schema"))
+    kind = chosen.choice("type") or ""
+    chosen.narrow(kind)
     result: Json = {"type": kind}
     if kind == "json_schema":
         schema: Json = {"name": chosen.need_text("name")}
@@ -281,10 +367,10 @@ def _reasoning(fields: Fields) -> str | None:
     reasoning = fields.child("reasoning")
     if reasoning is None:
         return None
-    reasoning.refuse({"summary": "reasoning is returned whole", "generate_summary": "reasoning is returned whole"})
-    reasoning.serve("context", "auto", reason="the model's chat template decides")
-    reasoning.serve("mode", "standard")
-    effort = reasoning.choice("effort", EFFORTS)
+    reasoning.refuse()
+    reasoning.serve("context")
+    reasoning.serve("mode")
+    effort = reasoning.choice("effort")
     reasoning.close()
     return effort
 
@@ -295,7 +381,7 @@ def _logprobs(fields: Fields) -> Json:
         if name != LOGPROBS:
             raise errors.unsupported(f"include[{index}]", f"only {LOGPROBS!r} is served, not {name!r:.100}")
         wanted = True
-    top = fields.integer("top_logprobs", 0)
+    top = fields.integer("top_logprobs")
     if not wanted and not top:
         return {}
     return {"logprobs": True, "top_logprobs": top or 0}
@@ -306,9 +392,9 @@ def _tools(fields: Fields) -> Json:
     parallel = fields.flag("parallel_tool_calls")
     choice = fields.take("tool_choice")
     if isinstance(choice, dict):
-        choice = _named_choice(Fields(choice, "tool_choice", strict=fields.strict))
-    elif choice is not None:
-        choice = fields.choice("tool_choice", ("none", "auto", "required"))
+        choice = _named_choice(Fields(choice, _NAMED, "tool_choice", strict=fields.strict))
+    elif choice is not None and typed(choice, str, "tool_choice") not in _CHOICES:
+        raise errors.invalid_value("tool_choice", f"tool_choice must be one of {listed(_CHOICES)}, not {choice!r:.100}")
     if tools:
         return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel}
     if choice not in (None, "none", "auto"):
@@ -321,10 +407,9 @@ def _tool(tool: Fields) -> Json:
     kind = tool.text("type")
     if kind != "function":
         raise errors.unsupported(tool.at("type"), f"only tools of type 'function' are served, not {kind!r:.100}")
-    tool.serve("async", False)
-    tool.serve("allowed_callers", ["direct"])
-    tool.serve("defer_loading", False, reason="every tool is in the prompt")
-    tool.refuse({"output_schema": "outputs are handed to the model as they come"})
+    for name in ("async", "allowed_callers", "defer_loading"):
+        tool.serve(name)
+    tool.refuse()
     function = {
         "name": tool.need_text("name"),
         "description": tool.text("description"),
@@ -340,6 +425,7 @@ def _named_choice(choice: Fields) -> Json:
     kind = choice.text("type")
     if kind != "function":
         raise errors.unsupported(choice.at("type"), f"only choices of type 'function' are served, not {kind!r:.100}")
+    choice.narrow(kind)
     name = choice.need_text("name")
     choice.close()
     return {"type": "function", "function": {"name": name}}
@@ -351,6 +437,6 @@ def _stream(fields: Fields) -> Json:
     if options is not None:
         if not stream:
             raise errors.invalid_value("stream_options", "stream_options is only allowed when stream is true")
-        options.serve("include_obfuscation", False, reason="events are not padded")
+        options.serve("include_obfuscation")
         options.close()
     return {"stream": True, "stream_options": {"include_usage": True}} if stream else {"stream": stream}

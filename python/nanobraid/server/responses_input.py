@@ -9,12 +9,66 @@ from __future__ import annotations
 from typing import Any
 
 from nanobraid.server import errors
-from nanobraid.server.request_fields import Fields, typed
+from nanobraid.server.request_fields import Fields, listed, typed
+from nanobraid.server.request_shapes import (
+    ANYTHING,
+    TEXT,
+    Entry,
+    Shape,
+    an_object,
+    choice,
+    objects,
+    served,
+    text_or,
+)
 
 Message = dict[str, Any]
 
-_ROLES = ("user", "assistant", "system", "developer")
-_IDS = ("id", "status")  # what the answer that made an item said about it; not part of the prompt
+_IDS = {"id": ANYTHING, "status": ANYTHING}  # what the answer that made an item said of it; not part of the prompt
+_CALLER = an_object(Shape({"type": served("direct")}))
+_NO_BREAKPOINTS = {"prompt_cache_breakpoint": "prefixes are cached automatically"}
+_INPUT_TEXT = Shape({"text": TEXT}, ("text",), _NO_BREAKPOINTS)
+_OUTPUT_TEXT = Shape(
+    # The log-probabilities are of an earlier answer; not part of the prompt.
+    {"text": TEXT, "logprobs": ANYTHING, "annotations": Entry({"type": "array", "maxItems": 0})},
+    ("text",),
+    _NO_BREAKPOINTS,
+)
+_INPUT = text_or(input_text=_INPUT_TEXT)
+_TEXT_PART = Shape({"text": TEXT}, ("text",))
+
+
+def _message_of(role: Entry, content: Entry) -> Shape:
+    refused = {"phase": "the model's messages have no phases"}
+    return Shape({"role": role, "content": content, **_IDS}, ("role", "content"), refused, told=False)
+
+
+_ROLES = ("user", "system", "developer")
+_CALL = Shape(
+    {"call_id": TEXT, "name": TEXT, "arguments": TEXT, "caller": _CALLER, "async": served(False), **_IDS},
+    ("call_id", "name", "arguments"),
+    {"namespace": "functions have no namespaces"},
+)
+_OUTPUT = Shape(
+    {"call_id": TEXT, "output": _INPUT, "caller": _CALLER, **_IDS},
+    ("call_id", "output"),
+    {"namespace": "functions have no namespaces", "name": "call_id says which call it answers"},
+)
+_REASONING = Shape(
+    {"content": objects(reasoning_text=_TEXT_PART), "summary": objects(summary_text=_TEXT_PART), **_IDS},
+    refused={"encrypted_content": "send the item's content instead"},
+)
+_ITEMS: dict[str, Shape] = {
+    "message": _message_of(choice(*_ROLES), _INPUT),
+    # A client that keeps a conversation as text writes input_text for either side.
+    "message assistant": _message_of(choice("assistant"), text_or(output_text=_OUTPUT_TEXT, input_text=_INPUT_TEXT)),
+    "function_call": _CALL,
+    "function_call_output": _OUTPUT,
+    "reasoning": _REASONING,
+}
+
+#: ``instructions`` and ``input`` of a request.
+FIELDS = {"instructions": TEXT, "input": text_or(least=1, **_ITEMS)}
 
 
 def messages(fields: Fields) -> list[Message]:
@@ -65,8 +119,10 @@ class _Turns:
 
 def _item(item: Fields, turns: _Turns) -> None:
     kind = item.text("type")
-    if kind is None and item.take("role") is not None:
+    if kind is None and item.peek("role") is not None:
         kind = "message"
+    if kind in _ITEMS:
+        item.narrow("message assistant" if kind == "message" and item.peek("role") == "assistant" else kind)
     match kind:
         case "message":
             _message(item, turns)
@@ -83,12 +139,11 @@ def _item(item: Fields, turns: _Turns) -> None:
 
 
 def _message(item: Fields, turns: _Turns) -> None:
-    item.need("role")
-    role = item.choice("role", _ROLES)
+    role = _role(item)
     for name in _IDS:
         item.take(name)
-    item.refuse({"phase": "the model's messages have no phases"})
-    content = _content(item, "content", "output_text" if role == "assistant" else "input_text")
+    item.refuse()
+    content = _content(item, "content")
     if role == "assistant":
         message = turns.assistant()
         message["content"] = _appended(message["content"], content)
@@ -98,11 +153,19 @@ def _message(item: Fields, turns: _Turns) -> None:
         turns.system(content)
 
 
+def _role(item: Fields) -> str:
+    role: str = typed(item.need("role"), str, item.at("role"))
+    if role not in (*_ROLES, "assistant"):
+        allowed = listed((*_ROLES, "assistant"))
+        raise errors.invalid_value(item.at("role"), f"{item.at('role')} must be one of {allowed}, not {role!r:.100}")
+    return role
+
+
 def _function_call(item: Fields, turns: _Turns) -> None:
     for name in _IDS:
         item.take(name)
-    item.serve("async", False)
-    item.refuse({"namespace": "functions have no namespaces"})
+    item.serve("async")
+    item.refuse()
     _direct_caller(item)
     function = {"name": item.need_text("name"), "arguments": item.need_text("arguments")}
     call = {"id": item.need_text("call_id"), "type": "function", "function": function}
@@ -112,52 +175,52 @@ def _function_call(item: Fields, turns: _Turns) -> None:
 def _function_call_output(item: Fields, turns: _Turns) -> None:
     for name in _IDS:
         item.take(name)
-    item.refuse({"namespace": "functions have no namespaces", "name": "call_id says which call it answers"})
+    item.refuse()
     _direct_caller(item)
     call_id = item.need_text("call_id")
-    turns.add({"role": "tool", "tool_call_id": call_id, "content": _content(item, "output", "input_text")})
+    turns.add({"role": "tool", "tool_call_id": call_id, "content": _content(item, "output")})
 
 
 def _reasoning(item: Fields, turns: _Turns) -> None:
     for name in _IDS:
         item.take(name)
-    item.refuse({"encrypted_content": "send the item's content instead"})
-    texts = _part_texts(item, "content", "reasoning_text")
-    summaries = _part_texts(item, "summary", "summary_text")
+    item.refuse()
+    texts = _part_texts(item, "content")
+    summaries = _part_texts(item, "summary")
     message = turns.assistant()
     text = "".join(texts or summaries)  # of one item, whichever is there: a summary stands for what it sums up
     message["reasoning_content"] = message.get("reasoning_content", "") + text
 
 
-def _part_texts(item: Fields, name: str, kind: str) -> list[str]:
+def _part_texts(item: Fields, name: str) -> list[str]:
     texts = []
     for part in item.children(name):
-        _part_kind(part, kind)
+        _part_kind(part)
         texts.append(part.need_text("text"))
         part.close()
     return texts
 
 
-def _part_kind(part: Fields, *allowed: str) -> str:
+def _part_kind(part: Fields) -> str:
     kind: str = typed(part.need("type"), str, part.at("type"))
-    if kind not in allowed:
-        ours = " or ".join(repr(one) for one in allowed)
+    if kind not in part.kinds:
+        ours = " or ".join(repr(one) for one in part.kinds)
         raise errors.unsupported(part.at("type"), f"only {ours} is served here, not {kind!r:.100}")
+    part.narrow(kind)
     return kind
 
 
-def _content(item: Fields, name: str, kind: str) -> str | list[Message]:
+def _content(item: Fields, name: str) -> str | list[Message]:
     value = item.need(name)
     if isinstance(value, str):
         return value
     parts: list[Message] = []
     for part in item.children(name):
-        # A client that keeps a conversation as text writes input_text for either side.
-        if _part_kind(part, *dict.fromkeys((kind, "input_text"))) == "output_text":
-            part.take("logprobs")  # of an earlier answer; not part of the prompt
+        if _part_kind(part) == "output_text":
+            part.take("logprobs")
             if part.array("annotations"):
                 raise errors.unsupported(part.at("annotations"), "the model has no sources to cite")
-        part.refuse({"prompt_cache_breakpoint": "prefixes are cached automatically"})
+        part.refuse()
         parts.append({"type": "text", "text": part.need_text("text")})
         part.close()
     return parts if len(parts) > 1 else _joined(parts)
@@ -166,7 +229,7 @@ def _content(item: Fields, name: str, kind: str) -> str | list[Message]:
 def _direct_caller(item: Fields) -> None:
     caller = item.child("caller")
     if caller is not None:
-        caller.serve("type", "direct")
+        caller.serve("type")
         caller.close()
 
 

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from nanobraid._logging import logger
 from nanobraid.server.errors import ApiError, cut, invalid_type, invalid_value, missing, unknown_parameter, unsupported
+from nanobraid.server.request_fields import whole, whole_numbers
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 4096
@@ -120,12 +121,15 @@ Metadata = Annotated[
         }
     ),
 ]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_INT)]], Field(max_length=1 << 20)]
+Int = Annotated[int, BeforeValidator(whole)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=_MAX_INT)]], BeforeValidator(whole_numbers), Field(max_length=1 << 20)
+]
 Object = dict[str, Any]
 
 
 class Request(BaseModel):
-    """A request body. Nothing is converted: a number in quotes is no number."""
+    """A request body. Nothing is converted: a number in quotes is no number. 2.0 is an integer, as in JSON Schema."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
@@ -145,10 +149,10 @@ class Generation(Request):
 
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: LogitBias = None
-    max_tokens: int | None = Field(None, ge=0, le=_MAX_INT)
-    n: int | None = Field(None, ge=1, le=128)
+    max_tokens: Int | None = Field(None, ge=0, le=_MAX_INT)
+    n: Int | None = Field(None, ge=1, le=128)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=_MIN_SEED, le=_MAX_SEED)
+    seed: Int | None = Field(None, ge=_MIN_SEED, le=_MAX_SEED)
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -156,10 +160,10 @@ class Generation(Request):
     top_p: float | None = Field(None, gt=0, le=1)
     user: str | None = Field(None, max_length=512)
     # vLLM's
-    top_k: int | None = Field(None, ge=-1, le=_MAX_INT)
+    top_k: Int | None = Field(None, ge=-1, le=_MAX_INT)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    min_tokens: int | None = Field(None, ge=0, le=_MAX_INT)
+    min_tokens: Int | None = Field(None, ge=0, le=_MAX_INT)
     stop_token_ids: TokenIds | None = None
     allowed_token_ids: TokenIds | None = Field(None, min_length=1)
     ignore_eos: bool | None = None
@@ -177,8 +181,8 @@ class ChatRequest(Generation):
 
     messages: list[Any] = Field(min_length=1, max_length=65536)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_INT)
+    top_logprobs: Int | None = Field(None, ge=0, le=20)
+    max_completion_tokens: Int | None = Field(None, ge=1, le=_MAX_INT)
     metadata: Metadata = None
     safety_identifier: str | None = Field(None, max_length=512)
     prompt_cache_key: str | None = Field(None, max_length=512)
@@ -200,9 +204,9 @@ class CompletionRequest(Generation):
     """``/v1/completions``."""
 
     prompt: Any = None
-    best_of: int | None = Field(None, ge=1, le=128)
+    best_of: Int | None = Field(None, ge=1, le=128)
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: Int | None = Field(None, ge=0, le=20)
 
 
 class TokenizeRequest(Request):
@@ -211,6 +215,7 @@ class TokenizeRequest(Request):
     prompt: str | None = None
     messages: list[Any] | None = Field(None, max_length=65536)
     add_special_tokens: bool | None = None
+    parse_special: bool | None = None  # llama-server's
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nanobraid._chat_inputs import ChatOptions
 from nanobraid.async_engine import AsyncEngine
 from nanobraid.chat_template import ChatTemplate
 from nanobraid.composition import Reuse, ReuseReport, Segment
@@ -27,6 +28,7 @@ from nanobraid.server.errors import ApiError
 from nanobraid.server.generation import ComposedGeneration, Generation
 from nanobraid.server.metrics import Metrics
 from nanobraid.server.page import LiveRequests
+from nanobraid.server.schema import ChatRequest, TokenizeRequest
 from nanobraid.server.schema import Generation as GenerationRequest
 from nanobraid.server.settings import Settings
 from nanobraid.server.sse import error_of
@@ -178,11 +180,34 @@ class Service:
 
     # ---- from a request to the engine's ----
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a text; the spelling of control tokens is text."""
+    async def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+        """The tokens of a text; the spelling of control tokens is text unless it is to be parsed."""
+        options = {"add_special_tokens": add_special_tokens, "parse_special": parse_special}
         if len(text) <= _INLINE_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            return self.tokenizer.encode(text, **options)
+        return await asyncio.to_thread(self.tokenizer.encode, text, **options)
+
+    def chat_options(
+        self, request: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]], effort: str | None = None
+    ) -> ChatOptions:
+        """How a conversation becomes a prompt.
+
+        Args:
+            request: Says so.
+            tools: Those that the prompt describes; none is an empty list.
+            effort: As for `template_variables`.
+
+        Raises:
+            ApiError: As `template_variables`.
+        """
+        continues = bool(request.continue_final_message)
+        return {
+            "add_generation_prompt": request.add_generation_prompt is not False
+            and not (request.add_generation_prompt is None and continues),
+            "continue_final_message": continues,
+            "tools": tools if tools and self.tools.in_template else None,
+            "template_kwargs": self.template_variables(request.chat_template_kwargs, effort),
+        }
 
     def template_variables(self, given: dict[str, Any] | None, effort: str | None) -> dict[str, Any] | None:
         """The variables of a chat template that a request sets.

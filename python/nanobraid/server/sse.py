@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import orjson
-
 from nanobraid._logging import logger
 from nanobraid.errors import NanobraidError
 from nanobraid.server import errors
 from nanobraid.server.errors import ApiError
+from nanobraid.server.parsing import to_json
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -35,7 +34,7 @@ class ClientGone(Exception):
 
 def event(data: Any) -> bytes:
     """An event without a name."""
-    return b"data: " + orjson.dumps(data) + b"\n\n"
+    return b"data: " + to_json(data) + b"\n\n"
 
 
 def named_event(name: str, data: Any) -> bytes:

@@ -6,31 +6,51 @@ from typing import Any
 
 from nanobraid.errors import NanobraidError
 from nanobraid.server import errors
-from nanobraid.server.conversation import checked_messages
+from nanobraid.server.conversation import checked_messages, checked_tools, prompt_field
 from nanobraid.server.errors import invalid_value
 from nanobraid.server.schema import DetokenizeRequest, TokenizeRequest
 from nanobraid.server.service import Service
+
+# Fields that mean something only where this is given.
+_OF_PROMPT = ("add_special_tokens", "parse_special")
+_OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools")
+
+
+def _refuse(request: TokenizeRequest, names: tuple[str, ...], other: str) -> None:
+    for name in names:
+        if getattr(request, name):
+            raise invalid_value(name, f"{name} is only allowed together with {other}")
 
 
 async def tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]:
     """The tokens of a text or of a conversation, in vLLM's shape.
 
     Raises:
-        ApiError: There is neither or both, or the text or conversation is not one.
+        ApiError: There is neither or both, or the text or conversation is not one, or a field is about the other one.
     """
     service.check_model(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise invalid_value("prompt", "give either prompt or messages")
-    try:
-        if request.prompt is not None:
-            ids = await service.encode(request.prompt, add_special_tokens=request.add_special_tokens is not False)
-        else:
-            messages = checked_messages(request.messages or [])
-            ids = await service.engine.encode_chat(
-                messages, add_generation_prompt=request.add_generation_prompt is not False
+    if request.prompt is not None:
+        _refuse(request, _OF_MESSAGES, "messages")
+        try:
+            ids = await service.encode(
+                request.prompt,
+                add_special_tokens=request.add_special_tokens is not False,
+                parse_special=bool(request.parse_special),
             )
-    except NanobraidError as error:
-        raise errors.of(error, "prompt" if request.prompt is not None else "messages") from None
+        except NanobraidError as error:
+            raise errors.of(error, "prompt") from None
+    else:
+        _refuse(request, _OF_PROMPT, "prompt")
+        messages, tools = checked_messages(request.messages or []), checked_tools(request.tools)
+        if not messages:
+            raise invalid_value("messages", "messages must not be empty")
+        options = service.chat_options(request, tools)
+        try:
+            ids = await service.engine.encode_chat(service.tools.messages(messages, tools), **options)
+        except NanobraidError as error:
+            raise errors.of(error, prompt_field(error)) from None
     texts = [service.tokenizer.token_text(token) for token in ids] if request.return_token_strs else None
     return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": texts}
 

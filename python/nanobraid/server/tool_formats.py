@@ -18,6 +18,7 @@ from nanobraid._schema_limits import MAX_PROPERTIES, MAX_SCHEMA_BYTES, check_sch
 from nanobraid.errors import InvalidArgumentError
 from nanobraid.guided import Guided
 from nanobraid.server.tool_stream import HermesParser, Llama3Parser, MistralParser, ToolParser
+from nanobraid.server.tool_xml import TERMINALS, Qwen3CoderParser, function_rules
 from nanobraid.tokenizer import Tokenizer
 
 _MAX_TOOLS = 128
@@ -31,6 +32,7 @@ _WHITESPACE = r"[ \n]{1,12}"  # one line, or indented
 class _Function:
     name: str
     schema: str
+    where: str
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ class ToolFormat:
     Attributes:
         name: As in vLLM.
         marks: The texts that mark calls. Where they are control tokens, the answer's text must have them.
-        parser: Makes a parser for one answer.
+        parser: Makes a parser for one answer, of the tools of the request.
     """
 
     name: str
     marks: tuple[str, ...]
-    parser: Callable[[], ToolParser]
+    parser: Callable[..., ToolParser]
     _rules: Callable[[_Marks, Sequence[_Function], bool, int], str]
 
     def keep_special_token_ids(self, tokenizer: Tokenizer) -> list[int]:
@@ -141,7 +143,7 @@ def _checked_functions(tools: Sequence[Mapping[str, Any]]) -> list[_Function]:
                 f"{where}: the tools up to this one have {properties} properties and {size} bytes; at most "
                 f"{MAX_PROPERTIES} and {MAX_SCHEMA_BYTES} are allowed together"
             )
-        functions.append(_Function(name, schema))
+        functions.append(_Function(name, schema, where))
     return functions
 
 
@@ -202,14 +204,26 @@ def _more(separator: str, what: str, most: int) -> str:
 
 
 def _hermes_rules(marks: _Marks, functions: Sequence[_Function], is_auto: bool, most: int) -> str:
+    return _tagged_rules(marks, _call_rules(functions, "arguments"), is_auto, most)
+
+
+def _tagged_rules(marks: _Marks, rules: str, is_auto: bool, most: int) -> str:
+    """Calls between tags; the rules have one called ``call``."""
     begin, end = marks.term("<tool_call>"), marks.term("</tool_call>")
-    rules = _call_rules(functions, "arguments") + f'body: "\\n" call "\\n" {end}\n'
+    rules += f'body: "\\n" call "\\n" {end}\n'
     if is_auto:
         after = "TEXT" if most > 1 else ""  # behind its last call an answer may go on only if there may be another
         segments = f"(mark body){{1,{most}}}" if most > 1 else "mark body"
         return f"start: TEXT | {segments} {after}\n" + rules + marks.after_text("<tool_call>")
     separator = '"\\n" '
     return f"start: one{_more(separator, 'one', most)}\none: {begin} body\n" + rules
+
+
+def _qwen3_coder_rules(marks: _Marks, functions: Sequence[_Function], is_auto: bool, most: int) -> str:
+    rules = f"call: {' | '.join(f'call_{i}' for i in range(len(functions)))}\n" + TERMINALS
+    for i, function in enumerate(functions):
+        rules += function_rules(f"call_{i}", function.name, json.loads(function.schema), function.where)
+    return _tagged_rules(marks, rules, is_auto, most)
 
 
 def _llama3_rules(marks: _Marks, functions: Sequence[_Function], is_auto: bool, most: int) -> str:
@@ -242,6 +256,7 @@ FORMATS: Mapping[str, ToolFormat] = {
     tool_format.name: tool_format
     for tool_format in (
         ToolFormat("hermes", ("<tool_call>", "</tool_call>"), HermesParser, _hermes_rules),
+        ToolFormat("qwen3_coder", ("<tool_call>", "</tool_call>"), Qwen3CoderParser, _qwen3_coder_rules),
         ToolFormat("llama3_json", ("<|python_tag|>",), Llama3Parser, _llama3_rules),
         ToolFormat("mistral", ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), MistralParser, _mistral_rules),
     )
@@ -256,6 +271,8 @@ def detect_format(tokenizer: Tokenizer) -> str:
     template = tokenizer.chat_template or ""
     if "[TOOL_CALLS]" in template:
         return "mistral"
+    if "<function=" in template and "<parameter=" in template:
+        return "qwen3_coder"
     if "<tool_call>" in template:
         return "hermes"
     if "<|python_tag|>" in template or "ipython" in template:

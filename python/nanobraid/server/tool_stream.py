@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from nanobraid.server.json_scanner import JsonScanner
 
@@ -56,14 +56,14 @@ class ToolCall:
     arguments: str
 
 
-class _Malformed(Exception):
+class Malformed(Exception):
     """What began like a call is none; or was one up to here, where `started`."""
 
     def __init__(self, *, started: bool) -> None:
         self.started = started
 
 
-_Steps = Generator[None, None, None]
+Steps = Generator[None, None, None]
 
 
 class ToolParser:
@@ -73,12 +73,15 @@ class ToolParser:
     turns out to be none is content, all of it. If the JSON breaks later, or the answer ends inside it, the call stays
     cut short (`incomplete` says so) and the text from the wrong character on is content.
 
+    Args:
+        tools: OpenAI's tool objects, for formats whose values are read by the schema.
+
     Attributes:
         num_calls: Calls begun so far.
         incomplete: Indices of calls whose arguments did not end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self.num_calls = 0
         self.incomplete: list[int] = []
         self._buffer = ""
@@ -123,7 +126,7 @@ class ToolParser:
 
     # --- what the formats are made of: generators that pause where text is missing -----------------------------------
 
-    def _run(self) -> _Steps:
+    def _run(self) -> Steps:
         """Reads the answer. A format says how."""
         raise NotImplementedError
         yield
@@ -158,6 +161,13 @@ class ToolParser:
             self._pos += 1
         return True
 
+    def _word(self) -> Generator[None, None, str]:
+        word = ""
+        while len(word) <= _MAX_NAME and (char := (yield from self._peek())) in _NAME_CHARS:
+            word += char
+            self._pos += 1
+        return word
+
     def _text_until(self, marker: str) -> Generator[None, None, bool]:
         """Gives out text up to the marker and reads that, with the mark in front of it; False at the end."""
         while True:
@@ -175,7 +185,7 @@ class ToolParser:
                 return False
             yield
 
-    def _give_back(self, error: _Malformed, marker: str = "") -> None:
+    def _give_back(self, error: Malformed, marker: str = "") -> None:
         """Goes on behind what was no call: that, or its marker at least, is content."""
         assert self._mark is not None
         if not error.started:
@@ -190,7 +200,7 @@ class ToolParser:
         self._deltas.append(CallStart(index, f"call_{secrets.token_hex(12)}", name))
         return index
 
-    def _arguments(self, index: int, scanner: JsonScanner) -> _Steps:
+    def _arguments(self, index: int, scanner: JsonScanner) -> Steps:
         """Reads and gives out the rest of a JSON object, up to the depth at which it began."""
         depth = scanner.depth
         while True:
@@ -198,13 +208,13 @@ class ToolParser:
             if not char or not scanner.step(char):
                 self.incomplete.append(index)
                 self._mark = self._pos
-                raise _Malformed(started=True)
+                raise Malformed(started=True)
             self._pos += 1
             self._deltas.append(ArgumentsDelta(index, char))
             if scanner.depth == depth:
                 return
 
-    def _call_object(self, keys: Sequence[str]) -> _Steps:
+    def _call_object(self, keys: Sequence[str]) -> Steps:
         """Reads ``{"name": ..., "arguments": {...}}``, with the mark in front; its arguments have one of the keys."""
         scanner = JsonScanner()
         known = ("name", "type", "id", *keys)
@@ -222,13 +232,13 @@ class ToolParser:
             if not char or not scanner.step(char):
                 if index is not None:
                     self._mark = self._pos
-                raise _Malformed(started=index is not None)
+                raise Malformed(started=index is not None)
             self._pos += 1
             if index is not None:
                 continue  # further members say nothing
             assert self._mark is not None
             if char == ":" and scanner.awaits_value and scanner.depth == 1 and scanner.key not in known:
-                raise _Malformed(started=False)  # some other object: it need not be held back to its end
+                raise Malformed(started=False)  # some other object: it need not be held back to its end
             if at_value:
                 value_begin = self._pos - 1 - self._mark
             elif value_begin is not None and char == '"' and scanner.after_value and scanner.depth == 1:
@@ -251,9 +261,9 @@ class ToolParser:
             text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
             text.encode()
         except (ValueError, RecursionError):  # numbers out of range and half surrogates among them
-            raise _Malformed(started=False) from None
+            raise Malformed(started=False) from None
         if not _is_name(name) or not isinstance(arguments, dict):
-            raise _Malformed(started=False)
+            raise Malformed(started=False)
         index = self._start(name)
         self._deltas.append(ArgumentsDelta(index, text))
 
@@ -286,18 +296,21 @@ def _overlap(text: str, marker: str) -> int:
     return 0
 
 
-class HermesParser(ToolParser):
-    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, as often as there are calls."""
+class TaggedParser(ToolParser):
+    """Calls between ``<tool_call>`` and ``</tool_call>``, as often as there are any."""
 
-    def _run(self) -> _Steps:
+    def _call(self) -> Steps:
+        """Reads a call. A format says how."""
+        raise NotImplementedError
+        yield
+
+    def _run(self) -> Steps:
         yield
         marker = "<tool_call>"
         while (yield from self._text_until(marker)):
             try:
-                if (yield from self._spaces()) != "{":
-                    raise _Malformed(started=False)
-                yield from self._call_object(("arguments",))
-            except _Malformed as error:
+                yield from self._call()
+            except Malformed as error:
                 self._give_back(error, marker)
                 continue
             self._mark = self._pos
@@ -305,9 +318,9 @@ class HermesParser(ToolParser):
             if (yield from self._literal("</tool_call>")):
                 yield from self._between(marker)
             elif char:
-                self._give_back(_Malformed(started=True))
+                self._give_back(Malformed(started=True))
 
-    def _between(self, marker: str) -> _Steps:
+    def _between(self, marker: str) -> Steps:
         """Leaves out whitespace behind a call if another one or nothing follows."""
         self._mark = self._pos
         char = yield from self._spaces()
@@ -317,13 +330,22 @@ class HermesParser(ToolParser):
             self._pos -= len(marker)
             self._mark = None
             return
-        self._give_back(_Malformed(started=True))
+        self._give_back(Malformed(started=True))
+
+
+class HermesParser(TaggedParser):
+    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``."""
+
+    def _call(self) -> Steps:
+        if (yield from self._spaces()) != "{":
+            raise Malformed(started=False)
+        yield from self._call_object(("arguments",))
 
 
 class Llama3Parser(ToolParser):
     """``{"name": ..., "parameters": {...}}`` as the whole answer or behind ``<|python_tag|>``, several with ``;``."""
 
-    def _run(self) -> _Steps:
+    def _run(self) -> Steps:
         yield
         marker = "<|python_tag|>"
         keys = ("parameters", "arguments")
@@ -342,7 +364,7 @@ class Llama3Parser(ToolParser):
             try:
                 while True:
                     if (yield from self._spaces()) != "{":
-                        raise _Malformed(started=False)
+                        raise Malformed(started=False)
                     yield from self._call_object(keys)
                     self._mark = self._pos
                     used = ""
@@ -350,18 +372,18 @@ class Llama3Parser(ToolParser):
                     if char != ";":
                         break
                     self._pos += 1
-            except _Malformed as error:
+            except Malformed as error:
                 self._give_back(error, used)
                 continue
             if not char:
                 return
-            self._give_back(_Malformed(started=True))
+            self._give_back(Malformed(started=True))
 
 
 class MistralParser(ToolParser):
     """``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``, and ``[TOOL_CALLS]name[ARGS]{...}`` repeated."""
 
-    def _run(self) -> _Steps:
+    def _run(self) -> Steps:
         yield
         marker = "[TOOL_CALLS]"
         while (yield from self._text_until(marker)):
@@ -372,40 +394,33 @@ class MistralParser(ToolParser):
                     yield from self._list()
                 else:
                     yield from self._named()
-            except _Malformed as error:
+            except Malformed as error:
                 self._give_back(error, "" if self.num_calls > first else marker)
                 continue
             self._mark = self._pos
             char = yield from self._spaces()
             if not char:
                 return
-            self._give_back(_Malformed(started=True))
+            self._give_back(Malformed(started=True))
 
-    def _list(self) -> _Steps:
+    def _list(self) -> Steps:
         while True:
             if (yield from self._spaces()) != "{":
-                raise _Malformed(started=False)
+                raise Malformed(started=False)
             yield from self._call_object(("arguments",))
             self._mark = self._pos
             char = yield from self._spaces()
             if char not in (",", "]"):
-                raise _Malformed(started=True)
+                raise Malformed(started=True)
             self._pos += 1
             if char == "]":
                 return
 
-    def _named(self) -> _Steps:
+    def _named(self) -> Steps:
         name = yield from self._word()
         if (yield from self._literal("[CALL_ID]")):
             yield from self._word()
         yield from self._literal("[ARGS]")  # the newest templates leave it out
         if not name or (yield from self._spaces()) != "{":
-            raise _Malformed(started=False)
+            raise Malformed(started=False)
         yield from self._arguments(self._start(name), JsonScanner())
-
-    def _word(self) -> Generator[None, None, str]:
-        word = ""
-        while len(word) <= _MAX_NAME and (char := (yield from self._peek())) in _NAME_CHARS:
-            word += char
-            self._pos += 1
-        return word

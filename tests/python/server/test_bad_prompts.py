@@ -149,3 +149,48 @@ def test_a_long_conversation(server: Any) -> None:
     refused(server.post(CHAT, {"messages": messages}), 400, "messages", "context_length_exceeded")
     assert time.monotonic() - begin < 5
     refused(server.post(CHAT, {"messages": messages * 4}), 400, "messages", "invalid_value")
+
+
+def test_control_tokens_are_parsed_only_if_wanted(server: Any) -> None:
+    def ids(**fields: Any) -> list[int]:
+        found: list[int] = server.post("/tokenize", {"add_special_tokens": False, **fields}).json()["tokens"]
+        return found
+
+    info = server.client.get("/tokenizer_info").json()
+    end, text = info["eos_token_id"], info["eos_token"]
+    assert ids(prompt=text, parse_special=True) == [end]
+    assert ids(prompt=f"a{text}b", parse_special=True) == [*ids(prompt="a"), end, *ids(prompt="b")]
+    for plain in ({}, {"parse_special": False}, {"parse_special": None}):
+        assert end not in ids(prompt=text, **plain) and len(ids(prompt=text, **plain)) > 1
+    long = "word " * 2000  # which is encoded in a thread
+    assert ids(prompt=long + text, parse_special=True)[-1] == end != ids(prompt=long + text)[-1]
+    refused(server.post("/tokenize", {"prompt": "a", "parse_special": 1}), 400, "parse_special")
+
+
+def test_tokens_of_a_conversation_are_those_of_the_chat(server: Any) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
+    tool = {"type": "function", "function": {"name": "f"}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    calls = [*messages[:1], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    variables = {"some_variable": 1}
+    for body in (
+        {"messages": messages},
+        {"messages": messages, "add_generation_prompt": False},
+        {"messages": messages, "continue_final_message": True},
+        {"messages": messages, "tools": [tool]},
+        {"messages": messages, "chat_template_kwargs": variables},
+        {"messages": calls},
+    ):
+        wanted = server.post("/v1/chat/completions/render", body).json()["token_ids"]
+        assert server.post("/tokenize", body).json()["tokens"] == wanted
+    both = {"chat_template_kwargs": variables, "tools": [tool], "continue_final_message": True}
+    for field, value in both.items():
+        refused(server.post("/tokenize", {"prompt": "a", field: value}), 400, field)
+    for field in ("add_special_tokens", "parse_special"):
+        refused(server.post("/tokenize", {"messages": messages, field: True}), 400, field)
+    refused(server.post("/tokenize", {"messages": messages, "tools": [{}]}), 400, "tools[0].type")
+    refused(
+        server.post("/tokenize", {"messages": messages, "chat_template_kwargs": {"a b": 1}}),
+        400,
+        "chat_template_kwargs",
+    )

@@ -117,6 +117,18 @@ def test_messages(server: Any) -> None:
     assert error.json()["error"]["type"] == "not_found_error"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_numbers_beyond_64_bits_come_back_as_they_were(server: Any, stream: bool) -> None:
+    """Answers repeat the tools of the request."""
+    parameters = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 10**30}}}
+    tools = [{"type": "function", "name": "f", "parameters": parameters}]
+    body = {"input": "x", "tools": tools, "max_output_tokens": 2, "stream": stream}
+    answer = server.post("/v1/responses", body)
+    assert answer.status_code == 200
+    assert str(10**30) in answer.text
+    assert ("response.incomplete" in answer.text) == stream
+
+
 def test_metrics_count_what_was_served(server: Any) -> None:
     def value(name: str) -> float:
         lines = server.client.get("/metrics").text.splitlines()

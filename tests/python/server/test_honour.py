@@ -6,16 +6,21 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
+from conftest import running
 from http_checks import refused
+from marked_model import marked_model
 from typing_extensions import get_type_hints, is_typeddict
 
 pytest.importorskip("openai")
 
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
+
+import nanobraid as nb
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 TOOL = {
@@ -70,6 +75,11 @@ def refusal(value: Any, param: str | None = None, **others: Any) -> Case:
 def logged(value: Any) -> Case:
     """The field is for people: it is in the access log."""
     return ("logged", value)
+
+
+def annotation(value: Any, without: Any, wrong: Any, **others: Any) -> Case:
+    """The field is documented as one that changes nothing; still it must be well formed."""
+    return ("annotation", value, without, wrong, others)
 
 
 def _format(**given: Any) -> dict[str, Any]:
@@ -128,7 +138,8 @@ CHAT_CASES: dict[str, Case] = {
     "prediction": refusal({"type": "content", "content": "a"}),
     "prompt_cache_options": refusal({"mode": "implicit"}),
     "prompt_cache_retention": refusal("24h"),
-    "reasoning_effort": refusal("high"),  # the default model's template knows no thinking
+    # The default model's template knows no thinking; one that does is below.
+    "reasoning_effort": refusal("high"),
     "service_tier": refusal("priority"),
     "store": refusal(True),
     "verbosity": refusal("low"),
@@ -137,8 +148,10 @@ CHAT_CASES: dict[str, Case] = {
     "response_format.type": refusal({"type": "xml"}),
     "response_format.json_schema": changes(_format(), max_tokens=40),
     "response_format.json_schema.name": refusal(_format(name="a b")),
-    # A label of the schema, as its name; it must be one.
-    "response_format.json_schema.description": refusal(_format(description=5)),
+    # No schema is put into a prompt, so there is nothing that a description could explain to the model.
+    "response_format.json_schema.description": annotation(
+        _format(description="A number"), _format(), _format(description=5), max_tokens=40
+    ),
     "response_format.json_schema.schema": changes(_format(), _keys, max_tokens=40),
     "response_format.json_schema.strict": changes(_format(strict=True), max_tokens=40),
     "tools": changes([TOOL], _prompt),
@@ -220,6 +233,15 @@ def test_field(server: Any, route: str, name: str, caplog: pytest.LogCaptureFixt
             time.sleep(0.01)
         assert lines[-1][field] == value
         return
+    if kind == "annotation":
+        plain, wrong, others = rest
+        body = {**_request(route), **others}
+        answers = [server.post(route, {**body, field: given}) for given in (value, plain)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert _content(answers[0].json()) == _content(answers[1].json())
+        assert "are accepted as annotations" in (Path(__file__).parents[3] / "SERVER.md").read_text()
+        refused(server.post(route, {**body, field: wrong}), 400, name)
+        return
     look, others = rest
     plain = {**_request(route), **others}
     without = server.post(route, plain)
@@ -272,3 +294,26 @@ def test_parallel_tool_calls(server: Any) -> None:
 def test_strict_is_checked(server: Any) -> None:
     body = {**_request(CHAT), "response_format": _format(strict="yes")}
     refused(server.post(CHAT, body), 400, "response_format.json_schema.strict")
+
+
+THINKING = """{{ messages[-1].content }}{% if reasoning_effort is defined %} Effort: {{ reasoning_effort }}.{% endif %}
+{%- if add_generation_prompt %}<|turn|>{% if enable_thinking is defined and not enable_thinking %}<think></think>
+{%- endif %}{% endif %}"""
+
+
+def test_reasoning_effort_changes_the_prompt_of_a_model_that_thinks(tmp_path: Path) -> None:
+    path = marked_model(tmp_path, ["<think>", "</think>", "<|turn|>"], THINKING)
+    with nb.LLM(path, num_threads=1) as llm, running(nb.AsyncEngine(llm)) as server:
+        efforts = (None, "none", "minimal", "low", "medium", "high", "xhigh", "max")
+        prompts = {}
+        for effort in efforts:
+            body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "reasoning_effort": effort}
+            prompts[effort] = server.post(f"{CHAT}/render", body).json()["prompt"]
+            assert server.post(CHAT, body).json()["usage"]["prompt_tokens"] == len(
+                llm.tokenizer.encode(prompts[effort], parse_special=True)
+            )
+        assert prompts[None] == "Hi<|turn|>"
+        assert prompts["none"] == "Hi Effort: none.<|turn|><think></think>"
+        for effort in efforts[2:]:
+            assert prompts[effort] == f"Hi Effort: {effort}.<|turn|>"
+        refused(server.post(CHAT, {**body, "reasoning_effort": "lots"}), 400, "reasoning_effort")

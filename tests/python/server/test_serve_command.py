@@ -109,7 +109,7 @@ def test_wrong_options(tmp_path: Path) -> None:
         assert "in use" in refused("--port", str(port))
     assert "--port must be from 0 to 65535" in refused("--port", "70000")
     assert "cannot listen at 192.0.2.1" in refused("--host", "192.0.2.1")
-    assert "hermes, llama3_json, mistral" in refused("--tool-call-parser", "xml", "--port", "0", *SMALL)
+    assert "hermes, qwen3_coder, llama3_json, mistral" in refused("--tool-call-parser", "xml", "--port", "0", *SMALL)
 
 
 def test_an_open_address_is_warned_about(model_path: Path) -> None:

@@ -20,7 +20,7 @@ from nanobraid.server.json_scanner import JsonScanner
 from nanobraid.server.tool_formats import FORMATS, detect_format, needs_tools_prompt, tools_prompt
 from nanobraid.server.tool_stream import ArgumentsDelta, CallStart, ContentDelta, Delta, ToolParser, collect
 
-FORMAT_NAMES = ["hermes", "llama3_json", "mistral"]
+FORMAT_NAMES = ["hermes", "qwen3_coder", "llama3_json", "mistral"]
 
 
 def tool(name: str, parameters: Any = None) -> dict[str, Any]:
@@ -190,7 +190,7 @@ JSON = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.sampled_from(FORMAT_NAMES),
+    st.sampled_from([name for name in FORMAT_NAMES if name != "qwen3_coder"]),  # which has no JSON around its values
     st.dictionaries(st.text(max_size=4), JSON, max_size=3),
     st.booleans(),
     st.sampled_from([None, 2]),
@@ -311,7 +311,7 @@ def ask(llm: nb.LLM, format_name: str, choice: Any, *, parallel: bool = False, *
         {"role": "system", "content": tools_prompt(TOOLS)},
         {"role": "user", "content": "How is the weather in Paris?"},
     ]
-    parser = tool_format.parser()
+    parser = tool_format.parser(TOOLS)
     deltas: list[Delta] = []
     reason = None
     for piece in llm.chat(talk, params, stream=True):
@@ -403,7 +403,12 @@ def marked_llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nb.LLM]:
 
 @pytest.mark.parametrize(
     ("format_name", "mark"),
-    [("hermes", "<tool_call>"), ("llama3_json", "<|python_tag|>"), ("mistral", "[TOOL_CALLS]")],
+    [
+        ("hermes", "<tool_call>"),
+        ("qwen3_coder", "<tool_call>"),
+        ("llama3_json", "<|python_tag|>"),
+        ("mistral", "[TOOL_CALLS]"),
+    ],
 )
 def test_control_tokens_begin_calls(marked_llm: nb.LLM, format_name: str, mark: str) -> None:
     mark_id = marked_llm.tokenizer.special_tokens[mark]
@@ -546,6 +551,7 @@ class Stub:
     ("template", "name", "needs_prompt"),
     [
         ("{%- if tools %}<tool_call>{% endif %}", "hermes", False),
+        ("{%- if tools %}<tool_call>\n<function=a>\n<parameter=b>{% endif %}", "qwen3_coder", False),
         ("{% if tools is not none %}[TOOL_CALLS]{% endif %}", "mistral", False),
         ("{{ tools }}Environment: ipython<|python_tag|>", "llama3_json", False),
         ("{{ messages[0].content }}", "hermes", True),

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from nanobraid._chat_inputs import ChatOptions
 
 
+#: What a step did for one answer; if that is nothing but tokens of the first one, only these.
+_Output = _core.StepOutput | list[int]
+_Addressed = tuple[int, _Output]  # with the number of the request
+
+
 class AsyncRequest:
     """A submitted request: iterate over it for its pieces, `listen` to them, or await `result`. Of one event loop.
 
@@ -42,12 +47,13 @@ class AsyncRequest:
         self._driver = driver
         self._prepared = prepared
         self._loop = asyncio.get_running_loop()
-        self._outputs: deque[_core.StepOutput] = deque()
+        self._outputs: deque[_Output] = deque()
         self._pieces: deque[StreamPiece] = deque()
         self._arrived = asyncio.Event()
         self._id = 0
         self._num_unread = prepared.options["n"]  # answers whose end the reader has not seen
         self._take: Callable[[StreamPiece | Exception], None] | None = None
+        self._take_text: Callable[[str, list[int]], None] | None = None
 
     @property
     def request_id(self) -> int:
@@ -59,29 +65,41 @@ class AsyncRequest:
         if not self._prepared.draft.finished:
             self._driver.cancel_request(self._id)
 
-    def listen(self, take: Callable[[StreamPiece | Exception], None]) -> None:
+    def listen(
+        self,
+        take: Callable[[StreamPiece | Exception], None],
+        take_text: Callable[[str, list[int]], None] | None = None,
+    ) -> None:
         """Calls a function with every piece, in the event loop as they come, instead of an iteration.
 
         To be called before the first is read. This spares each piece the way through a task.
 
         Args:
             take: Gets the pieces; an error that an iteration would raise comes last. It must not raise.
+            take_text: Gets the text and the tokens of pieces of the first answer that have nothing else to say, which
+                are most; `take` does not get those. It must not raise. None: all go to `take`.
         """
-        self._take = take
+        self._take, self._take_text = take, take_text
         while self._outputs:
             self._hand_on(self._outputs.popleft())
 
-    def _hand_on(self, output: _core.StepOutput) -> None:
+    def _hand_on(self, output: _Output) -> None:
         take = self._take
         assert take is not None
         draft = self._prepared.draft
         try:
-            self._driver.check(output)
-        except NanobraidError as error:
-            draft.add(output)  # it has ended all the same
-            take(error)
-            return
-        try:
+            if isinstance(output, list):
+                if self._take_text is not None:
+                    text, token_ids = draft.add_tokens(output)
+                    if text:
+                        self._take_text(text, token_ids)
+                    return
+            else:
+                try:
+                    self._driver.check(output)
+                except NanobraidError:
+                    draft.add(output)  # it has ended all the same
+                    raise
             for piece in draft.pieces(output):
                 take(piece)
         except Exception as error:  # it must not reach the requests that the same step brought something for
@@ -112,14 +130,20 @@ class AsyncRequest:
         """
         draft = self._prepared.draft
         while not draft.finished:
-            draft.add(await self._next_output())
+            output = await self._next_output()
+            if isinstance(output, list):
+                draft.add_tokens(output)
+            else:
+                draft.add(output)
         return draft.result(self._prepared.text, self._prepared.ids)
 
-    async def _next_output(self) -> _core.StepOutput:
+    async def _next_output(self) -> _Output:
         while not self._outputs:
             self._arrived.clear()
             await self._arrived.wait()
         output = self._outputs.popleft()
+        if isinstance(output, list):
+            return output
         try:
             self._driver.check(output)
         except NanobraidError:
@@ -127,7 +151,7 @@ class AsyncRequest:
             raise
         return output
 
-    def _deliver(self, output: _core.StepOutput) -> None:
+    def _deliver(self, output: _Output) -> None:
         if self._take is not None:
             self._hand_on(output)
             return
@@ -156,12 +180,11 @@ class AsyncEngine:
         self._driver = self._llm._driver
         self._chunks = AsyncChunkCache(self._llm.chunks)
         self._call = Call(streams=True)
-        self._requests: dict[int, AsyncRequest] = {}
-        self._lock = threading.Lock()
+        self._routes = _Routes()
         # Reads what the engine says, wakes each event loop once a step. It must not keep this object alive.
         self._reader = threading.Thread(
             target=_read,
-            args=(self._driver, self._call, self._requests, self._lock),
+            args=(self._driver, self._call, self._routes),
             name="nanobraid-outputs",
             daemon=True,
         )
@@ -280,9 +303,11 @@ class AsyncEngine:
 
     def _submit(self, prepared: Prepared) -> AsyncRequest:
         request = AsyncRequest(self._driver, prepared)
-        with self._lock:  # so that the first output does not come before the request is known
+        with self._routes.lock:  # so that the first output does not come before the request is known
+            for number in self._routes.use(request._loop):
+                self._driver.cancel_request(number)
             request._id = self._driver.submit(self._call, 0, prepared.ids, **prepared.options)
-            self._requests[request._id] = request
+            self._routes.requests[request._id] = request
         return request
 
     async def stream(
@@ -431,32 +456,67 @@ class AsyncEngine:
         await asyncio.to_thread(_stop, self._call, self._reader)
 
 
-def _read(driver: Driver, call: Call, requests: dict[int, AsyncRequest], lock: threading.Lock) -> None:
+class _Routes:
+    """Who waits for what. Outputs go to their event loop together; the loop itself finds their requests."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.requests: dict[int, AsyncRequest] = {}  # until the last of its answers has ended
+        self.loops: list[asyncio.AbstractEventLoop] = []
+
+    def use(self, loop: asyncio.AbstractEventLoop) -> list[int]:
+        """A request of this loop is submitted; returns those of closed loops. To be called with the lock, in the loop."""
+        if loop in self.loops:
+            return []
+        self.loops = [*(known for known in self.loops if not known.is_closed()), loop]
+        gone = [number for number, request in self.requests.items() if request._loop not in self.loops]
+        self.forget(gone)
+        return gone
+
+    def forget(self, numbers: list[int]) -> None:
+        """Nobody waits for these any more. To be called with the lock."""
+        for number in numbers:
+            self.requests.pop(number, None)
+
+    def parcels(self, outputs: list[_Addressed]) -> list[tuple[asyncio.AbstractEventLoop, list[_Addressed]]]:
+        """What each loop is to be given."""
+        with self.lock:
+            if len(self.loops) == 1:
+                return [(self.loops[0], outputs)]
+            parcels: dict[asyncio.AbstractEventLoop, list[_Addressed]] = {}
+            for addressed in outputs:
+                if (request := self.requests.get(addressed[0])) is not None:
+                    parcels.setdefault(request._loop, []).append(addressed)
+            return list(parcels.items())
+
+    def hand_out(self, parcel: list[_Addressed]) -> None:
+        """Gives the requests their outputs. To be called in the loop of all of them."""
+        find = self.requests.get
+        for number, output in parcel:
+            request = find(number)
+            if request is None:
+                continue
+            if not isinstance(output, list) and output.finish_reason is not None:
+                request._num_unread -= 1
+                if request._num_unread == 0:
+                    del self.requests[number]
+            request._deliver(output)
+
+
+def _read(driver: Driver, call: Call, routes: _Routes) -> None:
     while True:
         closed = call.outbox.closed  # before the last look, so that nothing that came before it is missed
-        outputs = call.outbox.wait(math.inf)
-        parcels: dict[asyncio.AbstractEventLoop, list[tuple[AsyncRequest, _core.StepOutput]]] = {}
-        with lock:
-            for output in outputs:
-                request = requests[output.request_id]
-                parcels.setdefault(request._loop, []).append((request, output))
-                if output.finish_reason is not None:
-                    request._num_unread -= 1
-                    if request._num_unread == 0:
-                        del requests[output.request_id]
-        for loop, parcel in parcels.items():
+        for loop, parcel in routes.parcels(call.outbox.wait_brief(math.inf)):
             try:
-                loop.call_soon_threadsafe(_hand_out, parcel)
+                loop.call_soon_threadsafe(routes.hand_out, parcel)
             except RuntimeError:  # the loop is closed: nobody will read these
-                for request, _ in parcel:
-                    driver.cancel_request(request.request_id)
+                numbers = [number for number, _ in parcel]
+                with routes.lock:
+                    routes.forget(numbers)
+                for number in numbers:
+                    driver.cancel_request(number)
         if closed:
             return
-
-
-def _hand_out(parcel: list[tuple[AsyncRequest, _core.StepOutput]]) -> None:
-    for request, output in parcel:
-        request._deliver(output)
 
 
 def _stop(call: Call, reader: threading.Thread) -> None:

@@ -72,6 +72,9 @@ class _Text:
 class _Answer:
     """One of the answers to a prompt as it grows."""
 
+    # Between two tokens of an answer the caches are filled with weights: what lies together is found sooner.
+    __slots__ = ("decoder", "error", "finish_reason", "logprobs", "push", "reported", "texts", "token_ids")
+
     def __init__(self, text: _Text, has_logprobs: bool) -> None:
         self.decoder = text
         self.push = text.push
@@ -118,6 +121,11 @@ class Draft:
         reuse_requested: The mode of reuse that the user wanted.
         downgrade_reason: Why the request is served in the mode ``exact`` instead, if it is.
     """
+
+    __slots__ = (
+        *("_answers", "_prompt_output", "_scores_prompt", "_tokenizer"),
+        *("downgrade_reason", "reuse_requested"),
+    )
 
     def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
         self._tokenizer = tokenizer
@@ -172,7 +180,8 @@ class Draft:
         answer = self._answers[0]
         all_ids = answer.token_ids
         all_ids += token_ids
-        text = answer.push(token_ids[0]) if len(token_ids) == 1 else "".join([answer.push(token) for token in token_ids])
+        push = answer.push
+        text = push(token_ids[0]) if len(token_ids) == 1 else "".join([push(token) for token in token_ids])
         if not text:
             return "", []
         answer.texts.append(text)

@@ -43,9 +43,15 @@ class AsyncRequest:
     both.
     """
 
+    __slots__ = (
+        *("_arrived", "_draft", "_driver", "_id", "_loop", "_num_unread", "_outputs", "_pieces", "_prepared"),
+        *("_take", "_take_text", "__weakref__"),
+    )
+
     def __init__(self, driver: Driver, prepared: Prepared) -> None:
         self._driver = driver
         self._prepared = prepared
+        self._draft = prepared.draft
         self._loop = asyncio.get_running_loop()
         self._outputs: deque[_Output] = deque()
         self._pieces: deque[StreamPiece] = deque()
@@ -62,7 +68,7 @@ class AsyncRequest:
 
     def abort(self) -> None:
         """Stops the request within one step; its last piece has the finish reason ``abort``. May be repeated."""
-        if not self._prepared.draft.finished:
+        if not self._draft.finished:
             self._driver.cancel_request(self._id)
 
     def listen(
@@ -86,13 +92,14 @@ class AsyncRequest:
     def _hand_on(self, output: _Output) -> None:
         take = self._take
         assert take is not None
-        draft = self._prepared.draft
+        draft = self._draft
         try:
             if isinstance(output, list):
-                if self._take_text is not None:
+                take_text = self._take_text
+                if take_text is not None:
                     text, token_ids = draft.add_tokens(output)
                     if text:
-                        self._take_text(text, token_ids)
+                        take_text(text, token_ids)
                     return
             else:
                 try:
@@ -116,9 +123,9 @@ class AsyncRequest:
             NanobraidError: A step of the engine failed.
         """
         while not self._pieces:
-            if self._prepared.draft.finished:
+            if self._draft.finished:
                 raise StopAsyncIteration
-            self._pieces.extend(self._prepared.draft.pieces(await self._next_output()))
+            self._pieces.extend(self._draft.pieces(await self._next_output()))
         return self._pieces.popleft()
 
     async def result(self) -> RequestOutput:
@@ -128,7 +135,7 @@ class AsyncRequest:
             InvalidArgumentError: The engine was closed.
             NanobraidError: A step of the engine failed.
         """
-        draft = self._prepared.draft
+        draft = self._draft
         while not draft.finished:
             output = await self._next_output()
             if isinstance(output, list):
@@ -147,7 +154,7 @@ class AsyncRequest:
         try:
             self._driver.check(output)
         except NanobraidError:
-            self._prepared.draft.add(output)  # it has ended all the same
+            self._draft.add(output)  # it has ended all the same
             raise
         return output
 
@@ -469,7 +476,8 @@ class _Routes:
         if loop in self.loops:
             return []
         self.loops = [*(known for known in self.loops if not known.is_closed()), loop]
-        gone = [number for number, request in self.requests.items() if request._loop not in self.loops]
+        # Copied, because other loops take out what has ended.
+        gone = [number for number, request in list(self.requests.items()) if request._loop not in self.loops]
         self.forget(gone)
         return gone
 
@@ -499,7 +507,7 @@ class _Routes:
             if not isinstance(output, list) and output.finish_reason is not None:
                 request._num_unread -= 1
                 if request._num_unread == 0:
-                    del self.requests[number]
+                    self.requests.pop(number, None)
             request._deliver(output)
 
 

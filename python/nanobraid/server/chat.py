@@ -36,6 +36,7 @@ from nanobraid.server.schema import ChatRequest
 from nanobraid.server.service import Caller, Service, Usage, guided_field, reuse_report, structured
 
 FINGERPRINT = f"nanobraid-{__version__}"
+_NOT_YET = SamplingParams()  # until a request is checked
 _TOOL_PARAM = re.compile(r"tools\[\d+\][\w.]*")
 
 
@@ -82,7 +83,7 @@ class ChatCall:
         self.request = request
         self.usage = Usage()
         self._prompt = Prompt([], None, None)
-        self._params = SamplingParams()
+        self._params = _NOT_YET
         self._with_usage = False
         self._logprobs: ChatLogprobs | None = None
         self._report: dict[str, Any] = {}

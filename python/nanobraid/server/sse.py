@@ -125,12 +125,14 @@ class _Writer:
 
     Args:
         send: Of the connection.
-        write: Writes a piece at once if the connection takes it, and says whether it did (`protocol.chunk_writer`); None
-            if there is no such function.
+        write: Writes a piece at once if the connection takes it, and says whether it did (`protocol.chunk_writer`);
+            None if there is no such function.
 
     Attributes:
         last: When something was sent last, by the clock of the event loop.
     """
+
+    __slots__ = ("_loop", "_num_waiting", "_send", "_task", "_time", "_waiting", "_write", "last")
 
     def __init__(self, send: Send, write: Callable[[bytes], bool] | None) -> None:
         self._send = send

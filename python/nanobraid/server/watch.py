@@ -21,6 +21,11 @@ class Watch:
         num_answers: Answers it asks for.
     """
 
+    __slots__ = (
+        *("_accepted", "_arrived", "_before_s", "_counts", "_entry", "_first", "_last", "_live", "_metrics"),
+        *("_num_prompt", "_observe_gap", "_open"),
+    )
+
     def __init__(
         self,
         metrics: Metrics,

@@ -15,7 +15,7 @@ from nanobraid.outputs import StreamPiece
 from nanobraid.server.watch import Watch
 
 if TYPE_CHECKING:
-    from nanobraid.async_engine import AsyncRequest
+    from nanobraid._async_request import AsyncRequest
 
 #: Takes the next piece.
 Take = Callable[[StreamPiece], None]

@@ -16,10 +16,10 @@ from nanobraid.outputs import StreamPiece
 
 pytest.importorskip("uvicorn")
 
-import nanobraid.server.protocol as protocol  # noqa: E402
-from nanobraid.server.errors import ApiError  # noqa: E402
-from nanobraid.server.generation import Generation  # noqa: E402
-from nanobraid.server.sse import _MAX_UNREAD, _Writer  # noqa: E402
+from nanobraid.server import protocol
+from nanobraid.server.errors import ApiError
+from nanobraid.server.generation import Generation
+from nanobraid.server.sse import _MAX_UNREAD, _Writer
 
 TEXTS = [" a", '"', "\\", "\n", "\x00", "é", "\u2028", "😀", "</script>", "x" * 5000, " ", "\x7f", "end"]
 PATHS = {

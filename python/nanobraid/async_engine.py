@@ -178,6 +178,7 @@ class AsyncEngine:
             for number in self._routes.use(request._loop):
                 self._driver.cancel_request(number)
             request._id = self._driver.submit(self._call, 0, prepared.ids, **prepared.options)
+            del self._call.indices[request._id]  # which would grow for ever; the routes know whose it is
             self._routes.requests[request._id] = request
         return request
 

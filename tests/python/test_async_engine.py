@@ -385,4 +385,5 @@ def test_requests_of_a_closed_loop_are_stopped(llm: nb.LLM) -> None:
         time.sleep(0.01)
     asyncio.run(engine.generate("One", nb.SamplingParams(max_tokens=1)))
     assert not engine._routes.requests
+    assert not engine._call.indices
     assert len(engine._routes.loops) == 1

@@ -55,16 +55,22 @@ def serve_stub(model: str) -> None:
         def __init__(self, count: int) -> None:
             self._left = count
             self._take: Callable[[StreamPiece], None] | None = None
+            self._take_text: Callable[[str, list[int]], None] | None = None
 
-        def listen(self, take: Callable[[StreamPiece], None]) -> None:
-            self._take = take
+        def listen(
+            self, take: Callable[[StreamPiece], None], take_text: Callable[[str, list[int]], None] | None = None
+        ) -> None:
+            self._take, self._take_text = take, take_text
             self._step()
 
         def _step(self) -> None:
             if self._take is None or self._left == 0:
                 return
             self._left -= 1
-            self._take(StreamPiece(" word", [100], None if self._left else "length"))
+            if self._left and self._take_text is not None:
+                self._take_text(" word", [100])
+            else:
+                self._take(StreamPiece(" word", [100], None if self._left else "length"))
             asyncio.get_running_loop().call_soon(self._step)
 
         def abort(self) -> None:

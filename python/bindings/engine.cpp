@@ -335,6 +335,27 @@ py::dict metrics_of(const engine::StepOutput& output) {
   return out;
 }
 
+// Most outputs are one token of the only answer: a list is made faster than an object and its properties are read.
+bool is_brief(const engine::StepOutput& output) {
+  return output.finish_reason == engine::FinishReason::none && output.choice == 0 && output.error.empty() &&
+         output.logprobs.empty() && output.prompt_logprobs.empty() && !output.prompt_logits;
+}
+
+py::list wait_brief(engine::Outbox& self, double seconds) {
+  std::vector<engine::StepOutput> outputs;
+  {
+    const py::gil_scoped_release release;
+    outputs = self.wait(engine::Outbox::Seconds(seconds));
+  }
+  py::list out(outputs.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const auto request_id = outputs[i].request_id;
+    py::object what = is_brief(outputs[i]) ? py::cast(outputs[i].token_ids) : py::cast(std::move(outputs[i]));
+    out[i] = py::make_tuple(request_id, std::move(what));
+  }
+  return out;
+}
+
 }  // namespace
 
 void bind_engine(py::module_& module) {
@@ -376,6 +397,7 @@ void bind_engine(py::module_& module) {
       .def(
           "wait", [](Outbox& self, double seconds) { return self.wait(Outbox::Seconds(seconds)); }, py::arg("seconds"),
           py::call_guard<py::gil_scoped_release>())
+      .def("wait_brief", &wait_brief, py::arg("seconds"))
       .def(
           "wait_for_ends", [](Outbox& self, double seconds) { return self.wait_for_ends(Outbox::Seconds(seconds)); },
           py::arg("seconds"), py::call_guard<py::gil_scoped_release>())

@@ -36,8 +36,9 @@ from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from nanobraid._async_request import AsyncRequest
     from nanobraid.async_chunks import AsyncChunkCache
-    from nanobraid.async_engine import AsyncEngine, AsyncRequest
+    from nanobraid.async_engine import AsyncEngine
     from nanobraid.chunked import Chunk, ChunkedLLM, ChunkedOutput, ChunkedPiece, ChunkType, RetainedOutput, WarmReport
 
 __all__ = [

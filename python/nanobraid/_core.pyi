@@ -279,6 +279,9 @@ class Outbox:
         """False: wake the reader only when an answer has ended."""
     def wait(self, seconds: float) -> list[StepOutput]:
         """Waits (GIL released) for what the reader wants to be woken for, then returns all that is there."""
+    def wait_brief(self, seconds: float) -> list[tuple[int, StepOutput | list[int]]]:
+        """As `wait`, with the numbers of the requests. Of an output that is nothing but tokens of the first answer to a
+        request, only these."""
     def wait_for_ends(self, seconds: float) -> bool:
         """Waits (GIL released) until every answer has ended; whether they have."""
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,16 @@ class _Text:
         self._num_decoded = self._num_given = 0  # characters, without control tokens
         self._marks: deque[tuple[int, str]] = deque()  # kept tokens not given out, and the characters before them
 
+        # Called once a token: where nothing is kept, the decoder is asked without a function between.
+        self.push: Callable[[int], str] = self._push if self._kept else self._decoder.push
+
     @property
     def stop_reason(self) -> str | None:
         return self._decoder.stop_reason
 
-    def push(self, token_id: int) -> str:
+    def _push(self, token_id: int) -> str:
         text = self._decoder.push(token_id)
-        if self._places is None:
-            return text
+        assert self._places is not None
         if token_id in self._kept:
             if self._decoder.stop_reason is None:
                 self._marks.append((self._num_decoded, self._tokenizer.token_text(token_id)))
@@ -70,8 +72,12 @@ class _Text:
 class _Answer:
     """One of the answers to a prompt as it grows."""
 
+    # Between two tokens of an answer the caches are filled with weights: what lies together is found sooner.
+    __slots__ = ("decoder", "error", "finish_reason", "logprobs", "push", "reported", "texts", "token_ids")
+
     def __init__(self, text: _Text, has_logprobs: bool) -> None:
         self.decoder = text
+        self.push = text.push
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = [] if has_logprobs else None
         self.texts: list[str] = []
@@ -115,6 +121,11 @@ class Draft:
         reuse_requested: The mode of reuse that the user wanted.
         downgrade_reason: Why the request is served in the mode ``exact`` instead, if it is.
     """
+
+    __slots__ = (
+        *("_answers", "_prompt_output", "_scores_prompt", "_tokenizer"),
+        *("downgrade_reason", "reuse_requested"),
+    )
 
     def __init__(self, tokenizer: Tokenizer, options: Mapping[str, Any], params: SamplingParams) -> None:
         self._tokenizer = tokenizer
@@ -164,12 +175,30 @@ class Draft:
             answer.decoder.stop_reason if finished else None,
         )
 
-    def pieces(self, output: _core.StepOutput) -> Iterator[StreamPiece]:
-        """As `add`, without pieces that say nothing.
+    def add_tokens(self, token_ids: list[int]) -> tuple[str, list[int]]:
+        """As `add`, for an output that is nothing but tokens of the first answer; the text and tokens of its piece."""
+        answer = self._answers[0]
+        all_ids = answer.token_ids
+        all_ids += token_ids
+        push = answer.push
+        text = push(token_ids[0]) if len(token_ids) == 1 else "".join([push(token) for token in token_ids])
+        if not text:
+            return "", []
+        answer.texts.append(text)
+        begin, answer.reported = answer.reported, len(all_ids)
+        return text, all_ids[begin:]
+
+    def pieces(self, output: _core.StepOutput | list[int]) -> Iterator[StreamPiece]:
+        """As `add`, without pieces that say nothing. A list is what `add_tokens` takes.
 
         Raises:
             InvalidArgumentError: The options of the request left no token to choose; after the tokens before that.
         """
+        if isinstance(output, list):
+            text, token_ids = self.add_tokens(output)
+            if text:
+                yield StreamPiece(text, token_ids, None)
+            return
         piece = self.add(output)
         failed = output.finish_reason == "error"
         if piece.text or (piece.finish_reason is not None and not failed):

@@ -8,19 +8,18 @@ import math
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from nanobraid import _core
+from nanobraid._async_request import AsyncRequest, Routes, read_outputs
 from nanobraid._compose import Attempts
 from nanobraid._draft import Prepared
-from nanobraid._driver import Call, Driver
+from nanobraid._driver import Call
 from nanobraid.async_chunks import AsyncChunkCache
 from nanobraid.chat_template import Message
 from nanobraid.composition import Reuse, Segment
-from nanobraid.errors import InvalidArgumentError, NanobraidError, OutOfMemoryError, UnsupportedError
+from nanobraid.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError
 from nanobraid.llm import LLM
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
@@ -29,110 +28,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from nanobraid._chat_inputs import ChatOptions
-
-
-class AsyncRequest:
-    """A submitted request: iterate over it for its pieces, `listen` to them, or await `result`. Of one event loop.
-
-    Leaving the iteration early does not stop the request; `abort` does, and so does `AsyncEngine.stream`, which wraps
-    both.
-    """
-
-    def __init__(self, driver: Driver, prepared: Prepared) -> None:
-        self._driver = driver
-        self._prepared = prepared
-        self._loop = asyncio.get_running_loop()
-        self._outputs: deque[_core.StepOutput] = deque()
-        self._pieces: deque[StreamPiece] = deque()
-        self._arrived = asyncio.Event()
-        self._id = 0
-        self._num_unread = prepared.options["n"]  # answers whose end the reader has not seen
-        self._take: Callable[[StreamPiece | Exception], None] | None = None
-
-    @property
-    def request_id(self) -> int:
-        """Number of the request within its engine."""
-        return self._id
-
-    def abort(self) -> None:
-        """Stops the request within one step; its last piece has the finish reason ``abort``. May be repeated."""
-        if not self._prepared.draft.finished:
-            self._driver.cancel_request(self._id)
-
-    def listen(self, take: Callable[[StreamPiece | Exception], None]) -> None:
-        """Calls a function with every piece, in the event loop as they come, instead of an iteration.
-
-        To be called before the first is read. This spares each piece the way through a task.
-
-        Args:
-            take: Gets the pieces; an error that an iteration would raise comes last. It must not raise.
-        """
-        self._take = take
-        while self._outputs:
-            self._hand_on(self._outputs.popleft())
-
-    def _hand_on(self, output: _core.StepOutput) -> None:
-        take = self._take
-        assert take is not None
-        draft = self._prepared.draft
-        try:
-            self._driver.check(output)
-        except NanobraidError as error:
-            draft.add(output)  # it has ended all the same
-            take(error)
-            return
-        try:
-            for piece in draft.pieces(output):
-                take(piece)
-        except Exception as error:  # it must not reach the requests that the same step brought something for
-            take(error)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> StreamPiece:
-        """Returns the next piece.
-
-        Raises:
-            InvalidArgumentError: The options left no token to choose, or the engine was closed.
-            NanobraidError: A step of the engine failed.
-        """
-        while not self._pieces:
-            if self._prepared.draft.finished:
-                raise StopAsyncIteration
-            self._pieces.extend(self._prepared.draft.pieces(await self._next_output()))
-        return self._pieces.popleft()
-
-    async def result(self) -> RequestOutput:
-        """Waits for the end and returns all of the request. Pieces not read yet are passed over.
-
-        Raises:
-            InvalidArgumentError: The engine was closed.
-            NanobraidError: A step of the engine failed.
-        """
-        draft = self._prepared.draft
-        while not draft.finished:
-            draft.add(await self._next_output())
-        return draft.result(self._prepared.text, self._prepared.ids)
-
-    async def _next_output(self) -> _core.StepOutput:
-        while not self._outputs:
-            self._arrived.clear()
-            await self._arrived.wait()
-        output = self._outputs.popleft()
-        try:
-            self._driver.check(output)
-        except NanobraidError:
-            self._prepared.draft.add(output)  # it has ended all the same
-            raise
-        return output
-
-    def _deliver(self, output: _core.StepOutput) -> None:
-        if self._take is not None:
-            self._hand_on(output)
-            return
-        self._outputs.append(output)
-        self._arrived.set()
 
 
 class AsyncEngine:
@@ -156,12 +51,11 @@ class AsyncEngine:
         self._driver = self._llm._driver
         self._chunks = AsyncChunkCache(self._llm.chunks)
         self._call = Call(streams=True)
-        self._requests: dict[int, AsyncRequest] = {}
-        self._lock = threading.Lock()
+        self._routes = Routes()
         # Reads what the engine says, wakes each event loop once a step. It must not keep this object alive.
         self._reader = threading.Thread(
-            target=_read,
-            args=(self._driver, self._call, self._requests, self._lock),
+            target=read_outputs,
+            args=(self._driver, self._call, self._routes),
             name="nanobraid-outputs",
             daemon=True,
         )
@@ -280,9 +174,12 @@ class AsyncEngine:
 
     def _submit(self, prepared: Prepared) -> AsyncRequest:
         request = AsyncRequest(self._driver, prepared)
-        with self._lock:  # so that the first output does not come before the request is known
+        with self._routes.lock:  # so that the first output does not come before the request is known
+            for number in self._routes.use(request._loop):
+                self._driver.cancel_request(number)
             request._id = self._driver.submit(self._call, 0, prepared.ids, **prepared.options)
-            self._requests[request._id] = request
+            del self._call.indices[request._id]  # which would grow for ever; the routes know whose it is
+            self._routes.requests[request._id] = request
         return request
 
     async def stream(
@@ -429,34 +326,6 @@ class AsyncEngine:
             await asyncio.to_thread(self._driver.drain, math.inf if timeout_s is None else timeout_s)
         await asyncio.to_thread(self._llm.close)
         await asyncio.to_thread(_stop, self._call, self._reader)
-
-
-def _read(driver: Driver, call: Call, requests: dict[int, AsyncRequest], lock: threading.Lock) -> None:
-    while True:
-        closed = call.outbox.closed  # before the last look, so that nothing that came before it is missed
-        outputs = call.outbox.wait(math.inf)
-        parcels: dict[asyncio.AbstractEventLoop, list[tuple[AsyncRequest, _core.StepOutput]]] = {}
-        with lock:
-            for output in outputs:
-                request = requests[output.request_id]
-                parcels.setdefault(request._loop, []).append((request, output))
-                if output.finish_reason is not None:
-                    request._num_unread -= 1
-                    if request._num_unread == 0:
-                        del requests[output.request_id]
-        for loop, parcel in parcels.items():
-            try:
-                loop.call_soon_threadsafe(_hand_out, parcel)
-            except RuntimeError:  # the loop is closed: nobody will read these
-                for request, _ in parcel:
-                    driver.cancel_request(request.request_id)
-        if closed:
-            return
-
-
-def _hand_out(parcel: list[tuple[AsyncRequest, _core.StepOutput]]) -> None:
-    for request, output in parcel:
-        request._deliver(output)
 
 
 def _stop(call: Call, reader: threading.Thread) -> None:

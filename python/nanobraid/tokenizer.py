@@ -167,6 +167,12 @@ class Tokenizer:
             InvalidArgumentError: One is not an integer or outside [0, vocab_size); the message says which.
         """
         last = self.vocab_size - 1
+        if (
+            type(token_ids) is list
+            and set(map(type, token_ids)) == {int}
+            and 0 <= min(token_ids) <= max(token_ids) <= last
+        ):
+            return list(token_ids)
         return [
             require_int(f"{field}[{i}]", token_id, 0, last, f"a token id in [0, {last}]")
             for i, token_id in enumerate(token_ids)

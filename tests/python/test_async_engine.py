@@ -333,3 +333,57 @@ def test_listeners_hear_of_errors_and_of_the_end(llm: nb.LLM) -> None:
         assert heard[-1].finish_reason == "abort" or heard[0].finish_reason == "abort"
 
     asyncio.run(run())
+
+
+def test_texts_and_pieces_are_heard_apart(llm: nb.LLM) -> None:
+    async def heard(params: nb.SamplingParams) -> tuple[list[Any], list[tuple[str, list[int]]], str, list[int]]:
+        engine = nb.AsyncEngine(llm)
+        out = await engine.generate("One two three", params)
+        pieces: list[Any] = []
+        texts: list[tuple[str, list[int]]] = []
+        ended = asyncio.Event()
+
+        def take(piece: Any) -> None:
+            pieces.append(piece)
+            if sum(piece.finish_reason is not None for piece in pieces) == params.n:
+                ended.set()
+
+        (await engine.start("One two three", params)).listen(take, lambda *text: texts.append(text))
+        await ended.wait()
+        return pieces, texts, out.text, out.token_ids
+
+    pieces, texts, text, token_ids = asyncio.run(heard(nb.SamplingParams(temperature=0, max_tokens=12)))
+    (last,) = pieces
+    assert "".join(part for part, _ in texts) + last.text == text
+    assert [token for _, ids in texts for token in ids] + last.token_ids == token_ids
+    assert all(part and ids for part, ids in texts)
+    assert len(texts) > 5
+
+    params = nb.SamplingParams(temperature=0, max_tokens=12, n=2)
+    pieces, texts, text, _ = asyncio.run(heard(params))
+    assert {piece.index for piece in pieces if piece.finish_reason is None} == {1}
+    assert "".join(part for part, _ in texts) + "".join(piece.text for piece in pieces if piece.index == 0) == text
+
+    pieces, texts, text, _ = asyncio.run(heard(nb.SamplingParams(temperature=0, max_tokens=12, logprobs=0)))
+    assert texts == []
+    assert "".join(piece.text for piece in pieces) == text
+
+
+def test_requests_of_a_closed_loop_are_stopped(llm: nb.LLM) -> None:
+    engine = nb.AsyncEngine(llm)
+    params = nb.SamplingParams(temperature=0, max_tokens=900, ignore_eos=True)
+
+    async def leave() -> None:
+        await anext(await engine.start("One two three", params))
+
+    for _ in range(2):  # nobody hears of the second one's end but the loop after it
+        asyncio.run(leave())
+    asyncio.run(engine.generate("One", nb.SamplingParams(max_tokens=1)))
+    wait_for_idle = time.monotonic() + 5
+    while engine.stats()["running"]:
+        assert time.monotonic() < wait_for_idle
+        time.sleep(0.01)
+    asyncio.run(engine.generate("One", nb.SamplingParams(max_tokens=1)))
+    assert not engine._routes.requests
+    assert not engine._call.indices
+    assert len(engine._routes.loops) == 1

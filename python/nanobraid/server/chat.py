@@ -29,13 +29,14 @@ from nanobraid.server.conversation import (
     response_schema,
 )
 from nanobraid.server.errors import invalid_value, unsupported
-from nanobraid.server.generation import ComposedGeneration, Generation, Take
+from nanobraid.server.generation import ComposedGeneration, Generation, Take, TakeText
 from nanobraid.server.logprobs import ChatLogprobs
 from nanobraid.server.reasoning import ThinkSplitter
 from nanobraid.server.schema import ChatRequest
 from nanobraid.server.service import Caller, Service, Usage, guided_field, reuse_report, structured
 
 FINGERPRINT = f"nanobraid-{__version__}"
+_NOT_YET = SamplingParams()  # until a request is checked
 _TOOL_PARAM = re.compile(r"tools\[\d+\][\w.]*")
 
 
@@ -82,7 +83,7 @@ class ChatCall:
         self.request = request
         self.usage = Usage()
         self._prompt = Prompt([], None, None)
-        self._params = SamplingParams()
+        self._params = _NOT_YET
         self._with_usage = False
         self._logprobs: ChatLogprobs | None = None
         self._report: dict[str, Any] = {}
@@ -246,12 +247,12 @@ class ChatCall:
 
         await self._run(take_piece)
 
-    async def _run(self, take: Take) -> None:
+    async def _run(self, take: Take, take_text: TakeText | None = None) -> None:
         if self._generation is None:
             await self.start()
         assert self._generation is not None
         try:
-            await self._generation.run(take)
+            await self._generation.run(take, take_text)
         except NanobraidError as error:  # only its first token shows that a grammar has no answer
             raise self._service.answer_to(error, guided_field(self.request)) from None
         finally:
@@ -263,8 +264,7 @@ class ChatCall:
         updates: list[Update] = []
         channel = self._channels.get(index)
         if channel is None:
-            channel = self._channels[index] = self._channel()
-            updates.append(Update(index, {"role": "assistant", "content": ""}))
+            channel = self._open(index, updates.append)
         self.usage.completion += len(piece.token_ids)
         deltas = channel.feed(piece)
         logprobs = None
@@ -288,11 +288,14 @@ class ChatCall:
             updates.append(Update(index, {}, None, reason, piece.stop_reason))
         return updates
 
-    def _channel(self) -> Channel:
+    def _open(self, index: int, take: Callable[[Update], None]) -> Channel:
+        """An answer begins."""
         service = self._service
         splitter = ThinkSplitter(service.tokenizer, opened=self._opened) if service.reasons else None
         parser = service.tools.format.parser(self._tools) if self._tools else None
-        return Channel(splitter, parser, reasoning_field=service.settings.reasoning_field)
+        take(Update(index, {"role": "assistant", "content": ""}))
+        channel = self._channels[index] = Channel(splitter, parser, reasoning_field=service.settings.reasoning_field)
+        return channel
 
     def _finish(self, piece: StreamPiece) -> str:
         if piece.finish_reason == "timeout":
@@ -383,17 +386,22 @@ class ChatCall:
         usage, started = self.usage, self._channels
         is_plain = self._logprobs is None and not self._service.reasons and not self._tools
 
-        def take(piece: StreamPiece) -> None:
+        def take_update(update: Update) -> None:
             nonlocal num_open
-            if is_plain and piece.index == 0 and piece.finish_reason is None and 0 in started:
-                usage.completion += len(piece.token_ids)
-                write(begin + dumps(piece.text) + end)
-                return
-            for update in self._updates_of(piece):
-                num_open -= update.finish_reason is not None
-                write(sse.event(self._chunk(update, num_open)))
+            num_open -= update.finish_reason is not None
+            write(sse.event(self._chunk(update, num_open)))
 
-        await self._run(take)
+        def take(piece: StreamPiece) -> None:
+            for update in self._updates_of(piece):
+                take_update(update)
+
+        def take_text(text: str, token_ids: list[int]) -> None:
+            if 0 not in started:
+                self._open(0, take_update)
+            usage.completion += len(token_ids)
+            write(begin + dumps(text) + end)
+
+        await self._run(take, take_text if is_plain else None)
         if self._with_usage:
             write(sse.event(self._last()))
         write(sse.DONE)

@@ -20,7 +20,7 @@ from nanobraid.server.chat import FINGERPRINT
 from nanobraid.server.chunks import Chunks, reuse_of, tokens_of
 from nanobraid.server.conversation import checked_stream_options
 from nanobraid.server.errors import cut, invalid_type, invalid_value, missing, unsupported
-from nanobraid.server.generation import ComposedGeneration, Generation
+from nanobraid.server.generation import ComposedGeneration, Generation, TakeText
 from nanobraid.server.logprobs import completion_logprobs
 from nanobraid.server.request_fields import whole_numbers
 from nanobraid.server.schema import CompletionRequest
@@ -214,8 +214,17 @@ class CompletionCall:
             if prompt.generation is not None:
                 await prompt.generation.close()
 
-    async def _run(self, take: Callable[[_Prompt, StreamPiece], None]) -> None:
-        """Calls a function with the pieces of all prompts as they come. Cancelling the task stops them."""
+    async def _run(
+        self,
+        take: Callable[[_Prompt, StreamPiece], None],
+        text_taker: Callable[[_Prompt], TakeText] | None = None,
+    ) -> None:
+        """Calls a function with the pieces of all prompts as they come. Cancelling the task stops them.
+
+        Args:
+            take: The function.
+            text_taker: Makes functions for `Generation.run` that take text.
+        """
 
         async def run(prompt: _Prompt) -> None:
             def take_piece(piece: StreamPiece) -> None:
@@ -225,7 +234,7 @@ class CompletionCall:
                 take(prompt, piece)
 
             assert prompt.generation is not None
-            await prompt.generation.run(take_piece)
+            await prompt.generation.run(take_piece, None if text_taker is None else text_taker(prompt))
 
         try:
             await together([run(prompt) for prompt in self._prompts])
@@ -327,10 +336,18 @@ class CompletionCall:
         num_top = self.request.logprobs
         offsets: dict[int, int] = {}
         decoders: dict[int, Any] = {}  # a character may be in tokens of several pieces
-        # Most events differ in one text only: what stands around it is made once.
-        head = self._event(0, StreamPiece("\x00", [], None), None, False)
-        begin, end = head.split(orjson.dumps("\x00"))
-        dumps = orjson.dumps
+        usage, dumps = self.usage, orjson.dumps
+
+        def text_taker(prompt: _Prompt) -> TakeText:
+            # Most events differ in one text only: what stands around it is made once.
+            head = self._event(prompt.first, StreamPiece("\x00", [], None), None, False)
+            begin, end = head.split(dumps("\x00"))
+
+            def take_text(text: str, token_ids: list[int]) -> None:
+                usage.completion += len(token_ids)
+                write(begin + dumps(text) + end)
+
+            return take_text
 
         def logprobs_of(index: int, rows: Sequence[TokenLogprobs | None], tokens: list[int]) -> dict[str, Any] | None:
             if num_top is None:
@@ -345,9 +362,6 @@ class CompletionCall:
         def add(prompt: _Prompt, piece: StreamPiece) -> None:
             nonlocal num_open
             index = prompt.first + piece.index
-            if index == 0 and num_top is None and piece.finish_reason is None:
-                write(begin + dumps(piece.text) + end)
-                return
             logprobs = logprobs_of(index, piece.logprobs or [], piece.token_ids)
             ended = piece.finish_reason is not None
             num_open -= ended
@@ -364,7 +378,7 @@ class CompletionCall:
                 for i in range(prompt.params.n):
                     add(prompt, StreamPiece("", [], "length", index=i))
         else:
-            await self._run(add)
+            await self._run(add, text_taker if num_top is None else None)
         self._log()
         if self._with_usage:
             last = {**self._head(), "choices": [], "usage": self.usage.report(), "nanobraid": self._report}

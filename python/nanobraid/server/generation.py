@@ -15,10 +15,12 @@ from nanobraid.outputs import StreamPiece
 from nanobraid.server.watch import Watch
 
 if TYPE_CHECKING:
-    from nanobraid.async_engine import AsyncRequest
+    from nanobraid._async_request import AsyncRequest
 
 #: Takes the next piece.
 Take = Callable[[StreamPiece], None]
+#: Takes the text and the tokens of a piece of the first answer that says nothing else.
+TakeText = Callable[[str, list[int]], None]
 
 
 class Generation:
@@ -35,15 +37,20 @@ class Generation:
         self._watch = watch
         self._num_open = num_answers
 
-    async def run(self, take: Take) -> None:
+    async def run(self, take: Take, take_text: TakeText | None = None) -> None:
         """Calls a function with every piece until the last answer has ended.
+
+        Args:
+            take: The function.
+            take_text: Called instead for pieces of which it can say all. None: there is no such function.
 
         Raises:
             NanobraidError: The request failed.
-            Exception: What the function raises; it is not called any more then.
+            Exception: What a function raises; none is called any more then.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        look = self._watch.piece
+        look, count = self._watch.piece, self._watch.tokens
+        is_done = done.done
 
         def hear(item: StreamPiece | Exception) -> None:
             if done.done():
@@ -61,7 +68,17 @@ class Generation:
                 if self._num_open == 0:
                     done.set_result(None)
 
-        self._request.listen(hear)
+        def hear_text(text: str, token_ids: list[int]) -> None:
+            assert take_text is not None
+            if is_done():
+                return
+            try:
+                count(0, len(token_ids))
+                take_text(text, token_ids)
+            except Exception as error:
+                done.set_exception(error)
+
+        self._request.listen(hear, None if take_text is None else hear_text)
         await done
 
     async def close(self) -> None:
@@ -84,19 +101,25 @@ class ComposedGeneration:
         self._first = first
         self._watch = watch
 
-    async def run(self, take: Take) -> None:
+    async def run(self, take: Take, take_text: TakeText | None = None) -> None:
         """As `Generation.run`.
 
         Raises:
             NanobraidError, Exception: As that.
         """
+
+        def hear(piece: StreamPiece) -> None:
+            self._watch.piece(piece)
+            if take_text is None or piece.index or piece.finish_reason is not None or piece.logprobs is not None:
+                take(piece)
+            else:
+                take_text(piece.text, piece.token_ids)
+
         if self._first is not None:
-            self._watch.piece(self._first)
-            take(self._first)
+            hear(self._first)
         async with aclosing(self._pieces) as pieces:
             async for piece in pieces:
-                self._watch.piece(piece)
-                take(piece)
+                hear(piece)
 
     async def close(self) -> None:
         """Stops the request if it has not ended."""

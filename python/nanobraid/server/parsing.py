@@ -87,6 +87,8 @@ def _check(value: Any) -> None:
                 except UnicodeEncodeError:
                     raise _refusal("the body has a lone surrogate, which is not Unicode text") from None
         elif isinstance(item, list):
+            if set(map(type, item)) == {int}:
+                continue  # token ids, of which there may be many
             pending.extend((x, depth + 1) for x in item if not isinstance(x, int) or isinstance(x, bool))
         elif isinstance(item, dict):
             pending.extend((key, depth) for key in item)

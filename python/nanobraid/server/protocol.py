@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from nanobraid.server.errors import ApiError
 from nanobraid.server.settings import Settings
@@ -26,6 +27,23 @@ class _Transport:
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.close = close
+
+
+def chunk_writer(cycle: RequestResponseCycle) -> Callable[[bytes], bool]:
+    """A function that writes a piece of an answer in chunks as `send` of its cycle would, without what that costs.
+
+    It returns False, and has written nothing, where `send` would do something else: before the answer has begun, when
+    it has ended or has no chunks, when the client has gone, and while it reads too slowly.
+    """
+    flow, write = cycle.flow, cycle.transport.write
+
+    def write_chunk(data: bytes) -> bool:
+        if flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding or not data:
+            return False
+        write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    return write_chunk
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -141,7 +159,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._set_timer(None)
         super().on_headers_complete()
         self.cycle.transport = self._answers
-        self.scope["nanobraid.flow"] = self.flow  # type: ignore[typeddict-unknown-key]  # see sse.EventStream
+        self.scope["nanobraid.write"] = chunk_writer(self.cycle)  # type: ignore[typeddict-unknown-key]  # see sse
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body has come."""

@@ -124,16 +124,20 @@ class _Writer:
 
     Args:
         send: Of the connection.
-        flow: What says whether the connection takes more (`write_paused`), as uvicorn's; None if nobody says.
+        write: Writes a piece at once if the connection takes it, and says whether it did (`protocol.chunk_writer`);
+            None if there is no such function.
 
     Attributes:
         last: When something was sent last, by the clock of the event loop.
     """
 
-    def __init__(self, send: Send, flow: Any) -> None:
+    __slots__ = ("_loop", "_num_waiting", "_send", "_task", "_time", "_waiting", "_write", "last")
+
+    def __init__(self, send: Send, write: Callable[[bytes], bool] | None) -> None:
         self._send = send
-        self._flow = flow
+        self._write = write
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         self._waiting: list[bytes] = []
         self._num_waiting = 0
         self._task: asyncio.Task[None] | None = None
@@ -145,15 +149,9 @@ class _Writer:
         Raises:
             ApiError: The client reads too slowly.
         """
-        self.last = self._loop.time()
-        flow = self._flow
-        if self._task is None and flow is not None and not flow.write_paused:
-            # Nothing in it waits then, so it runs to its end without a task of its own.
-            try:
-                self._send({"type": "http.response.body", "body": data, "more_body": True}).send(None)  # type: ignore[attr-defined]
-            except StopIteration:
-                return
-            raise RuntimeError("the connection waits although it takes more")
+        self.last = self._time()
+        if self._task is None and self._write is not None and self._write(data):
+            return
         self._waiting.append(data)
         self._num_waiting += len(data)
         if self._num_waiting > _MAX_UNREAD:
@@ -223,7 +221,7 @@ class EventStream:
         """Sends the answer."""
         guard = Guard(receive, self._timeout_s)
         # The layers between here and the socket look at the beginning of an answer only, and each costs every token.
-        writer = _Writer(scope.get("nanobraid.send", send), scope.get("nanobraid.flow"))
+        writer = _Writer(scope.get("nanobraid.send", send), scope.get("nanobraid.write"))
         pinger = _Pinger(writer, self._ping_interval_s)
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]

@@ -21,6 +21,11 @@ class Watch:
         num_answers: Answers it asks for.
     """
 
+    __slots__ = (
+        *("_accepted", "_arrived", "_before_s", "_counts", "_entry", "_first", "_last", "_live", "_metrics"),
+        *("_num_prompt", "_observe_gap", "_open"),
+    )
+
     def __init__(
         self,
         metrics: Metrics,
@@ -32,6 +37,7 @@ class Watch:
         num_answers: int,
     ) -> None:
         self._metrics = metrics
+        self._observe_gap = metrics.observe_token_gap
         self._live = live
         self._entry = live.add(request_id, num_prompt)
         self._num_prompt = num_prompt
@@ -49,17 +55,9 @@ class Watch:
 
     def piece(self, piece: StreamPiece) -> None:
         """A piece has come."""
-        i, num_tokens = piece.index, len(piece.token_ids)
-        if num_tokens:
-            now = time.perf_counter()
-            if self._counts[i]:
-                self._metrics.observe_token_gap((now - self._last[i]) / num_tokens)
-            else:
-                self._first[i] = now
-                self._entry.running = True
-            self._last[i] = now
-            self._counts[i] += num_tokens
-            self._entry.tokens += num_tokens
+        i = piece.index
+        if piece.token_ids:
+            self.tokens(i, len(piece.token_ids))
         if piece.finish_reason is not None and piece.metrics is not None and piece.reuse is not None:
             self._open.discard(i)
             self._metrics.observe(
@@ -72,6 +70,19 @@ class Watch:
                     before_s=self._before_s,
                 )
             )
+
+    def tokens(self, i: int, num_tokens: int) -> None:
+        """Tokens of an answer have come."""
+        now = time.perf_counter()
+        entry, counts, last = self._entry, self._counts, self._last
+        if counts[i]:
+            self._observe_gap((now - last[i]) / num_tokens)
+        else:
+            self._first[i] = now
+            entry.running = True
+        last[i] = now
+        counts[i] += num_tokens
+        entry.tokens += num_tokens
 
     def close(self) -> None:
         """It has ended; what has not come to its own end was cut off."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from http_checks import connect, read_answer, refused
 
+from nanobraid._draft import Draft
 from nanobraid.errors import InternalError, NanobraidError
 from nanobraid.server import edge
 from nanobraid.server.settings import Settings
@@ -222,10 +223,11 @@ def test_errors_of_the_engine_stay_in_the_log(
             raise error
         request = await start(*args, **more)
 
-        def fail(output: Any) -> Any:
+        def fail(*_: Any) -> Any:
             raise error
 
-        request._prepared.draft.pieces = fail
+        for name in ("pieces", "add_tokens"):
+            monkeypatch.setattr(Draft, name, fail)
         return request
 
     monkeypatch.setattr(server.engine, "start", broken)

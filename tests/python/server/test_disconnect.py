@@ -190,7 +190,7 @@ def _state(server: Any) -> dict[str, int]:
         "threads": threading.active_count(),
         "tasks": _num_tasks(server),
         "blocks": server.engine.stats()["blocks_owned"],
-        "requests": len(server.engine._requests),
+        "requests": len(server.engine._routes.requests),
     }
 
 

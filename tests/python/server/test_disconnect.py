@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_threads import THREADS
 from http_checks import chat_bytes, connect, post_head
 
 import nanobraid as nb
@@ -34,7 +35,7 @@ def shared_server(model_path: Path, serve: Any) -> Iterator[Any]:
     """A server whose engine runs two requests at a time."""
     from conftest import running
 
-    options: dict[str, Any] = {"num_threads": 2, "max_model_len": 1024, "max_num_seqs": 2, "max_waiting": 64}
+    options: dict[str, Any] = {"num_threads": THREADS, "max_model_len": 1024, "max_num_seqs": 2, "max_waiting": 64}
     with nb.LLM(model_path, **options) as llm, running(nb.AsyncEngine(llm), Settings()) as server:
         yield server
 

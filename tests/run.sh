@@ -175,7 +175,7 @@ tsan() {
   TSAN_OPTIONS="suppressions=$root/tests/tsan_suppressions.txt" timeout 600 build/tsan/thread_tests --gtest_brief=1
 }
 
-# In as many processes as there are jobs: the minute of the soak test and what waits go beside other tests. Files are
+# In as many processes as there are jobs: the soak test and what waits go beside other tests. Files are
 # handed out in long stretches (worksteal), so that what a module shares is made once, seldom twice.
 # Plugins of other packages that happen to be installed are left out, and with them seconds of their imports.
 # A run in the background is started with SIGINT ignored, and so would be every test of Ctrl-C.

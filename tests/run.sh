@@ -175,14 +175,15 @@ tsan() {
   TSAN_OPTIONS="suppressions=$root/tests/tsan_suppressions.txt" timeout 600 build/tsan/thread_tests --gtest_brief=1
 }
 
-# In as many processes as there are jobs: the minute of the soak test and what waits go beside other tests. Files are
+# In as many processes as there are jobs: the soak test and what waits go beside other tests. Files are
 # handed out in long stretches (worksteal), so that what a module shares is made once, seldom twice.
+# Plugins of other packages that happen to be installed are left out, and with them seconds of their imports.
 # A run in the background is started with SIGINT ignored, and so would be every test of Ctrl-C.
 run_pytest() {
-  NANOBRAID_BUILD_DIR="$root/build/test" "$venv/bin/python" -c '
+  PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 NANOBRAID_BUILD_DIR="$root/build/test" "$venv/bin/python" -c '
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])' -n "$jobs" --dist worksteal
+os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])' -p xdist -n "$jobs" --dist worksteal
 }
 
 run_ruff() {

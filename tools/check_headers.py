@@ -4,7 +4,7 @@
 Exempt, because they are no headers of their own: the fragments under cpp/ops/cpu/isa/ that are compiled as part of
 kernels_<isa>.cpp, inside its unnamed namespace. Their leading comment says so, and some kernels_*.cpp reaches them.
 
-Usage: check_headers.py [--root DIR] [--jobs N]        The compiler is $CXX, or g++.
+Usage: check_headers.py [--root DIR] [--jobs N]        The compiler is $CXX, or g++; through ccache where that is.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ISA = Path("cpp/ops/cpu/isa")
-FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -43,9 +44,16 @@ def leading_comment(path: Path) -> str:
 
 
 def compile_alone(header: Path, root: Path) -> str | None:
-    """The first error, or None. The header is force-included into an empty file, as a real includer would see it."""
-    command = [os.environ.get("CXX", "g++"), *FLAGS, "-I", str(root / "cpp"), "-include", str(header)]
-    result = subprocess.run([*command, "-x", "c++", os.devnull], capture_output=True, text=True, check=False)
+    """The first error, or None. The header is included into an empty file, as a real includer would see it.
+
+    All paths are relative and the same each time, so that the compiler cache knows what it has compiled before.
+    """
+    name = header.relative_to(root / "cpp").as_posix()
+    source = Path("build", "headers", name.replace("/", "-") + ".cpp")
+    (root / source).write_text(f'#include "{name}"\n', encoding="utf-8")
+    launcher = [found] if (found := shutil.which("ccache")) else []
+    command = [*launcher, os.environ.get("CXX", "g++"), *FLAGS, "-I", "cpp", "-c", str(source), "-o", f"{source}.o"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     if result.returncode == 0:
         return None
     errors = [line for line in result.stderr.splitlines() if "error" in line]
@@ -62,6 +70,7 @@ def main() -> int:
     if not headers:
         print(f"{root}: no headers under cpp/")
         return 1
+    (root / "build" / "headers").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         errors = list(pool.map(lambda header: compile_alone(header, root), headers))
     bad = [f"{header.relative_to(root)}: {error}" for header, error in zip(headers, errors, strict=True) if error]

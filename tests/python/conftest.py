@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 from nanobraid import models
@@ -20,7 +21,7 @@ def model_path() -> Path:
 @pytest.fixture(scope="session")
 def llm(model_path: Path) -> Iterator[nb.LLM]:
     """One engine for all tests that leave it as they found it."""
-    with nb.LLM(model_path, num_threads=2, max_model_len=1024) as llm:
+    with nb.LLM(model_path, num_threads=THREADS, max_model_len=1024) as llm:
         yield llm
 
 

@@ -216,7 +216,7 @@ def test_chunks_are_computed_found_pinned_and_removed(engine: nb.AsyncEngine, ll
 
 def test_the_event_loop_goes_on_while_chunks_are_computed(engine: nb.AsyncEngine) -> None:
     """Long chunks take many steps; a task that only sleeps is woken all the while. Cancelled, they are given up."""
-    long = [[100 + i, *([7, 11, 13] * 300)] for i in range(3)]
+    long = [[100 + i, *([7, 11, 13] * 150)] for i in range(3)]
 
     async def work() -> None:
         computing = asyncio.create_task(engine.chunks.compute(long, cache_salt=SALT))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 from nanobraid import _core
@@ -40,7 +41,7 @@ def braid_path(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_greedy_tokens_equal_those_of_the_gguf_file(braid_path: Path, llm: nb.LLM) -> None:
     greedy = nb.SamplingParams(temperature=0, max_tokens=48)
     wanted = llm.generate(PROMPTS, greedy)
-    with nb.LLM(braid_path, num_threads=2, max_model_len=1024) as other:
+    with nb.LLM(braid_path, num_threads=THREADS, max_model_len=1024) as other:
         found = other.generate(PROMPTS, greedy)
     assert [answer.prompt_token_ids for answer in found] == [answer.prompt_token_ids for answer in wanted]
     assert [answer.token_ids for answer in found] == [answer.token_ids for answer in wanted]
@@ -49,7 +50,7 @@ def test_greedy_tokens_equal_those_of_the_gguf_file(braid_path: Path, llm: nb.LL
 
 def test_scores_equal_those_of_the_gguf_file(braid_path: Path, llm: nb.LLM) -> None:
     text = "Keys and values of a document are computed once and used again."
-    with nb.LLM(braid_path, num_threads=2, max_model_len=1024) as other:
+    with nb.LLM(braid_path, num_threads=THREADS, max_model_len=1024) as other:
         assert other.score(text).logprobs == llm.score(text).logprobs
 
 
@@ -59,7 +60,7 @@ def test_the_tokenizer_and_the_template_are_in_the_file(braid_path: Path, llm: n
     assert tokenizer.encode("Hello <|im_end|>", parse_special=True)[-1] in tokenizer.eos_token_ids
     messages = [{"role": "user", "content": "Hello"}]
     greedy = nb.SamplingParams(temperature=0, max_tokens=8)
-    with nb.LLM(braid_path, num_threads=2, max_model_len=1024) as other:
+    with nb.LLM(braid_path, num_threads=THREADS, max_model_len=1024) as other:
         assert other.chat(messages, greedy).token_ids == llm.chat(messages, greedy).token_ids
 
 
@@ -75,13 +76,13 @@ def test_loading_warns_of_weights_that_are_not_finite(
         at = data.index(file.read(name)) + 5 * 20
         data[at : at + len(wrong)] = wrong
     path.write_bytes(data)
-    with caplog.at_level("WARNING", logger="nanobraid"), nb.LLM(path, num_threads=2, max_model_len=64):
+    with caplog.at_level("WARNING", logger="nanobraid"), nb.LLM(path, num_threads=THREADS, max_model_len=64):
         pass
     lines = [record.getMessage() for record in caplog.records if "NaN or infinity" in record.getMessage()]
     assert len(lines) == len(bad)
     for name in bad:
         assert any(f"{path}: tensor {name} holds" in line for line in lines)
     caplog.clear()
-    with caplog.at_level("WARNING", logger="nanobraid"), nb.LLM(braid_path, num_threads=2, max_model_len=64):
+    with caplog.at_level("WARNING", logger="nanobraid"), nb.LLM(braid_path, num_threads=THREADS, max_model_len=64):
         pass
     assert not [record for record in caplog.records if "NaN" in record.getMessage()]

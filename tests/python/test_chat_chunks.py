@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine_threads import THREADS
 from test_cli import Terminal, run
 
 import nanobraid as nb
 from nanobraid.commands import _chunk_view
 
-CHAT = ("chat", "--temperature", "0", "--max-tokens", "8", "--threads", "2", "--max-model-len", "1024")
+CHAT = ("chat", "--temperature", "0", "--max-tokens", "8", "--threads", str(THREADS), "--max-model-len", "1024")
 PARAMS = nb.SamplingParams(temperature=0, max_tokens=8)
 SYSTEM = "You answer briefly."
 BOB = "Bob is 42 years old and lives in Paris. He likes tea, long walks and his cat Alice."

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 
@@ -19,7 +20,7 @@ ALICE = "Alice is a cat of seven years. She sleeps all day, and at night she wat
 @pytest.fixture(scope="module")
 def small(model_path: Path) -> Iterator[nb.LLM]:
     """A model whose cache has room for some 500 tokens."""
-    with nb.LLM(model_path, num_threads=2, max_model_len=256, max_num_seqs=2, kv_cache_bytes=12 << 20) as small:
+    with nb.LLM(model_path, num_threads=THREADS, max_model_len=256, max_num_seqs=2, kv_cache_bytes=12 << 20) as small:
         yield small
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 from nanobraid._chunk_outputs import params_of
@@ -345,7 +346,7 @@ def test_anchors(chunked: nb.ChunkedLLM, llm: nb.LLM) -> None:
 
 
 def test_a_chunk_behind_its_anchor_is_what_the_prompt_would_compute(model_path: Path) -> None:
-    options: dict[str, Any] = {"dtype": "f32", "kv_dtype": "f32", "max_model_len": 256, "num_threads": 2}
+    options: dict[str, Any] = {"dtype": "f32", "kv_dtype": "f32", "max_model_len": 256, "num_threads": THREADS}
     with nb.ChunkedLLM(model_path, **options) as chunked:
         system, query, _ = three(chunked)
         worst = {}

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine_threads import OTHER_THREADS, THREADS
 
 import nanobraid as nb
 
@@ -57,7 +58,7 @@ def test_generate_continues_the_prompt(model_path: Path) -> None:
     assert done.stderr == ""
     assert run("generate", "--max-tokens", "8", stdin=PROMPT + "\n").stdout == done.stdout
     assert run("generate", "-", "--max-tokens", "8", stdin=PROMPT).stdout == done.stdout
-    assert run("generate", PROMPT, "--max-tokens", "8", "--threads", "1").stdout == done.stdout
+    assert run("generate", PROMPT, "--max-tokens", "8", "--threads", str(OTHER_THREADS)).stdout == done.stdout
     assert run("generate", PROMPT, "--max-tokens=8", "--model", model_path).stdout == done.stdout
 
 
@@ -375,7 +376,7 @@ class Terminal:
 
 @pytest.fixture
 def chat(model_path: Path) -> Iterator[Terminal]:
-    terminal = Terminal("chat", "--temperature", "0", "--threads", "2")
+    terminal = Terminal("chat", "--temperature", "0", "--threads", str(THREADS))
     terminal.read_until("> ")
     yield terminal
     terminal.close()

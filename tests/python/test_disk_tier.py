@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 
@@ -33,7 +34,7 @@ for i in range(start, start + 10_000):
 
 
 def open_llm(model: Path, store: Path | None, **options: object) -> nb.LLM:
-    settings: dict[str, object] = {"num_threads": 2, "max_model_len": 1024, "kv_store_path": store, **options}
+    settings: dict[str, object] = {"num_threads": THREADS, "max_model_len": 1024, "kv_store_path": store, **options}
     return nb.LLM(model, **settings)  # type: ignore[arg-type]
 
 

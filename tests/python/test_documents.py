@@ -45,7 +45,7 @@ BUILD_LINES = tuple(
     for pattern in (
         r"git clone \S+( \S+)?",
         r"cd [\w./-]+",
-        r"python3? -m venv \S+",
+        r"python3? -m venv \S+( && \S+/pip install [\w.=<>\[\] -]+)?",
         r"(source|\.) \S+/activate",
         r"(\S+/)?pip install (-e )?('?\.(\[[\w,]+\])?'?|\"\.(\[[\w,]+\])?\")( -C\S+| -v)*",
         r"(\S+/)?pip install [\w.=<>\[\] -]+",
@@ -231,6 +231,7 @@ def test_what_is_not_run_is_stated() -> None:
         ".ci/run",
         "nanobraid chat",
         "nanobraid serve",
+        "python -m venv ../other && ../other/bin/pip install something",
     ):
         assert is_build_line(line)
     for line in ("nanobraid generate x", "rm -rf /", "pip install . && rm x", "nanobraid chat --threads 2", "curl x"):

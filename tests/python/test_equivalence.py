@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from engine_threads import OTHER_THREADS, THREADS
 
 import nanobraid as nb
 from nanobraid import _core
@@ -41,7 +42,7 @@ def test_in_a_batch_of_eight(llm: nb.LLM, alone: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 7, 64, 512])
 def test_with_the_prompt_in_slices(model_path: Path, alone: list[list[int]], max_batch_tokens: int) -> None:
-    with nb.LLM(model_path, num_threads=2, max_model_len=1024, max_batch_tokens=max_batch_tokens) as sliced:
+    with nb.LLM(model_path, num_threads=THREADS, max_model_len=1024, max_batch_tokens=max_batch_tokens) as sliced:
         for i in (0, 2, 5):
             assert sliced.generate(PROMPTS[i], PARAMS)[0].token_ids == alone[i]
         assert [out.token_ids for out in sliced.generate(PROMPTS, PARAMS)] == alone
@@ -49,13 +50,13 @@ def test_with_the_prompt_in_slices(model_path: Path, alone: list[list[int]], max
 
 def test_logits_are_equal_to_the_last_bit(model_path: Path, llm: nb.LLM) -> None:
     expected = llm.logits(PROMPTS[2])
-    with nb.LLM(model_path, num_threads=1, max_model_len=1024, max_batch_tokens=7) as sliced:
+    with nb.LLM(model_path, num_threads=OTHER_THREADS, max_model_len=1024, max_batch_tokens=7) as sliced:
         assert sliced.logits(PROMPTS[2]).tobytes() == expected.tobytes()
 
 
-def test_with_one_thread(model_path: Path, alone: list[list[int]]) -> None:
-    with nb.LLM(model_path, num_threads=1, max_model_len=1024) as single:
-        assert [out.token_ids for out in single.generate(PROMPTS, PARAMS)] == alone
+def test_with_another_number_of_threads(model_path: Path, alone: list[list[int]]) -> None:
+    with nb.LLM(model_path, num_threads=OTHER_THREADS, max_model_len=1024) as other:
+        assert [out.token_ids for out in other.generate(PROMPTS, PARAMS)] == alone
 
 
 def test_sampled_tokens_depend_on_seed_and_position_only(model_path: Path, llm: nb.LLM) -> None:
@@ -63,7 +64,9 @@ def test_sampled_tokens_depend_on_seed_and_position_only(model_path: Path, llm: 
     together = [out.token_ids for out in llm.generate(PROMPTS, params)]
     single = [llm.generate(prompt, p)[0].token_ids for prompt, p in zip(PROMPTS, params, strict=True)]
     assert together == single
-    with nb.LLM(model_path, num_threads=1, max_model_len=1024, max_batch_tokens=7, max_num_seqs=3) as sliced:
+    with nb.LLM(
+        model_path, num_threads=OTHER_THREADS, max_model_len=1024, max_batch_tokens=7, max_num_seqs=3
+    ) as sliced:
         assert [out.token_ids for out in sliced.generate(PROMPTS, params)] == single
 
 
@@ -100,7 +103,7 @@ def test_random_requests_are_answered_as_if_alone(model_path: Path, device: str)
         ids = llm.tokenizer.encode(PARAGRAPH * 3)
     prompts, params = _random_requests(7, ids, *((3, 20, 4) if slow else (8, 60, 60)))
 
-    with nb.LLM(model_path, device=device, num_threads=2, max_model_len=256, enable_prefix_caching=False) as llm:
+    with nb.LLM(model_path, device=device, num_threads=THREADS, max_model_len=256, enable_prefix_caching=False) as llm:
         alone = [llm.generate([prompt], p)[0].outputs for prompt, p in zip(prompts, params, strict=True)]
         stats = llm.stats()
         assert stats["prefix_hit_tokens"] == 0
@@ -110,7 +113,7 @@ def test_random_requests_are_answered_as_if_alone(model_path: Path, device: str)
     with nb.LLM(
         model_path,
         device=device,
-        num_threads=1,
+        num_threads=OTHER_THREADS,
         max_model_len=256,
         max_batch_tokens=23,
         kv_cache_bytes=blocks * stats["kv_bytes"] // stats["blocks_total"],

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import regex
 import tiny_hf
+from engine_threads import THREADS
 
 import nanobraid as nb
 from nanobraid import guided as guided_module
@@ -360,7 +361,7 @@ def test_preempted_answers_go_on_where_they_were(model_path: Path, llm: nb.LLM) 
     expected = llm.generate([PROMPT] * 8, params)
     stats = llm.stats()
     block_bytes = stats["kv_bytes"] // stats["blocks_total"]
-    with nb.LLM(model_path, num_threads=2, max_model_len=256, kv_cache_bytes=block_bytes * 30) as tight:
+    with nb.LLM(model_path, num_threads=THREADS, max_model_len=256, kv_cache_bytes=block_bytes * 30) as tight:
         outs = tight.generate([PROMPT] * 8, params)
         assert tight.stats()["preemptions"] > 0
     assert [out.token_ids for out in outs] == [out.token_ids for out in expected]

@@ -1,6 +1,7 @@
-"""A minute of random load: requests of all kinds come, end, fail and are left, and nothing of them stays behind.
+"""Random load: requests of all kinds come, end, fail and are left, and nothing of them stays behind.
 
-NANOBRAID_SOAK_SECONDS changes how long it takes (60).
+NANOBRAID_SOAK_SECONDS changes how long it takes (20, with NANOBRAID_TEST_FULL=1 a minute). It goes on until every kind
+of end has come.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import pytest
 
 import nanobraid as nb
 
-SECONDS = float(os.environ.get("NANOBRAID_SOAK_SECONDS", "60"))
+FULL = os.environ.get("NANOBRAID_TEST_FULL") == "1"
+SECONDS = float(os.environ.get("NANOBRAID_SOAK_SECONDS", "60" if FULL else "20"))
 WARM_SHARE = 0.4  # of the time, after which memory must not grow
-ALLOWED_GROWTH = 12 << 20
+ALLOWED_GROWTH = int(SECONDS * (200 << 10))  # by the second, so that a short run sees the same leak
+ENDS = ("left", "cancelled", "abort", "timeout", "error", "length", "stop", "overloaded", "blocking")
 SYSTEM = "You are a patient teacher who explains things in short and simple sentences. " * 6
 TASKS = 10
 
@@ -67,6 +70,12 @@ class Load:
 
     def count(self, what: str | None) -> None:
         self.ends[str(what)] = self.ends.get(str(what), 0) + 1
+
+    def saw_everything(self) -> bool:
+        """Whether requests have ended in every way, and the engine has done what it does under pressure."""
+        stats = self.engine.stats()
+        done = all(stats[name] > 0 for name in ("preemptions", "prefix_hit_tokens", "forked_tokens"))
+        return done and set(ENDS) <= self.ends.keys()
 
     async def one(self, rng: random.Random) -> None:
         prompt, params = random_prompt(rng), random_params(rng)
@@ -138,6 +147,8 @@ def test_nothing_stays_behind(model_path: Path) -> None:
     stats, warm, warm_threads = engine.stats(), resident_bytes(), threading.active_count()
     assert stats["blocks_owned"] == 0
     asyncio.run(run(engine, load, begin + SECONDS, seed=1000))
+    while not load.saw_everything() and time.monotonic() < begin + 4 * SECONDS:  # a busy machine
+        asyncio.run(run(engine, load, time.monotonic() + 0.1 * SECONDS, seed=random.randrange(2000, 10**9)))
     later, grown = engine.stats(), resident_bytes() - warm
     assert (later["running"], later["waiting"], later["blocks_owned"]) == (0, 0, 0)
     assert later["blocks_free"] + later["blocks_cached"] == later["blocks_total"]
@@ -146,10 +157,7 @@ def test_nothing_stays_behind(model_path: Path) -> None:
     print(
         f"{later['generated_tokens']} tokens, {later['preemptions']} preemptions, {grown >> 10} KiB grown, {load.ends}"
     )
-    if SECONDS >= 30:
-        assert later["preemptions"] > 0 and later["prefix_hit_tokens"] > 0 and later["forked_tokens"] > 0
-        for kind in ("left", "cancelled", "abort", "timeout", "error", "length", "stop", "overloaded", "blocking"):
-            assert load.ends.get(kind, 0) > 0, f"the load had no request of kind {kind}: {load.ends}"
+    assert load.saw_everything(), (later, load.ends)
     asyncio.run(engine.shutdown())
     del engine, load
     gc.collect()
@@ -170,4 +178,4 @@ def test_engines_come_and_go(model_path: Path, count: int) -> None:
         cycle()
     assert len(os.listdir("/proc/self/task")) <= tasks
     assert open_files() <= files
-    assert resident_bytes() - memory < ALLOWED_GROWTH
+    assert resident_bytes() - memory < 12 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 # Numbers that Unicode 17 added. Digits() of `tokenizers` takes them from the Rust release it was compiled with, while
@@ -91,12 +92,17 @@ def fragments(rng: random.Random) -> dict[str, Callable[[], str]]:
 
 def make_texts(seed: int, count: int) -> list[str]:
     """`count` texts, each of up to ten fragments; the same for the same seed."""
+    return list(_made_texts(seed, count))
+
+
+@cache
+def _made_texts(seed: int, count: int) -> tuple[str, ...]:
     rng = random.Random(seed)
     makers = list(fragments(rng).values())
     texts = ["", " ", "  ", "\n", "a", "'", "\ufffd", "\x00"]
     while len(texts) < count:
         texts.append("".join(rng.choice(makers)() for _ in range(rng.randint(1, 10))))
-    return texts
+    return tuple(texts)
 
 
 def sweep_texts(step: int = 1) -> Iterator[str]:

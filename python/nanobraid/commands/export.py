@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nanobraid.commands._terminal import note, table
-from nanobraid.export import DTYPES, ExportSummary, TensorSummary, export_model
-from nanobraid.export.exporter import Progress
+from nanobraid.export.summary import DTYPES, ExportSummary, Progress, TensorSummary
 
 _WORST = 5
 
@@ -37,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from nanobraid.export import export_model  # importing numpy takes time
+
     with _bar() as progress:
         summary = export_model(
             options.source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,7 @@ from nanobraid.errors import (
 )
 from nanobraid.export.calibration import Calibration, calibrate
 from nanobraid.export.hf_folder import is_hf_folder, open_hf_folder
-from nanobraid.export.summary import ExportSummary, TensorSummary
-
-DTYPES = ("f32", "bf16", "f16", "w8", "w4", "keep")
-Progress = Callable[[str, int, int], None]
+from nanobraid.export.summary import DTYPES, ExportSummary, Progress, TensorSummary
 
 _PIECE_WEIGHTS = 1 << 19  # unpacked at a time
 _SEARCHED = ("w4", "w8", "w8_channel")

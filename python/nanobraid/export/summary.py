@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+DTYPES = ("f32", "bf16", "f16", "w8", "w4", "keep")
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

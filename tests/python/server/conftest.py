@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 
@@ -41,7 +42,7 @@ class Running:
         self.port = port
         self.loop = loop
         self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=60, verify=False)  # reading certificates takes time
 
     def post(self, path: str, body: Any = None, **more: Any) -> Any:
         """Sends JSON."""
@@ -108,7 +109,7 @@ def running(engine: nb.AsyncEngine, settings: Settings | None = None, **more: An
 @pytest.fixture(scope="session")
 def served_llm(model_path: Path) -> Iterator[nb.LLM]:
     """The engine of the shared server."""
-    with nb.LLM(model_path, num_threads=2, max_model_len=1024, max_num_seqs=16, max_waiting=64) as llm:
+    with nb.LLM(model_path, num_threads=THREADS, max_model_len=1024, max_num_seqs=16, max_waiting=64) as llm:
         yield llm
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 
@@ -39,7 +40,7 @@ def small_url(model_path: Path) -> Iterator[str]:
     """A server that is full with two requests and wants the key of tests/clients/checks.py."""
     from conftest import running
 
-    with nb.LLM(model_path, num_threads=2, max_model_len=1024, max_num_seqs=1, max_waiting=1) as llm:
+    with nb.LLM(model_path, num_threads=THREADS, max_model_len=1024, max_num_seqs=1, max_waiting=1) as llm:
         settings = Settings(api_keys=("a-key-of-the-tests",), served_model_names=("smollm2-135m",))
         with running(nb.AsyncEngine(llm), settings) as server:
             yield server.url

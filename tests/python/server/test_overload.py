@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import running
+from engine_threads import THREADS
 from http_checks import check_envelope, refused
 
 import nanobraid as nb
+from conftest import running
 from nanobraid.server.settings import Settings
 
 httpx = pytest.importorskip("httpx")
@@ -36,7 +37,7 @@ LONG: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def small(model_path: Path) -> Iterator[Any]:
     """A server whose engine runs one request and lets two wait."""
-    options: dict[str, Any] = {"num_threads": 2, "max_model_len": 1024, "max_num_seqs": 1, "max_waiting": 2}
+    options: dict[str, Any] = {"num_threads": THREADS, "max_model_len": 1024, "max_num_seqs": 1, "max_waiting": 2}
     with nb.LLM(model_path, **options) as llm, running(nb.AsyncEngine(llm), Settings()) as server:
         yield server
 
@@ -104,7 +105,7 @@ def test_deadlines(small: Any) -> None:
 
 
 def test_deadlines_of_the_server_and_in_the_queue(model_path: Path) -> None:
-    options: dict[str, Any] = {"num_threads": 2, "max_model_len": 1024, "max_num_seqs": 1}
+    options: dict[str, Any] = {"num_threads": THREADS, "max_model_len": 1024, "max_num_seqs": 1}
     settings = Settings(request_timeout_s=0.4)
     with nb.LLM(model_path, **options) as llm, running(nb.AsyncEngine(llm), settings) as server:
         answers: list[Any] = []
@@ -133,7 +134,7 @@ class Process:
     def __init__(self, model: Path, *options: str) -> None:
         command = [sys.executable, "-m", "nanobraid", "serve", str(model), "--port", "0", "--max-model-len", "1024"]
         self.process = subprocess.Popen(
-            [*command, "--threads", "2", *options],
+            [*command, "--threads", str(THREADS), *options],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

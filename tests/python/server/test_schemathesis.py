@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from engine_threads import THREADS
 from http_checks import check_envelope
 
 import nanobraid as nb
@@ -33,7 +34,7 @@ def shared_server(model_path: Any) -> Iterator[Any]:
     """An engine of its own, because chunks stay in it."""
     from conftest import running
 
-    options: dict[str, Any] = {"num_threads": 2, "max_model_len": 2048, "max_num_seqs": 4}
+    options: dict[str, Any] = {"num_threads": THREADS, "max_model_len": 2048, "max_num_seqs": 4}
     with nb.LLM(model_path, **options) as llm, running(nb.AsyncEngine(llm)) as server:
         yield server
 

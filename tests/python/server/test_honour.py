@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
-from conftest import running
 from http_checks import refused
 from marked_model import marked_model
 from typing_extensions import get_type_hints, is_typeddict
+
+from conftest import running
 
 pytest.importorskip("openai")
 

@@ -8,16 +8,20 @@
 #include <cstdlib>
 #include <vector>
 
+// There when a program is linked with a sanitizer.
+extern "C" {
+[[gnu::weak]] void __asan_init();
+[[gnu::weak]] void __tsan_init();
+}
+
 namespace nb {
 
+/// Asked of the program, since the tests may have been compiled without the sanitizer of what they test. Such builds
+/// are Debug, where an engine checks its invariants after every step by itself.
+inline bool is_sanitized() { return &__asan_init != nullptr || &__tsan_init != nullptr; }
+
 /// Whether tests run a share of their cases: under a sanitizer, but not in the full run.
-inline bool is_reduced() {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return std::getenv("NANOBRAID_TEST_FULL") == nullptr;
-#else
-  return false;
-#endif
-}
+inline bool is_reduced() { return is_sanitized() && std::getenv("NANOBRAID_TEST_FULL") == nullptr; }
 
 /// The cases to run: all, or, where tests are reduced, every `stride`-th of them, the first among them.
 template <class Case>

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/effort.h"
 #include "engine/engine.h"
 #include "model/tiny_model.h"
 #include "ops/backends.h"
@@ -94,5 +95,13 @@ inline std::vector<Request> mixed_requests() {
 class EveryBackend : public testing::TestWithParam<std::string> {};
 
 inline std::string backend_test_name(const testing::TestParamInfo<std::string>& info) { return info.param; }
+
+/// All backends of this machine; where tests are reduced, the two with the widest vectors, for whose kernels an engine
+/// makes the same steps as for the others.
+inline std::vector<std::string> engine_backends() {
+  std::vector<std::string> names = ops::available_backends();
+  if (is_reduced() && names.size() > 2) names.erase(names.begin(), names.end() - 2);
+  return names;
+}
 
 }  // namespace nb::engine

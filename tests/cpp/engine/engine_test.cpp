@@ -315,7 +315,7 @@ TEST_P(EveryBackend, AFailedStepAbortsWhatRanAndNothingElse) {
   EXPECT_EQ(engine.stats().blocks_owned, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Engine, EveryBackend, testing::ValuesIn(ops::available_backends()), backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Engine, EveryBackend, testing::ValuesIn(engine_backends()), backend_test_name);
 
 TEST(Engine, CancellationGivesBlocksBackWithinOneStep) {
   const auto model = make_tiny_model();

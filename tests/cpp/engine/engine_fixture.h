@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
+#include <ostream>
 #include <random>
 #include <string>
 #include <utility>
@@ -14,6 +16,7 @@
 #include "engine/engine.h"
 #include "model/tiny_model.h"
 #include "ops/backends.h"
+#include "quant/kv_format.h"
 
 namespace nb::engine {
 
@@ -94,5 +97,37 @@ inline std::vector<Request> mixed_requests() {
 class EveryBackend : public testing::TestWithParam<std::string> {};
 
 inline std::string backend_test_name(const testing::TestParamInfo<std::string>& info) { return info.param; }
+
+/// A backend and a format of keys and values; none: the backend's default.
+struct KvCase {
+  std::string backend;
+  std::optional<quant::KvFormat> format;
+};
+
+/// How gtest prints it.
+inline void PrintTo(const KvCase& kv_case, std::ostream* out) {
+  *out << kv_case.backend;
+  if (kv_case.format) *out << "_" << quant::to_string(*kv_case.format);
+}
+
+class EveryKvFormat : public testing::TestWithParam<KvCase> {};
+
+/// Every usable backend with its default and with the quantized formats.
+inline std::vector<KvCase> kv_cases() {
+  std::vector<KvCase> cases;
+  for (const std::string& backend : ops::available_backends()) {
+    cases.push_back({backend, std::nullopt});
+    for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+      if ((ops::find_backend(backend).kernels->kv_formats & ops::kv_bit(format)) != 0) {
+        cases.push_back({backend, format});
+      }
+    }
+  }
+  return cases;
+}
+
+inline std::string kv_case_name(const testing::TestParamInfo<KvCase>& info) {
+  return testing::PrintToString(info.param);
+}
 
 }  // namespace nb::engine

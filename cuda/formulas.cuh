@@ -17,9 +17,10 @@ NB_DEVICE void rotate(float& first, float& second, const float* angle, int half)
 
 NB_DEVICE float silu_times(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
-/// The cell of a block and head that has keys (which = 0) or values (1).
+/// The cell of a block and head that has keys (which = 0) or values (1). In the formats of this library (see its table)
+/// both are of one size.
 NB_DEVICE std::uint8_t* kv_cell(const ops::KvLayer& kv, int block, int which, int head) {
-  return kv.base + block * kv.block_stride + (which * kv.num_kv_heads + head) * kv.cell_bytes;
+  return kv.base + block * kv.block_stride + (which * kv.num_kv_heads + head) * kv.key_cell_bytes;
 }
 
 /// Stores one value of a token's key (which = 0) or value (1) in the cache.

@@ -2,7 +2,7 @@
 """Checks that kernel objects hold the instructions they are named after, and none that their processors lack.
 
 Without the first, a table may fall back to slower code and nobody sees it; without the second it dies on a machine that
-has only what its name says. RULES has a row for each kernels_<isa> of x86-64. Products fetch weights ahead (FETCHING),
+has only what its name says. RULES has a row for each kernels_<isa> of x86-64. Products fetch ahead (FETCHING),
 which a compiler may leave out without a word. Instructions are read from `objdump -d`; EVEX encoding (AVX-512) is told
 by its first byte, 0x62, whatever the mnemonic. Prints FILE: WHAT for each violation; exit 1.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 LINE = re.compile(r"^\s*[0-9a-f]+:\t(?P<bytes>(?:[0-9a-f]{2} )+)\s*(?:\t(?P<code>.+))?$")
 SEGMENT_PREFIXES = {"26", "2e", "36", "3e", "64", "65", "67"}
 FUNCTION = re.compile(r"^[0-9a-f]+ <(?P<name>[^>]+)>:$", re.MULTILINE)
-FETCHING = ("strip_int8", "strip_codes", "strip_bf16")
+FETCHING = ("strip_int8", "strip_codes", "strip_bf16", "score_codes", "value_codes")
 VPDPBUSD, VDPBF16PS = r"vpdpbusds?\b", r"vdpbf16ps\b"
 
 

@@ -81,7 +81,7 @@ Digest kv_fingerprint(const model::Model& model, quant::KvFormat format, const D
   }
   fields.add_number("activations", static_cast<int>(model.act_type()));
   fields.add("kv format", quant::to_string(format));
-  fields.add("kv layout", "[block][layer][K|V][head][token][dim]");
+  fields.add("kv layout", quant::kv_format_info(format).layout);
   fields.add_number("block tokens", static_cast<int>(kBlockTokens));
   fields.add("architecture", config.architecture);
   fields.add_number("layers", config.num_layers);

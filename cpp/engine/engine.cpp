@@ -13,6 +13,7 @@
 #include "engine/disk_tier.h"
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
+#include "ops/ops.h"
 #include "tensor/device_memory.h"
 
 namespace nb::engine {
@@ -33,6 +34,7 @@ EngineOptions resolve(EngineOptions options, const model::Model& model) {
   }
   if (options.max_model_len == 0) options.max_model_len = longest;
   if (!options.kv_format) options.kv_format = model.default_kv_format();
+  ops::require_kv_format(model.kernels(), *options.kv_format);
   return options;
 }
 

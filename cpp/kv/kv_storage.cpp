@@ -9,8 +9,12 @@
 
 namespace nb::kv {
 
+std::int64_t KvShape::key_cell_bytes() const { return quant::kv_format_info(format).key_cell_bytes(head_dim); }
+
+std::int64_t KvShape::value_cell_bytes() const { return quant::kv_format_info(format).value_cell_bytes(head_dim); }
+
 std::int64_t KvShape::block_bytes() const {
-  return quant::kv_cell_bytes(format, head_dim) * 2 * num_kv_heads * num_layers;
+  return (key_cell_bytes() + value_cell_bytes()) * num_kv_heads * num_layers;
 }
 
 KvStorage::KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device)
@@ -27,10 +31,11 @@ std::uint8_t* KvStorage::block(BlockId id) const {
 
 ops::KvLayer KvStorage::layer(int index) const {
   NB_ASSERT(index >= 0 && index < shape_.num_layers);
-  const std::int64_t cell_bytes = quant::kv_cell_bytes(shape_.format, shape_.head_dim);
-  return {.base = memory_.as<std::uint8_t>() + index * 2 * shape_.num_kv_heads * cell_bytes,
+  const std::int64_t head_bytes = shape_.key_cell_bytes() + shape_.value_cell_bytes();
+  return {.base = memory_.as<std::uint8_t>() + index * shape_.num_kv_heads * head_bytes,
           .block_stride = shape_.block_bytes(),
-          .cell_bytes = cell_bytes,
+          .key_cell_bytes = shape_.key_cell_bytes(),
+          .value_cell_bytes = shape_.value_cell_bytes(),
           .num_kv_heads = shape_.num_kv_heads,
           .head_dim = shape_.head_dim,
           .format = shape_.format};

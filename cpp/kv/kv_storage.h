@@ -20,6 +20,10 @@ struct KvShape {
   int num_kv_heads;
   int head_dim;
 
+  /// Bytes of the keys and of the values of 16 tokens of one head in one layer.
+  std::int64_t key_cell_bytes() const;
+  std::int64_t value_cell_bytes() const;
+
   /// Bytes of one block of 16 tokens over all layers.
   std::int64_t block_bytes() const;
 };

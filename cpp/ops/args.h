@@ -49,12 +49,13 @@ struct LinearSegment {
   int64_t pair_stride;
 };
 
-/// The K/V cells of one layer: cell(block, which, head) = base + block * block_stride + (which * num_kv_heads + head) *
-/// cell_bytes, with which = 0 for keys, 1 for values.
+/// The K/V cells of one layer: in a block, at base + block * block_stride, the keys of head after head and then the
+/// values of head after head.
 struct KvLayer {
   uint8_t* base;
   int64_t block_stride;
-  int64_t cell_bytes;
+  int64_t key_cell_bytes;
+  int64_t value_cell_bytes;
   int32_t num_kv_heads;
   int32_t head_dim;
   quant::KvFormat format;

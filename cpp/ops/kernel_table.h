@@ -17,6 +17,11 @@ namespace nb::ops {
 /// bytes along the columns, the two rows in turn; see LinearSegment.
 enum class WeightLayout : uint8_t { rows, tile16, vectors };
 
+/// A set of KV formats has one bit for each.
+inline constexpr uint32_t kv_bit(quant::KvFormat format) { return 1u << static_cast<uint32_t>(format); }
+inline constexpr uint32_t kPlainKvFormats = kv_bit(quant::KvFormat::f32) | kv_bit(quant::KvFormat::bf16);
+inline constexpr uint32_t kAllKvFormats = (1u << quant::kNumKvFormats) - 1;
+
 struct KernelTable {
   const char* name;
   WeightLayout layout;
@@ -54,6 +59,8 @@ struct KernelTable {
   const DeviceMemory* memory = nullptr;
 
   void (*key_deviation)(const KeyDeviationArgs&, const Part&) = nullptr;
+
+  uint32_t kv_formats = kPlainKvFormats;  ///< formats of keys and values that the kernels store and read
 };
 
 }  // namespace nb::ops

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "ops/check_plan.h"
+#include "quant/kv_format.h"
 #include "tensor/device_memory.h"
 
 namespace nb::ops {
@@ -179,7 +180,20 @@ void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, 
          "rope", ctx);
 }
 
+void require_kv_format(const KernelTable& kernels, quant::KvFormat format) {
+  if ((kernels.kv_formats & kv_bit(format)) != 0) return;
+  std::string offered;
+  for (int i = 0; i < quant::kNumKvFormats; ++i) {
+    const auto other = static_cast<quant::KvFormat>(i);
+    if ((kernels.kv_formats & kv_bit(other)) == 0) continue;
+    offered += (offered.empty() ? "" : ", ") + std::string(quant::to_string(other));
+  }
+  fail(ErrorCode::unsupported, "KV format ", quant::to_string(format), " is not offered by backend ", kernels.name,
+       ", which has: ", offered);
+}
+
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, kv.format);
   const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
   check_tensor(k, "kv_write: k", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
   check_tensor(v, "kv_write: v", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
@@ -211,6 +225,7 @@ void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx) {
 
 void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
                    std::span<const int32_t> slots_b, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, a.format);
   NB_CHECK(slots_a.size() == out.size() && slots_b.size() == out.size(), invalid_argument,
            "key_deviation: one slot of each side per row");
   NB_CHECK(a.format == b.format && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim, invalid_argument,
@@ -244,6 +259,7 @@ void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, Exec
 void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
               const QkvExtras& extras, std::span<const int32_t> key_positions, std::span<const int32_t> slots,
               const RopeTable& rope_table, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, kv.format);
   const LinearSegment &q = qkv.segments[0], &k = qkv.segments[1], &v = qkv.segments[2];
   const auto num_rows = static_cast<std::int64_t>(slots.size());
   check_tensor(x, "norm_qkv: x", DType::f32, {num_rows, q.cols});
@@ -307,6 +323,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
 
 void attention(Tensor out, Tensor q, int num_heads, float scale, int window, const RopeTable& rope_table,
                const KvLayer& kv, const AttentionPlan& plan, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, kv.format);
   const auto num_rows = static_cast<std::int64_t>(plan.positions.size());
   check_tensor(q, "attention: q", DType::f32, {num_rows, std::int64_t{num_heads} * kv.head_dim});
   check_tensor(out, "attention: out", DType::f32, {num_rows, q.dim(1)});

@@ -66,6 +66,9 @@ void linear(Tensor out, const Activation& x, const LinearSegment& weight, Tensor
 /// Rotates f32[T, heads * D] in place, half-split pairs, by positions[t].
 void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, ExecContext& ctx);
 
+/// Throws unsupported, naming format and backend, if the kernels cannot store and read keys and values of that format.
+void require_kv_format(const KernelTable& kernels, quant::KvFormat format);
+
 /// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index.
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx);
 

@@ -11,6 +11,8 @@ enum class Format : uint8_t { f32, bf16, f16, q4_0, q4_1, q8_0, q5_0, q5_1, q4_k
 
 inline constexpr int kNumFormats = 14;
 
-enum class KvFormat : uint8_t { f32, bf16 };
+enum class KvFormat : uint8_t { f32, bf16, int8, mixed };
+
+inline constexpr int kNumKvFormats = 4;
 
 }  // namespace nb::quant

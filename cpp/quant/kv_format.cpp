@@ -1,17 +1,51 @@
 #include "quant/kv_format.h"
 
+#include <iterator>
+
 #include "base/error.h"
 #include "base/ids.h"
 
 namespace nb::quant {
 namespace {
 
+template <int kBytes>
+std::int64_t plain_cell(int head_dim) {
+  return std::int64_t{kBlockTokens} * head_dim * kBytes;
+}
+
+std::int64_t int8_cell(int head_dim) { return std::int64_t{kBlockTokens} * (head_dim + 2); }
+
+std::int64_t nibble_cell(int head_dim) {
+  const int groups = (head_dim + kKvGroup - 1) / kKvGroup;
+  return std::int64_t{kBlockTokens} * ((head_dim + 1) / 2 + 4 * groups);
+}
+
+constexpr const char* kPlainLayout = "[block][layer][K|V][head][token][dim]";
+
 constexpr KvFormatInfo kFormats[] = {
-    {KvFormat::f32, "f32", 4},
-    {KvFormat::bf16, "bf16", 2},
+    {KvFormat::f32, "f32", kPlainLayout, plain_cell<4>, plain_cell<4>},
+    {KvFormat::bf16, "bf16", kPlainLayout, plain_cell<2>, plain_cell<2>},
+    {KvFormat::int8, "int8", "[block][layer][K|V][head]: codes, fp16 scales", int8_cell, int8_cell},
+    {KvFormat::mixed, "mixed", "[block][layer][K|V][head]: codes of 8|4 bits, fp16 scales, V: fp16 minima of 32",
+     int8_cell, nibble_cell},
 };
+static_assert(std::size(kFormats) == kNumKvFormats);
+
+std::string offered() {
+  std::string names;
+  for (int i = 0; i < kNumKvFormats; ++i) {
+    names += i == 0 ? "" : i + 1 < kNumKvFormats ? ", " : " or ";
+    names += kFormats[i].name;
+  }
+  return names;
+}
 
 }  // namespace
+
+double KvFormatInfo::bits_per_element(int head_dim) const {
+  return 8.0 * static_cast<double>(key_cell_bytes(head_dim) + value_cell_bytes(head_dim)) /
+         (2.0 * kBlockTokens * head_dim);
+}
 
 const KvFormatInfo& kv_format_info(KvFormat format) { return kFormats[static_cast<std::size_t>(format)]; }
 
@@ -19,11 +53,7 @@ KvFormat parse_kv_format(const std::string& name) {
   for (const KvFormatInfo& info : kFormats) {
     if (name == info.name) return info.format;
   }
-  fail(ErrorCode::unsupported, "KV format '", name, "' is not offered: use f32 or bf16");
-}
-
-std::int64_t kv_cell_bytes(KvFormat format, int head_dim) {
-  return std::int64_t{kBlockTokens} * head_dim * kv_format_info(format).element_bytes;
+  fail(ErrorCode::unsupported, "KV format '", name, "' is not offered: use ", offered());
 }
 
 }  // namespace nb::quant

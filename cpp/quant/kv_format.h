@@ -1,7 +1,14 @@
-// The table of KV cache formats: element type and bytes of a cell.
+// The table of KV cache formats: what a cell of keys and one of values take.
 //
 // A cell holds the keys or the values of 16 tokens of one head of one layer. The order of elements inside a cell
-// belongs to the backend. Safe from any thread.
+// belongs to the backend; how numbers are rounded belongs to the format and is the same everywhere. Quantized formats
+// quantize a token when it is stored, by itself: its scales depend on no other token. Safe from any thread.
+//
+// int8: keys and values of a token and head have one scale, fp16(largest magnitude / 127) and at most 65504; a code is
+// x / scale to the nearest even, within +-127. mixed: keys as int8; values in groups of 32 dimensions (the last has the
+// rest) with a minimum, fp16(smallest), and a scale, fp16((largest - smallest) / 15), both within +-65504; a code is
+// (x - minimum) / scale to the nearest even, within 0 and 15. Where a scale is 0 all codes are. Keys or values with an
+// infinity or a NaN get a scale (in groups: a minimum) of NaN, so that who reads them sees NaN and no other token does.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +18,18 @@
 
 namespace nb::quant {
 
+/// Dimensions that share a scale and a minimum in the values of `mixed`.
+inline constexpr int kKvGroup = 32;
+
 struct KvFormatInfo {
   KvFormat format;
   const char* name;
-  int element_bytes;
+  const char* layout;                              ///< of a block, in words; part of the identity of kept blocks
+  std::int64_t (*key_cell_bytes)(int head_dim);    ///< of the keys of 16 tokens of one head
+  std::int64_t (*value_cell_bytes)(int head_dim);  ///< of the values
+
+  /// Keys and values together, scales included.
+  double bits_per_element(int head_dim) const;
 };
 
 const KvFormatInfo& kv_format_info(KvFormat format);
@@ -23,8 +38,5 @@ inline const char* to_string(KvFormat format) { return kv_format_info(format).na
 
 /// Throws unsupported naming `name` and the formats there are.
 KvFormat parse_kv_format(const std::string& name);
-
-/// Bytes of one cell: 16 tokens of `head_dim` elements.
-std::int64_t kv_cell_bytes(KvFormat format, int head_dim);
 
 }  // namespace nb::quant

@@ -307,7 +307,10 @@ void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, 
   const double gop_s = 4.0 * kHeads * kDim * pairs / seconds / 1e9;
   const ceilings::Ceilings& limits = machine.limits;
   const bool bf16 = format == nb::quant::KvFormat::bf16 && limits.bf16_dot > 0;
+  // Every product with a code is two, one for each digit.
+  const bool codes = format == nb::quant::KvFormat::int8 || format == nb::quant::KvFormat::mixed;
   const std::string part = rows == 1 ? share(gb_s, limits.read_2m_all, "read")
+                           : codes   ? share(2 * gop_s, limits.int8_dot, "int8")
                            : bf16    ? share(gop_s, limits.bf16_dot, "bf16")
                                      : share(gop_s, limits.fp32_fma, "fp32");
   std::printf("attention     %-7s KV %4d rows, %5d keys     %10.1f us %8.1f GB/s %9.1f GOP/s%s\n",
@@ -355,7 +358,9 @@ void bench(const std::string& backend, int num_threads, ceilings::Ceilings limit
   bench_head(machine, usual, 576, 49152, filter);
   bench_head(machine, usual, 896, 151936, filter);
   bench_head(machine, on_device ? Format::bf16 : Format::q6_k, 1536, 151936, filter);
-  for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32}) {
+  for (auto format :
+       {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32, nb::quant::KvFormat::int8, nb::quant::KvFormat::mixed}) {
+    if ((machine.backend.kernels->kv_formats & nb::ops::kv_bit(format)) == 0) continue;
     if (!filter.keeps("attention", nb::quant::to_string(format))) continue;
     bench_attention(machine, format, 2048, 1);
     bench_attention(machine, format, 4096, 1);

@@ -62,7 +62,7 @@ class Setting {
     std::iota(order.begin(), order.end(), 0);
     std::mt19937 random(4);
     std::shuffle(order.begin(), order.end(), random);
-    cell_bytes_ = quant::kv_cell_bytes(problem.format, problem.head_dim);
+    cell_bytes_ = quant::kv_format_info(problem.format).key_cell_bytes(problem.head_dim);
     stride_ = 2 * problem.num_kv_heads * cell_bytes_;
     cells_.assign(static_cast<std::size_t>(num_blocks * stride_), 0xff);  // NaN in both formats
     for (const auto& sequence : problem.sequences) add(sequence, order);
@@ -70,7 +70,7 @@ class Setting {
   }
 
   ops::KvLayer layer(std::uint8_t* base) const {
-    return {base, stride_, cell_bytes_, problem_.num_kv_heads, problem_.head_dim, problem_.format};
+    return {base, stride_, cell_bytes_, cell_bytes_, problem_.num_kv_heads, problem_.head_dim, problem_.format};
   }
 
   Matrix expected() {
@@ -380,7 +380,7 @@ TEST(CudaAttention, PrefilledRowsDoNotDependOnTheSlicing) {
 TEST(CudaAttention, AsksForScratchWhereSplitsAreComputedApart) {
   ops::AttentionArgs a{};
   a.num_heads = 8;
-  a.kv = {nullptr, 0, 0, 2, 64, KvFormat::bf16};
+  a.kv = {nullptr, 0, 0, 0, 2, 64, KvFormat::bf16};
   a.rows = a.num_segments = 3;
   a.max_segment_rows = 1;
   a.max_decode_splits = a.max_splits = 1;
@@ -399,7 +399,7 @@ TEST(CudaAttention, RefusesHeadsItHasNoKernelFor) {
   ops::AttentionArgs a{};
   a.num_heads = 1;
   for (const int dim : {12, 264}) {
-    a.kv = {nullptr, 0, 0, 1, dim, KvFormat::bf16};
+    a.kv = {nullptr, 0, 0, 0, 1, dim, KvFormat::bf16};
     try {
       attention_scratch_bytes(a, 1);
       FAIL() << dim;

@@ -122,15 +122,16 @@ TEST(Elementwise, KvWriteStoresCellsAsTheReferenceDoes) {
     DeviceBench bench;
     ops::Bench reference("reference");
     constexpr int kHeads = 2, kDim = 24, kBlocks = 3;
-    const std::int64_t cell = quant::kv_cell_bytes(format, kDim), stride = 2 * kHeads * cell;
+    const std::int64_t cell = quant::kv_format_info(format).key_cell_bytes(kDim), stride = 2 * kHeads * cell;
     Matrix k = Matrix::random(3, kHeads * kDim, 7), v = Matrix::random(3, kHeads * kDim, 8);
     const std::vector<std::int32_t> slots = {47, 0, 17};
     std::vector<std::uint8_t> expected(static_cast<std::size_t>(kBlocks * stride), 0), got(expected.size());
     const Buffer cells = copy_to(bench.memory, expected.data(), expected.size());
-    ops::kv_write({expected.data(), stride, cell, kHeads, kDim, format}, k.view(), v.view(), slots, reference.ctx);
+    ops::kv_write({expected.data(), stride, cell, cell, kHeads, kDim, format}, k.view(), v.view(), slots,
+                  reference.ctx);
     const DeviceMatrix keys(bench, k), values(bench, v);
-    ops::kv_write({cells.as<std::uint8_t>(), stride, cell, kHeads, kDim, format}, keys.view(), values.view(), slots,
-                  bench.ctx);
+    ops::kv_write({cells.as<std::uint8_t>(), stride, cell, cell, kHeads, kDim, format}, keys.view(), values.view(),
+                  slots, bench.ctx);
     bench.memory.copy_out(got.data(), cells.data(), got.size());
     EXPECT_EQ(got, expected);
   }
@@ -144,7 +145,7 @@ TEST(Elementwise, KeyDeviationMatchesReference) {
     for (const auto& [heads, dim] : {std::pair{1, 8}, {2, 24}, {3, 64}, {2, 96}, {1, 136}}) {
       DeviceBench bench;
       ops::Bench reference("reference");
-      const std::int64_t cell = quant::kv_cell_bytes(format, dim);
+      const std::int64_t cell = quant::kv_format_info(format).key_cell_bytes(dim);
       struct Side {
         std::int64_t stride;
         std::vector<std::uint8_t> bytes;
@@ -157,17 +158,17 @@ TEST(Elementwise, KeyDeviationMatchesReference) {
                v = Matrix::random(k.num_rows, k.num_cols, 9);
         std::vector<std::int32_t> slots(static_cast<std::size_t>(k.num_rows));
         std::iota(slots.begin(), slots.end(), 0);
-        ops::kv_write({side.bytes.data(), side.stride, cell, heads, dim, format}, k.view(), v.view(), slots,
+        ops::kv_write({side.bytes.data(), side.stride, cell, cell, heads, dim, format}, k.view(), v.view(), slots,
                       reference.ctx);
         side.copy = copy_to(bench.memory, side.bytes.data(), side.bytes.size());
         return side;
       };
       Side a = make(1, 1), b = make(2, 2);
       const auto host = [&](Side& side) {
-        return ops::KvLayer{side.bytes.data(), side.stride, cell, heads, dim, format};
+        return ops::KvLayer{side.bytes.data(), side.stride, cell, cell, heads, dim, format};
       };
       const auto device = [&](Side& side) {
-        return ops::KvLayer{side.copy.as<std::uint8_t>(), side.stride, cell, heads, dim, format};
+        return ops::KvLayer{side.copy.as<std::uint8_t>(), side.stride, cell, cell, heads, dim, format};
       };
       for (const int rows : {1, 4, 5, 35}) {
         std::vector<std::int32_t> slots_a, slots_b;

@@ -270,6 +270,20 @@ TEST(Emulated, QuantizedModelsRunAsBf16) {
   EXPECT_EQ(answer.tokens.size(), 4U);
 }
 
+TEST(Emulated, KvFormatsWithoutKernelsAreRefusedByName) {
+  const auto model = model::make_tiny_model({.device = &cuda::tested_backend()});
+  for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+    try {
+      Engine engine(*model, {.kv_format = format});
+      ADD_FAILURE() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported);
+      EXPECT_EQ(std::string(error.what()), concat("KV format ", quant::to_string(format), " is not offered by backend ",
+                                                  model->kernels().name, ", which has: f32, bf16"));
+    }
+  }
+}
+
 /// Answers alone against answers in company, with the prefix cache and small slices.
 void expect_same_alone_and_together(const model::TinyModelOptions& options, int max_batch_tokens) {
   std::vector<Request> requests = short_requests();

@@ -251,10 +251,11 @@ QkvResult run_on_device(const QkvCase& c, const QkvInputs& in, int rows, DeviceB
   ops::QkvExtras extras;
   if (c.with_bias) extras.q_bias = q_bias.vector(), extras.k_bias = k_bias.vector(), extras.v_bias = v_bias.vector();
   if (c.with_norms) extras.q_norm = q_norm.vector(), extras.k_norm = k_norm.vector();
-  const std::int64_t cell = quant::kv_cell_bytes(c.kv_format, c.dim), stride = 2 * c.kv_heads * cell + 64;
+  const std::int64_t cell = quant::kv_format_info(c.kv_format).key_cell_bytes(c.dim),
+                     stride = 2 * c.kv_heads * cell + 64;
   QkvResult result{Matrix(1, 1), std::vector<std::uint8_t>(static_cast<std::size_t>(kBlocks * stride), 0xa5)};
   const Buffer cells = copy_to(bench.memory, result.cells.data(), result.cells.size());
-  const ops::KvLayer kv{cells.as<std::uint8_t>(), stride, cell, c.kv_heads, c.dim, c.kv_format};
+  const ops::KvLayer kv{cells.as<std::uint8_t>(), stride, cell, cell, c.kv_heads, c.dim, c.kv_format};
   const DeviceMatrix q_out(bench, Matrix(rows, in.q.rows, kNan));  // norms of heads want rows without gaps
   ops::norm_qkv(q_out.view(), kv, x.view(), {gain.vector(), 1e-5F}, packed, extras,
                 std::span(kKeyPositions).first(static_cast<std::size_t>(rows)),
@@ -273,12 +274,13 @@ QkvResult run_on_reference(const QkvCase& c, QkvInputs& in, int rows) {
     extras.q_bias = in.q_bias.vector(), extras.k_bias = in.k_bias.vector(), extras.v_bias = in.v_bias.vector();
   }
   if (c.with_norms) extras.q_norm = in.q_norm.vector(), extras.k_norm = in.k_norm.vector();
-  const std::int64_t cell = quant::kv_cell_bytes(c.kv_format, c.dim), stride = 2 * c.kv_heads * cell + 64;
+  const std::int64_t cell = quant::kv_format_info(c.kv_format).key_cell_bytes(c.dim),
+                     stride = 2 * c.kv_heads * cell + 64;
   QkvResult result{Matrix(rows, in.q.rows),
                    std::vector<std::uint8_t>(static_cast<std::size_t>(kBlocks * stride), 0xa5)};
   Matrix x = first_rows(in.x, rows);
   ops::norm_qkv(
-      result.q.view(), {result.cells.data(), stride, cell, c.kv_heads, c.dim, c.kv_format}, x.view(),
+      result.q.view(), {result.cells.data(), stride, cell, cell, c.kv_heads, c.dim, c.kv_format}, x.view(),
       {in.gain.vector(), 1e-5F}, packed, extras, std::span(kKeyPositions).first(static_cast<std::size_t>(rows)),
       std::span(kSlots).first(static_cast<std::size_t>(rows)), {in.angles.values.data(), c.dim, kPositions}, bench.ctx);
   return result;

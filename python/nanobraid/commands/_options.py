@@ -53,7 +53,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="auto, cpu, or a backend that 'nanobraid doctor' lists (default: auto)"
     )
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
-    group.add_argument("--kv-dtype", default="auto", help="keys and values: auto, bf16 or f32 (default: auto)")
+    group.add_argument(
+        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f32, int8 or mixed (default: auto)"
+    )
     group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per usable processor")
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest prompt plus answer (default: what the file states)"

@@ -82,18 +82,26 @@ std::string file_of(const kv::Scratch& scratch, const kv::RecordInfo& record) {
 
 int restorable(const Request& request) { return (static_cast<int>(request.prompt.size()) - 1) / 16 * 16; }
 
-class DiskTierOnEveryBackend : public EveryBackend {};
+class DiskTierInEveryFormat : public EveryKvFormat {
+ protected:
+  static EngineOptions plain() { return {.kv_format = GetParam().format}; }
+  static EngineOptions kept(const kv::Scratch& scratch) {
+    EngineOptions options = keeping(scratch);
+    options.kv_format = GetParam().format;
+    return options;
+  }
+};
 
-TEST_P(DiskTierOnEveryBackend, ARestartChangesNoToken) {
+TEST_P(DiskTierInEveryFormat, ARestartChangesNoToken) {
   const kv::Scratch scratch;
-  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+  const auto model = make_tiny_model({.backend = GetParam().backend, .num_threads = 2});
   const std::vector<Request> requests = mixed_requests();
-  const auto expected = run(*model, {}, requests);
+  const auto expected = run(*model, plain(), requests);
   EngineStats first, second;
-  EXPECT_EQ(run(*model, keeping(scratch), requests, &first), expected);
+  EXPECT_EQ(run(*model, kept(scratch), requests, &first), expected);
   EXPECT_EQ(first.disk_hit_tokens, 0);
   EXPECT_GT(first.disk.writes, 0);
-  EXPECT_EQ(run(*model, keeping(scratch), requests, &second), expected);
+  EXPECT_EQ(run(*model, kept(scratch), requests, &second), expected);
   int hits = 0;
   std::int64_t prompts = 0;
   for (const Request& request : requests) {
@@ -106,8 +114,7 @@ TEST_P(DiskTierOnEveryBackend, ARestartChangesNoToken) {
   EXPECT_GT(second.disk_load_seconds, 0.0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Engine, DiskTierOnEveryBackend, testing::ValuesIn(ops::available_backends()),
-                         backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Engine, DiskTierInEveryFormat, testing::ValuesIn(kv_cases()), kv_case_name);
 
 TEST(DiskTier, LongerAndOtherPromptsTakeWhatTheyShare) {
   const kv::Scratch scratch;
@@ -219,6 +226,8 @@ TEST(DiskTier, FingerprintHasEveryFact) {
   const auto model = make_tiny_model();
   EXPECT_EQ(kv_fingerprint(*model, quant::KvFormat::f32, content), all.front()) << "and nothing else";
   all.push_back(kv_fingerprint(*model, quant::KvFormat::bf16, content));
+  all.push_back(kv_fingerprint(*model, quant::KvFormat::int8, content));
+  all.push_back(kv_fingerprint(*model, quant::KvFormat::mixed, content));
   all.push_back(kv_fingerprint(*model, quant::KvFormat::f32, digest_of("other content")));
   const auto with_config = [&](const std::function<void(model::ModelConfig&)>& change) {
     model::TinyModelOptions options;
@@ -518,24 +527,24 @@ Request composed(ReuseMode mode, double ratio = 0.3) {
   return request;
 }
 
-TEST_P(DiskTierOnEveryBackend, ChunksSurvive) {
-  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+TEST_P(DiskTierInEveryFormat, ChunksSurvive) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .num_threads = 2});
   for (const ReuseMode mode : {ReuseMode::isolated, ReuseMode::blend}) {
     const kv::Scratch scratch;
     const Request request = composed(mode);
-    const auto expected = run(*model, {}, {request});
+    const auto expected = run(*model, plain(), {request});
     EngineStats stats;
-    EXPECT_EQ(run(*model, keeping(scratch), {request}, &stats), expected);
+    EXPECT_EQ(run(*model, kept(scratch), {request}, &stats), expected);
     EXPECT_EQ(stats.disk_hit_chunks, 0);
     const std::int64_t computed = stats.prompt_tokens;
-    EXPECT_EQ(run(*model, keeping(scratch), {request}, &stats), expected);
+    EXPECT_EQ(run(*model, kept(scratch), {request}, &stats), expected);
     EXPECT_EQ(stats.disk_hit_chunks, 2);
     EXPECT_EQ(stats.disk_hit_tokens, 45 + 36 + 16) << "chunks, and a block before the first of them";
     EXPECT_EQ(stats.prompt_tokens, computed - 45 - 36 - 16);
     EXPECT_EQ(stats.disk.writes, 0);
     Request other = request;
     other.cache_salt = "other";
-    EXPECT_EQ(run(*model, keeping(scratch), {other}, &stats), expected);
+    EXPECT_EQ(run(*model, kept(scratch), {other}, &stats), expected);
     EXPECT_EQ(stats.disk_hit_chunks, 0);
     EXPECT_EQ(stats.disk_hit_tokens, 0);
   }

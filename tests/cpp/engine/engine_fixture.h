@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
+#include <ostream>
 #include <random>
 #include <string>
 #include <utility>
@@ -15,6 +17,7 @@
 #include "engine/engine.h"
 #include "model/tiny_model.h"
 #include "ops/backends.h"
+#include "quant/kv_format.h"
 
 namespace nb::engine {
 
@@ -102,6 +105,38 @@ inline std::vector<std::string> engine_backends() {
   std::vector<std::string> names = ops::available_backends();
   if (is_reduced() && names.size() > 2) names.erase(names.begin(), names.end() - 2);
   return names;
+}
+
+/// A backend and a format of keys and values; none: the backend's default.
+struct KvCase {
+  std::string backend;
+  std::optional<quant::KvFormat> format;
+};
+
+/// How gtest prints it.
+inline void PrintTo(const KvCase& kv_case, std::ostream* out) {
+  *out << kv_case.backend;
+  if (kv_case.format) *out << "_" << quant::to_string(*kv_case.format);
+}
+
+class EveryKvFormat : public testing::TestWithParam<KvCase> {};
+
+/// Every one of these backends with its default and with the quantized formats.
+inline std::vector<KvCase> kv_cases() {
+  std::vector<KvCase> cases;
+  for (const std::string& backend : engine_backends()) {
+    cases.push_back({backend, std::nullopt});
+    for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+      if ((ops::find_backend(backend).kernels->kv_formats & ops::kv_bit(format)) != 0) {
+        cases.push_back({backend, format});
+      }
+    }
+  }
+  return cases;
+}
+
+inline std::string kv_case_name(const testing::TestParamInfo<KvCase>& info) {
+  return testing::PrintToString(info.param);
 }
 
 }  // namespace nb::engine

@@ -14,26 +14,26 @@ namespace {
 
 using model::make_tiny_model;
 
-TEST_P(EveryBackend, TokensAreTheSameAloneInABatchAndSliced) {
+TEST_P(EveryKvFormat, TokensAreTheSameAloneInABatchAndSliced) {
   for (const quant::Format format : {quant::Format::q4_1, quant::Format::bf16}) {
-    const auto model = make_tiny_model({.backend = GetParam(), .format = format, .num_threads = 2});
+    const auto model = make_tiny_model({.backend = GetParam().backend, .format = format, .num_threads = 2});
     std::vector<Request> requests = mixed_requests();
     std::vector<int> slices = {7};
     if (format == quant::Format::q4_1) slices = {1, 7, 64, 100};
-    if (GetParam() == "reference") {  // slow on purpose
+    if (GetParam().backend == "reference") {  // slow on purpose
       requests.resize(5);
       slices = {7};
     }
-    Engine together(*model, {.max_num_seqs = 8});
+    Engine together(*model, {.kv_format = GetParam().format, .max_num_seqs = 8});
     const std::vector<Answer> expected = answer_all(together, requests);
     for (const Answer& answer : expected) ASSERT_EQ(answer.tokens.size(), 12u);
     EXPECT_NE(expected[0].tokens, expected[2].tokens);
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      Engine alone(*model, {.enable_prefix_caching = false});
+      Engine alone(*model, {.kv_format = GetParam().format, .enable_prefix_caching = false});
       EXPECT_EQ(answer_one(alone, requests[i]).tokens, expected[i].tokens) << "request " << i;
     }
     for (const int slice : slices) {
-      Engine sliced(*model, {.max_num_seqs = 3, .max_batch_tokens = slice});
+      Engine sliced(*model, {.kv_format = GetParam().format, .max_num_seqs = 3, .max_batch_tokens = slice});
       const std::vector<Answer> answers = answer_all(sliced, requests);
       for (std::size_t i = 0; i < requests.size(); ++i) {
         EXPECT_EQ(answers[i].tokens, expected[i].tokens) << "request " << i << ", slice " << slice;
@@ -42,20 +42,20 @@ TEST_P(EveryBackend, TokensAreTheSameAloneInABatchAndSliced) {
   }
 }
 
-TEST_P(EveryBackend, TokensAreTheSameWithAHitAMissAndPreemption) {
-  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+TEST_P(EveryKvFormat, TokensAreTheSameWithAHitAMissAndPreemption) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .num_threads = 2});
   std::vector<Request> requests = mixed_requests();
-  if (GetParam() == "reference") requests.resize(5);  // slow on purpose
+  if (GetParam().backend == "reference") requests.resize(5);  // slow on purpose
   const std::vector<TokenId> shared = random_request(5, 50, 1).prompt;
   for (std::size_t i = 0; i < requests.size(); i += 2) {
     requests[i].prompt.insert(requests[i].prompt.begin(), shared.begin(), shared.end());
   }
-  Engine plain(*model, {.max_num_seqs = 8, .enable_prefix_caching = false});
+  Engine plain(*model, {.kv_format = GetParam().format, .max_num_seqs = 8, .enable_prefix_caching = false});
   const std::vector<Answer> expected = answer_all(plain, requests);
   EXPECT_EQ(plain.stats().prefix_hit_tokens, 0);
   EXPECT_EQ(plain.stats().blocks_cached, 0);
 
-  Engine caching(*model, {.max_num_seqs = 8, .max_batch_tokens = 64});
+  Engine caching(*model, {.kv_format = GetParam().format, .max_num_seqs = 8, .max_batch_tokens = 64});
   for (const char* round : {"miss", "hit"}) {
     const std::vector<Answer> answers = answer_all(caching, requests);
     for (std::size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(answers[i].tokens, expected[i].tokens) << round << i;
@@ -70,10 +70,11 @@ TEST_P(EveryBackend, TokensAreTheSameWithAHitAMissAndPreemption) {
   for (const bool cached : {false, true}) {
     std::vector<Request> longer = requests;
     for (Request& request : longer) request.max_tokens = 40;
-    Engine ample(*model, {.max_num_seqs = 8, .enable_prefix_caching = false});
-    Engine tight(
-        *model,
-        {.max_num_seqs = 8, .kv_cache_bytes = block_bytes * (needed * 2 / 5 + 8), .enable_prefix_caching = cached});
+    Engine ample(*model, {.kv_format = GetParam().format, .max_num_seqs = 8, .enable_prefix_caching = false});
+    Engine tight(*model, {.kv_format = GetParam().format,
+                          .max_num_seqs = 8,
+                          .kv_cache_bytes = block_bytes * (needed * 2 / 5 + 8),
+                          .enable_prefix_caching = cached});
     const std::vector<Answer> wanted = answer_all(ample, longer);
     const std::vector<Answer> answers = answer_all(tight, longer);
     for (std::size_t i = 0; i < longer.size(); ++i) EXPECT_EQ(answers[i].tokens, wanted[i].tokens) << i;
@@ -81,12 +82,12 @@ TEST_P(EveryBackend, TokensAreTheSameWithAHitAMissAndPreemption) {
   }
 }
 
-TEST_P(EveryBackend, SeveralAnswersAreThoseOfSeveralRequests) {
-  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
+TEST_P(EveryKvFormat, SeveralAnswersAreThoseOfSeveralRequests) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .num_threads = 2});
   for (const int num_prompt : {1, 16, 17, 40}) {
     Request request = random_request(static_cast<unsigned>(num_prompt), num_prompt, 10);
     request.sampling = {.temperature = 1.0, .seed = 3};
-    Engine plain(*model, {.enable_prefix_caching = false});
+    Engine plain(*model, {.kv_format = GetParam().format, .enable_prefix_caching = false});
     std::vector<std::vector<TokenId>> expected;
     for (std::uint32_t choice = 0; choice < 4; ++choice) {
       request.sampling.choice_index = choice;
@@ -98,7 +99,10 @@ TEST_P(EveryBackend, SeveralAnswersAreThoseOfSeveralRequests) {
     for (const int max_num_seqs : {1, 2, 8}) {
       for (const bool cached : {false, true}) {
         SCOPED_TRACE(concat("prompt of ", num_prompt, ", ", max_num_seqs, " at a time, cached ", cached));
-        Engine engine(*model, {.max_num_seqs = max_num_seqs, .max_batch_tokens = 12, .enable_prefix_caching = cached});
+        Engine engine(*model, {.kv_format = GetParam().format,
+                               .max_num_seqs = max_num_seqs,
+                               .max_batch_tokens = 12,
+                               .enable_prefix_caching = cached});
         engine.submit(request);
         std::vector<std::vector<TokenId>> answers(4);
         while (engine.has_work()) {
@@ -118,9 +122,9 @@ TEST_P(EveryBackend, SeveralAnswersAreThoseOfSeveralRequests) {
 }
 
 // Reading shared blocks once is invisible but for the counter: with a shared system prompt, forks and another length.
-TEST_P(EveryBackend, ReadingSharedBlocksOnceChangesNoBit) {
-  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
-  const bool slow = GetParam() == "reference";
+TEST_P(EveryKvFormat, ReadingSharedBlocksOnceChangesNoBit) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .num_threads = 2});
+  const bool slow = GetParam().backend == "reference";
   const std::vector<TokenId> system = random_request(5, slow ? 90 : 333, 1).prompt;
   std::vector<Request> requests;
   for (unsigned i = 0; i < (slow ? 3u : 7u); ++i) {
@@ -138,9 +142,11 @@ TEST_P(EveryBackend, ReadingSharedBlocksOnceChangesNoBit) {
     return answers;
   };
   std::int64_t saved_on = 0, saved_off = 0, saved_without_cache = 0;
-  const auto on = run({.max_num_seqs = 8, .max_batch_tokens = 100}, saved_on);
-  const auto off = run({.max_num_seqs = 8, .max_batch_tokens = 100, .cascade = false}, saved_off);
-  const auto alone = run({.max_num_seqs = 8, .enable_prefix_caching = false}, saved_without_cache);
+  const auto on = run({.kv_format = GetParam().format, .max_num_seqs = 8, .max_batch_tokens = 100}, saved_on);
+  const auto off =
+      run({.kv_format = GetParam().format, .max_num_seqs = 8, .max_batch_tokens = 100, .cascade = false}, saved_off);
+  const auto alone =
+      run({.kv_format = GetParam().format, .max_num_seqs = 8, .enable_prefix_caching = false}, saved_without_cache);
   for (std::size_t i = 0; i < requests.size(); ++i) {
     for (const auto* other : {&off[i], &alone[i]}) {
       EXPECT_EQ(on[i].tokens, other->tokens) << i;
@@ -159,9 +165,9 @@ TEST_P(EveryBackend, ReadingSharedBlocksOnceChangesNoBit) {
 }
 
 // Nor does reading the chunks that several sequences have, behind beginnings of different lengths.
-TEST_P(EveryBackend, ReadingSharedChunksOnceChangesNoBit) {
-  const auto model = make_tiny_model({.backend = GetParam(), .num_threads = 2});
-  const bool slow = GetParam() == "reference";
+TEST_P(EveryKvFormat, ReadingSharedChunksOnceChangesNoBit) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .num_threads = 2});
+  const bool slow = GetParam().backend == "reference";
   const std::vector<TokenId> document = random_request(5, slow ? 70 : 200, 1).prompt;
   std::vector<Request> requests;
   for (unsigned i = 0; i < 4; ++i) {
@@ -177,7 +183,7 @@ TEST_P(EveryBackend, ReadingSharedChunksOnceChangesNoBit) {
     requests.push_back(request);
   }
   const auto run = [&](bool cascade, std::int64_t& saved) {
-    Engine engine(*model, {.max_num_seqs = 4, .cascade = cascade});
+    Engine engine(*model, {.kv_format = GetParam().format, .max_num_seqs = 4, .cascade = cascade});
     std::vector<Answer> answers = answer_all(engine, requests);
     saved = engine.stats().cascade_saved_tokens;
     return answers;
@@ -270,9 +276,9 @@ TEST(Engine, AConversationReusesItsAnswers) {
 }
 
 // Slots, positions and blocks are right if reading the whole text at once predicts what was generated step by step.
-TEST_P(EveryBackend, ScoringTheAnswerPredictsTheAnswer) {
-  const auto model = make_tiny_model({.backend = GetParam(), .format = quant::Format::q8_0, .num_threads = 2});
-  Engine engine(*model, {.max_batch_tokens = 33});
+TEST_P(EveryKvFormat, ScoringTheAnswerPredictsTheAnswer) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .format = quant::Format::q8_0, .num_threads = 2});
+  Engine engine(*model, {.kv_format = GetParam().format, .max_batch_tokens = 33});
   const Request request = random_request(5, 70, 30);
   const Answer answer = answer_one(engine, request);
   ASSERT_EQ(answer.tokens.size(), 30u);
@@ -291,9 +297,9 @@ TEST_P(EveryBackend, ScoringTheAnswerPredictsTheAnswer) {
 }
 
 // Token 7 turns every logit after it into NaN, so that nothing can be drawn.
-TEST_P(EveryBackend, AFailedStepAbortsWhatRanAndNothingElse) {
-  const auto model = make_tiny_model({.backend = GetParam(), .nan_token = 7});
-  Engine engine(*model, {.max_num_seqs = 2});
+TEST_P(EveryKvFormat, AFailedStepAbortsWhatRanAndNothingElse) {
+  const auto model = make_tiny_model({.backend = GetParam().backend, .nan_token = 7});
+  Engine engine(*model, {.kv_format = GetParam().format, .max_num_seqs = 2});
   Request good = random_request(1, 20, 6, 7);  // tokens below 7
   const std::vector<TokenId> expected = answer_one(engine, good).tokens;
   Request bad = random_request(2, 31, 6, 7);
@@ -316,6 +322,33 @@ TEST_P(EveryBackend, AFailedStepAbortsWhatRanAndNothingElse) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Engine, EveryBackend, testing::ValuesIn(engine_backends()), backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Engine, EveryKvFormat, testing::ValuesIn(kv_cases()), kv_case_name);
+
+// What the kernels cannot read is refused before anything is allocated, by the names of both.
+TEST(Engine, AKvFormatThatTheBackendLacksIsRefused) {
+  const auto model = make_tiny_model({.backend = "scalar"});
+  ops::KernelTable plain = *model->backend().kernels;
+  plain.kv_formats = ops::kPlainKvFormats;
+  ops::Backend backend = model->backend();
+  backend.kernels = &plain;
+  const model::TinyModelOptions options{.backend = "scalar"};
+  auto pool = std::make_unique<ThreadPool>(1);
+  model::ModelConfig config = model::tiny_config(options);
+  model::ModelWeights weights = model::TinyWeights(options, backend, *pool).build(config);
+  const model::Model poor(std::move(config), std::move(weights), backend, std::move(pool));
+  EXPECT_NO_THROW(Engine(poor, {.kv_format = quant::KvFormat::bf16}));
+  for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+    EXPECT_NO_THROW(Engine(*model, {.kv_format = format}));
+    try {
+      Engine(poor, {.kv_format = format});
+      ADD_FAILURE() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported);
+      EXPECT_EQ(std::string(error.what()), concat("KV format ", quant::to_string(format),
+                                                  " is not offered by backend scalar, which has: f32, bf16"));
+    }
+  }
+}
 
 TEST(Engine, CancellationGivesBlocksBackWithinOneStep) {
   const auto model = make_tiny_model();

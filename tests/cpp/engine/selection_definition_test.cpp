@@ -113,7 +113,7 @@ class SelectionFixture {
     std::vector<double> key;
     for (int head = 0; head < kHeads; ++head) {
       const auto* cell = reinterpret_cast<const float*>(
-          layer.base + blocks[static_cast<std::size_t>(index / 16)] * layer.block_stride + head * layer.cell_bytes);
+          layer.base + blocks[static_cast<std::size_t>(index / 16)] * layer.block_stride + head * layer.key_cell_bytes);
       const float* values = cell + index % 16 * kDim;  // as the reference has them
       std::vector<double> turned(kDim);
       for (int i = 0; i < kDim / 2; ++i) {

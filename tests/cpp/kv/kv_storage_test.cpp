@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "quant/kv_format.h"
 
 namespace nb::kv {
 namespace {
@@ -21,15 +22,53 @@ TEST(KvStorage, CellsTileABlockWithoutOverlap) {
   std::set<const std::uint8_t*> cells;
   for (int layer = 0; layer < 3; ++layer) {
     const ops::KvLayer view = storage.layer(layer);
-    EXPECT_EQ(view.cell_bytes, 16 * 32 * 2);
+    EXPECT_EQ(view.key_cell_bytes, 16 * 32 * 2);
+    EXPECT_EQ(view.value_cell_bytes, 16 * 32 * 2);
     for (int block = 0; block < 4; ++block) {
       for (int cell = 0; cell < 2 * 2; ++cell) {
-        cells.insert(view.base + block * view.block_stride + cell * view.cell_bytes);
+        cells.insert(view.base + block * view.block_stride + cell * view.key_cell_bytes);
       }
     }
   }
   EXPECT_EQ(cells.size(), 3u * 4 * 4);
   EXPECT_EQ(*cells.rbegin() - *cells.begin(), storage.bytes() - 16 * 32 * 2);
+}
+
+// Where cells of keys and of values differ in size: no byte of a block belongs to two of them or to none.
+TEST(KvStorage, EveryByteOfABlockIsInOneCell) {
+  for (int i = 0; i < quant::kNumKvFormats; ++i) {
+    for (const int head_dim : {16, 64, 80}) {
+      const KvShape shape{static_cast<quant::KvFormat>(i), 3, 2, head_dim};
+      KvStorage storage(shape, 2);
+      EXPECT_EQ(storage.bytes(), 2 * shape.block_bytes());
+      std::vector<int> owners(static_cast<std::size_t>(storage.bytes()), 0);
+      for (int layer = 0; layer < 3; ++layer) {
+        const ops::KvLayer view = storage.layer(layer);
+        for (int block = 0; block < 2; ++block) {
+          const std::int64_t keys = view.base - storage.layer(0).base + block * view.block_stride;
+          const std::int64_t values = keys + view.num_kv_heads * view.key_cell_bytes;
+          for (int head = 0; head < 2; ++head) {
+            for (std::int64_t b = 0; b < view.key_cell_bytes; ++b) {
+              ++owners[static_cast<std::size_t>(keys + head * view.key_cell_bytes + b)];
+            }
+            for (std::int64_t b = 0; b < view.value_cell_bytes; ++b) {
+              ++owners[static_cast<std::size_t>(values + head * view.value_cell_bytes + b)];
+            }
+          }
+        }
+      }
+      EXPECT_EQ(std::count(owners.begin(), owners.end(), 1), storage.bytes()) << quant::to_string(shape.format);
+    }
+  }
+}
+
+// What is promised of a format is what its memory takes: 2 % for what the table does not say.
+TEST(KvStorage, MeasuredBitsAreThePromisedOnes) {
+  for (const auto& [format, bits] : {std::pair{quant::KvFormat::int8, 8.25}, {quant::KvFormat::mixed, 6.6}}) {
+    const KvStorage storage({format, 30, 3, 64}, 100);
+    const double elements = 100.0 * 16 * 30 * 3 * 64 * 2;
+    EXPECT_NEAR(8.0 * static_cast<double>(storage.bytes()) / elements, bits, 0.02 * bits);
+  }
 }
 
 // Pages of the storage that the system has provided.

@@ -80,7 +80,9 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
     }
     plan.runs.push_back(run);
     Matrix k = Matrix::random(keys, problem.num_kv_heads * dim, seed++), v = Matrix::random(keys, k.num_cols, seed++);
-    rope(k.view(), local, rope_table, bench.ctx);
+    // By the reference for all, so that formats round the same numbers.
+    Bench reference("reference");
+    rope(k.view(), local, rope_table, reference.ctx);
     kv_write(layer, k.view(), v.view(), slots, bench.ctx);
     return run.positions_begin < 0 ? offset + local.back() : local.back();
   };
@@ -116,7 +118,7 @@ Matrix attend(Bench& bench, const Problem& problem, const std::vector<float>& co
   return out;
 }
 
-const Problem kProblems[] = {
+const Problem kPlainProblems[] = {
     {1, 1, 16, quant::KvFormat::f32, {{1, 1}}},
     {4, 4, 16, quant::KvFormat::bf16, {{17, 17}}},
     {9, 3, 64, quant::KvFormat::bf16, {{65, 40}, {3, 1}, {300, 1}, {16, 16}}},
@@ -126,13 +128,26 @@ const Problem kProblems[] = {
     {8, 2, 128, quant::KvFormat::bf16, {{256, 1}, {255, 8}, {513, 3}}},
     {6, 2, 32, quant::KvFormat::f32, {{40, 10, {20, 300}}, {5, 5, {16}}}},  // several runs at their own offsets
     {6, 2, 32, quant::KvFormat::bf16, {{290, 1, {530}}}},
+    {3, 1, 48, quant::KvFormat::bf16, {{130, 1}, {70, 70}}},  // a last group of 16 dimensions behind one of 32
 };
+
+// The same in every format that is not plain, too.
+std::vector<Problem> problems_of_formats() {
+  std::vector<Problem> problems(std::begin(kPlainProblems), std::end(kPlainProblems));
+  for (Problem problem : kPlainProblems) {
+    for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+      problem.format = format;
+      problems.push_back(problem);
+    }
+  }
+  return problems;
+}
 
 // Composed contexts: runs that begin late, hidden keys (all of a tile, too), positions with gaps; windows beside.
 std::vector<Problem> composed_problems() {
   std::vector<Problem> problems;
   for (const int window : {0, 1, 40, 300}) {
-    for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+    for (const quant::KvFormat format : kv_formats()) {
       problems.push_back({6, 2, 16, format, {{500, 3, {300, 17}}, {70, 70}, {200, 1, {33, 100, 64}}}, window, true});
       problems.push_back({5, 1, 32, format, {{40, 10, {20, 300}}, {20, 20, {257, 256, 64}}}, window, true});
     }
@@ -144,7 +159,7 @@ std::vector<Problem> composed_problems() {
 std::vector<Problem> windowed_problems() {
   std::vector<Problem> problems = composed_problems();
   for (const int window : {1, 2, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 511, 513, 1499, 1500, 4000}) {
-    for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+    for (const quant::KvFormat format : kv_formats()) {
       problems.push_back({6, 2, 16, format, {{1500, 3}, {300, 60}, {70, 70}, {600, 1}}, window});
       problems.push_back({5, 1, 32, format, {{40, 10, {20, 300}}, {20, 20, {257, 256, 64}}}, window});
     }
@@ -155,20 +170,19 @@ std::vector<Problem> windowed_problems() {
 class Attention : public EveryBackend {};
 
 TEST_P(Attention, MatchesReference) {
-  for (const Problem& problem : kProblems) {
+  for (const Problem& problem : problems_of_formats()) {
     const auto table = make_rotations(problem.head_dim, 1200);
     Bench reference("reference"), bench(GetParam(), 2);
-    // Keys are rotated in f32 here and in double there, so a bf16 key may round to its neighbour.
     const double tolerance = attention_tolerance(GetParam(), problem.format);
     expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
-                 "heads " + std::to_string(problem.num_heads) + " dim " + std::to_string(problem.head_dim));
+                 concat(quant::to_string(problem.format), ", heads ", problem.num_heads, ", dim ", problem.head_dim));
   }
 }
 
 // The window against its definition in double, on the reference backend: softmax over keys p - W < s <= p.
 TEST(AttentionTables, Avx2AndAvxVnniGiveTheSameBits) {
   if (!is_usable("avx2") || !is_usable("avxvnni")) GTEST_SKIP() << "this machine does not run both";
-  for (const Problem& problem : kProblems) {
+  for (const Problem& problem : problems_of_formats()) {
     const auto table = make_rotations(problem.head_dim, 1200);
     Bench avx2("avx2", 2), vnni("avxvnni", 2);
     EXPECT_TRUE(same_bits(attend(avx2, problem, table), attend(vnni, problem, table))) << problem.head_dim;
@@ -298,7 +312,7 @@ TEST_P(Attention, WindowsMatchReference) {
     Bench reference("reference"), bench(GetParam(), 2);
     const double tolerance = attention_tolerance(GetParam(), problem.format);
     expect_close(attend(bench, problem, table), attend(reference, problem, table), tolerance,
-                 "window " + std::to_string(problem.window) + " heads " + std::to_string(problem.num_heads));
+                 concat(quant::to_string(problem.format), ", window ", problem.window, ", heads ", problem.num_heads));
   }
 }
 
@@ -325,7 +339,7 @@ TEST_P(Attention, SkippingWhatIsBelowTheWindowChangesNoBit) {
 // Promise 1: each row alone (as a decode) gives the bits it has in the batch, whatever the number of threads and
 // whether the splits of its context were shared between threads.
 TEST_P(Attention, RowsDoNotDependOnThePlan) {
-  for (const Problem& problem : kProblems) {
+  for (const Problem& problem : problems_of_formats()) {
     const auto table = make_rotations(problem.head_dim, 1200);
     Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
     const Matrix all = attend(two, problem, table);
@@ -352,7 +366,7 @@ struct SharedProblem {
     const int shapes[][3] = {{9, 3, 16}, {4, 4, 16}, {14, 2, 32}, {30, 1, 16}};
     const auto& shape = shapes[draw(0, 3)];
     num_heads = shape[0], num_kv_heads = shape[1], head_dim = shape[2];
-    format = draw(0, 1) == 0 ? quant::KvFormat::f32 : quant::KvFormat::bf16;
+    format = kv_formats()[static_cast<std::size_t>(draw(0, 3))];
     const int windows[] = {0, 0, 0, 17, 100, 300};
     window = windows[draw(0, 5)];
     std::vector<int32_t> previous;

@@ -158,8 +158,25 @@ TEST(Format, RefusesPartialBlocksAndUnknownNames) {
 
 TEST(KvFormat, TableNamesAndCells) {
   EXPECT_EQ(parse_kv_format("bf16"), KvFormat::bf16);
-  EXPECT_EQ(kv_cell_bytes(KvFormat::bf16, 64), 2048);
-  EXPECT_EQ(kv_cell_bytes(KvFormat::f32, 64), 4096);
+  const auto expect_cells = [](KvFormat format, int head_dim, std::int64_t key, std::int64_t value) {
+    EXPECT_EQ(kv_format_info(format).key_cell_bytes(head_dim), key) << to_string(format) << ", " << head_dim;
+    EXPECT_EQ(kv_format_info(format).value_cell_bytes(head_dim), value) << to_string(format) << ", " << head_dim;
+  };
+  expect_cells(KvFormat::bf16, 64, 2048, 2048);
+  expect_cells(KvFormat::f32, 64, 4096, 4096);
+  expect_cells(KvFormat::int8, 64, 16 * 66, 16 * 66);
+  expect_cells(KvFormat::mixed, 64, 16 * 66, 16 * (32 + 2 * 4));
+  expect_cells(KvFormat::mixed, 80, 16 * 82, 16 * (40 + 3 * 4));  // the last group has 16 dimensions
+  expect_cells(KvFormat::mixed, 16, 16 * 18, 16 * (8 + 4));
+  EXPECT_EQ(kv_format_info(KvFormat::f32).bits_per_element(64), 32.0);
+  EXPECT_EQ(kv_format_info(KvFormat::bf16).bits_per_element(80), 16.0);
+  EXPECT_EQ(kv_format_info(KvFormat::int8).bits_per_element(64), 8.25);
+  EXPECT_EQ(kv_format_info(KvFormat::mixed).bits_per_element(64), (8.25 + 5.0) / 2);
+  for (int i = 0; i < kNumKvFormats; ++i) {
+    const KvFormatInfo& info = kv_format_info(static_cast<KvFormat>(i));
+    EXPECT_EQ(info.format, static_cast<KvFormat>(i));
+    EXPECT_EQ(parse_kv_format(info.name), info.format);
+  }
   try {
     parse_kv_format("int3");
     FAIL() << "int3 was accepted";

@@ -1,6 +1,6 @@
 // Paged attention over runs: one routine for prefill, slices and decode.
 //
-// Included inside the unnamed namespace of kernels_<isa>.cpp, after attention_inner.h. A 'column' is one (row, query
+// Included inside the unnamed namespace of kernels_<isa>.cpp, after attention_int.h. A 'column' is one (row, query
 // head) pair; the columns that share a KV head are computed together. Rules that keep a column's bits independent of
 // everything else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of
 // 64; each split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in
@@ -19,26 +19,29 @@ constexpr int kMaxColumns = 24;
 
 // Per-thread scratch for one tile of columns.
 struct ColumnScratch {
-  float* q;       // [kMaxColumns][D] rotated and scaled
-  float* scores;  // [kMaxColumns][kTileKeys]
-  float* acc;     // [kMaxColumns][D] of the current split
-  float* out;     // [kMaxColumns][D] folded
+  float* q;              // [kMaxColumns][D] rotated and scaled
+  float* scores;         // [kMaxColumns][kTileKeys]
+  float* acc;            // [kMaxColumns][D] of the current split
+  float* out;            // [kMaxColumns][D] folded
+  TileWeights* weights;  // [kMaxColumns][scale_groups], of quantized formats
   SplitState split[kMaxColumns];
   SplitState total[kMaxColumns];
 };
 
-inline int64_t column_scratch_floats(int head_dim) {
-  return static_cast<int64_t>(kMaxColumns) * (3 * head_dim + kTileKeys);
+inline int64_t column_scratch_floats(const KvLayer& kv) {
+  const int weights = scale_groups(kv.format, kv.head_dim) * kTileWeightFloats;
+  return static_cast<int64_t>(kMaxColumns) * (3 * kv.head_dim + kTileKeys + weights);
 }
 
 inline ColumnScratch column_scratch(const AttentionArgs& a, int index) {
-  float* base = reinterpret_cast<float*>(a.scratch) + index * column_scratch_floats(a.kv.head_dim);
+  float* base = reinterpret_cast<float*>(a.scratch) + index * column_scratch_floats(a.kv);
   const int64_t rows = static_cast<int64_t>(kMaxColumns) * a.kv.head_dim;
   ColumnScratch scratch;
   scratch.q = base;
   scratch.acc = base + rows;
   scratch.out = base + 2 * rows;
   scratch.scores = base + 3 * rows;
+  scratch.weights = reinterpret_cast<TileWeights*>(scratch.scores + kMaxColumns * kTileKeys);
   return scratch;
 }
 
@@ -223,17 +226,21 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
       rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
              s.q + c * dim);
       if (kBf16Dot && a.kv.format == quant::KvFormat::bf16) pack_bf16(s.q + c * dim, dim, s.q + c * dim);
+      if (scale_groups(a.kv.format, dim) > 0) pack_query(s.q + c * dim, dim);
     }
   }
 }
 
 // Makes weights of the scores of columns [first, last) against the tile of keys at `begin`, of which each sees its
-// part. What one number a column is needed of is computed for many columns at once.
+// part. What one number a column is needed of is computed for many columns at once. The values of the keys are in
+// cells [first_block, num_blocks) of `values`.
 template <quant::KvFormat kFormat>
-inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int num_blocks,
-                           int first_span, int last_span, const Visibility& seen, ColumnScratch& s) {
+inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin,
+                           const uint8_t* const* values, int first_block, int num_blocks, int first_span, int last_span,
+                           const Visibility& seen, ColumnScratch& s) {
   constexpr int kSlots = (kMaxColumns + kLanes - 1) / kLanes * kLanes;
   const int dim = a.kv.head_dim;
+  [[maybe_unused]] const int groups = scale_groups(kFormat, dim);
   float before[kSlots], next[kSlots], rescale[kSlots];
   const int first = tile.spans[first_span].first_column;
   int last = first;
@@ -265,6 +272,11 @@ inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int r
     if (sees[c]) {
       soften_column(scores, next[c], rescale[c], s.split[first + c], s.acc + (first + c) * dim, dim);
       if (kPacksPairs<kFormat>) pack_bf16(scores, kTileKeys, scores);
+      if constexpr (kIsQuantized<kFormat>) {
+        pack_column_weights<kFormat>(scores, values, first_block, num_blocks, dim, s.weights + (first + c) * groups);
+      }
+    } else if constexpr (kIsQuantized<kFormat>) {
+      memset(s.weights + (first + c) * groups, 0, static_cast<size_t>(groups) * sizeof(TileWeights));
     } else {
       for (int k = 0; k < kTileKeys; ++k) scores[k] = 0.0f;
     }
@@ -285,29 +297,49 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
   const int keys = range.end - begin < kTileKeys ? range.end - begin : kTileKeys;
   const int num_blocks = (keys + 15) / 16;
   const uint8_t* cells[kTileKeys / 16];
-  for (int b = first_block; b < num_blocks; ++b) cells[b] = kv_cell(a.kv, blocks[begin / 16 + b], 0, kv_head);
+  for (int b = first_block; b < num_blocks; ++b) cells[b] = key_cell(a.kv, blocks[begin / 16 + b], kv_head);
   const uint8_t* values[kTileKeys / 16];
-  for (int b = first_block; b < num_blocks; ++b) values[b] = kv_cell(a.kv, blocks[begin / 16 + b], 1, kv_head);
+  for (int b = first_block; b < num_blocks; ++b) values[b] = value_cell(a.kv, blocks[begin / 16 + b], kv_head);
   // The first columns fetch what is read next: the values of these keys, then the keys of the next tile.
   const int64_t to_values = values[first_block] - cells[first_block];
   with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
     in_halves<side_by_side(columns.value)>(first_block, num_blocks, [&](auto count, int b) {
-      score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim, s.scores + c * kTileKeys + 16 * b,
-                                                       c == first ? to_values : 0);
+      float* const scores = s.scores + c * kTileKeys + 16 * b;
+      const int64_t ahead = c == first ? to_values : 0;
+      if constexpr (kIsQuantized<kFormat>) {
+        score_codes<columns.value, count.value>(cells + b, dim, s.q + c * dim, scores, ahead, a.kv.value_cell_bytes);
+      } else {
+        score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim, scores, ahead);
+      }
     });
   });
-  soften_columns<kFormat>(a, tile, run_index, begin, num_blocks, first_span, last_span, seen, s);
+  soften_columns<kFormat>(a, tile, run_index, begin, values, first_block, num_blocks, first_span, last_span, seen, s);
   const int more = (range.end < end ? range.end : end) - begin - kTileKeys;
   const uint8_t* later[kTileKeys / 16];
-  for (int b = 0; b < num_blocks - first_block; ++b) {
-    const int next = begin / 16 + kTileKeys / 16 + b;
-    later[b] = 16 * b < more ? kv_cell(a.kv, blocks[next], 0, kv_head) : values[first_block + b];
+  for (int b = first_block; b < num_blocks; ++b) {
+    const int next = begin / 16 + kTileKeys / 16 + b - first_block;
+    later[b] = 16 * (b - first_block) < more ? key_cell(a.kv, blocks[next], kv_head) : values[b];
   }
+  [[maybe_unused]] const int groups = scale_groups(kFormat, dim);
+  // A vector of values has a dimension in every lane, or two of them.
+  const int lanes = kFormat == quant::KvFormat::mixed ? dim / 2 : dim;
   with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
-    in_halves<side_by_side(columns.value)>(0, dim / kLanes, [&](auto count, int v) {
-      value_cells<kFormat, columns.value, count.value>(values + first_block, num_blocks - first_block, dim, v * kLanes,
-                                                       s.scores + c * kTileKeys + kWeightFloats<kFormat> * first_block,
-                                                       s.acc + c * dim, c == first ? later : nullptr);
+    constexpr int kBeside =
+        kFormat == quant::KvFormat::mixed ? nibbles_side_by_side(columns.value) : side_by_side(columns.value);
+    in_halves<kBeside>(0, (lanes + kLanes - 1) / kLanes, [&](auto count, int v) {
+      float* const acc = s.acc + c * dim;
+      const uint8_t* const* const fetched = c == first ? later : nullptr;
+      if constexpr (kFormat == quant::KvFormat::int8) {
+        value_codes<columns.value, count.value>(values, first_block, num_blocks, dim, v * kLanes, s.weights + c, acc,
+                                                fetched);
+      } else if constexpr (kFormat == quant::KvFormat::mixed) {
+        value_nibbles<columns.value, count.value>(values, first_block, num_blocks, dim, v * kLanes,
+                                                  s.weights + c * groups, groups, acc, fetched);
+      } else {
+        const float* const weights = s.scores + c * kTileKeys + kWeightFloats<kFormat> * first_block;
+        value_cells<kFormat, columns.value, count.value>(values, first_block, num_blocks, dim, v * kLanes, weights, acc,
+                                                         fetched);
+      }
     });
   });
 }
@@ -362,10 +394,16 @@ inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run
     s.split[c] = {-__builtin_inff(), 0.0f};
     for (int d = 0; d < dim; ++d) s.acc[c * dim + d] = 0.0f;
   }
-  if (a.kv.format == quant::KvFormat::bf16) {
-    attend_keys<quant::KvFormat::bf16>(a, tile, run_index, begin, begin + kSplitKeys, seen, s);
-  } else {
-    attend_keys<quant::KvFormat::f32>(a, tile, run_index, begin, begin + kSplitKeys, seen, s);
+  const int end = begin + kSplitKeys;
+  switch (a.kv.format) {
+    case quant::KvFormat::f32:
+      return attend_keys<quant::KvFormat::f32>(a, tile, run_index, begin, end, seen, s);
+    case quant::KvFormat::bf16:
+      return attend_keys<quant::KvFormat::bf16>(a, tile, run_index, begin, end, seen, s);
+    case quant::KvFormat::int8:
+      return attend_keys<quant::KvFormat::int8>(a, tile, run_index, begin, end, seen, s);
+    case quant::KvFormat::mixed:
+      return attend_keys<quant::KvFormat::mixed>(a, tile, run_index, begin, end, seen, s);
   }
 }
 
@@ -471,13 +509,13 @@ inline int64_t shared_floats(const AttentionArgs& a, const TilePlan& plan, int n
 }
 
 inline int64_t attention_scratch_bytes(const AttentionArgs& a, int num_threads) {
-  return 4 * (num_threads * column_scratch_floats(a.kv.head_dim) + shared_floats(a, plan_tiles(a), num_threads));
+  return 4 * (num_threads * column_scratch_floats(a.kv) + shared_floats(a, plan_tiles(a), num_threads));
 }
 
 // Threads take turns by the number of the split, so that what the tiles of a bundle read in common stays with one.
 inline void attend_shared(const AttentionArgs& a, const TilePlan& plan, ColumnScratch& s, const Part& part) {
   const int dim = a.kv.head_dim;
-  float* const partials = reinterpret_cast<float*>(a.scratch) + part.count * column_scratch_floats(dim);
+  float* const partials = reinterpret_cast<float*>(a.scratch) + part.count * column_scratch_floats(a.kv);
   float* partial = partials;
   int first = 0, next = 0;  // turn of the first split of the present tiles, and of what follows them
   for_each_tile(a, plan, [&](const ColumnTile& tile) {

@@ -120,16 +120,17 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
   }
 }
 
-// acc += p V over the 16 keys of each of `num_cells` cells, for kColumns columns and kVectors * kLanes dimensions from
-// `first_dim` on. Fetches the same part of the cells in `later`, unless that is null; there are as many.
+// acc += p V over the 16 keys of each of cells [begin, end) of a tile, for kColumns columns and kVectors * kLanes
+// dimensions from `first_dim` on; p is the weight of the first of these keys. Fetches the same part of the cells in
+// `later`, unless that is null.
 template <quant::KvFormat kFormat, int kColumns, int kVectors>
-inline void value_cells(const uint8_t* const* cells, int num_cells, int dim, int first_dim, const float* p, float* acc,
-                        const uint8_t* const* later) {
+inline void value_cells(const uint8_t* const* cells, int begin, int end, int dim, int first_dim, const float* p,
+                        float* acc, const uint8_t* const* later) {
   F sums[kVectors][kColumns];
   for (int v = 0; v < kVectors; ++v) {
     for (int c = 0; c < kColumns; ++c) sums[v][c] = f_load(acc + c * dim + first_dim + v * kLanes);
   }
-  for (int i = 0; i < num_cells; ++i, p += kWeightFloats<kFormat>) {
+  for (int i = begin; i < end; ++i, p += kWeightFloats<kFormat>) {
     const uint8_t* values = cells[i] + first_dim * 4;
     const int64_t ahead = later != nullptr ? later[i] - cells[i] : 0;
     if constexpr (kPacksPairs<kFormat>) {

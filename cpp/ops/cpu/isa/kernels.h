@@ -25,8 +25,12 @@ namespace {
 #include "ops/cpu/isa/linear.h"
 #include "ops/cpu/isa/rows.h"
 // rows.h uses linear.h; what follows uses both.
+#include "ops/cpu/isa/kv_cells.h"
+// kv_cells.h has what attention reads.
 #include "ops/cpu/isa/attention_inner.h"
-// attention.h uses attention_inner.h.
+// attention_int.h has the same for quantized keys and values.
+#include "ops/cpu/isa/attention_int.h"
+// attention.h uses both.
 #include "ops/cpu/isa/attention.h"
 // fused.h comes last.
 #include "ops/cpu/isa/fused.h"
@@ -51,6 +55,7 @@ constexpr KernelTable kTable = {
     .packs_bf16 = kBf16Dot,
     .fused_exact = true,
     .key_deviation = key_deviation,
+    .kv_formats = kAllKvFormats,
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Row-wise kernels: embedding, RMS norm, activation rounding and quantization, rotation, KV stores, SiLU, argmax.
+// Row-wise kernels: embedding, RMS norm, activation rounding and quantization, rotation, SiLU, argmax.
 //
 // Included inside the unnamed namespace of kernels_<isa>.cpp, after linear.h. Each row is computed in an order that
 // does not depend on the other rows. Row lengths that are no multiple of 32 go through a padded copy.
@@ -152,81 +152,6 @@ inline void rope(const RopeArgs& a, const Part& part) {
       float* head = a.x + t * a.x_stride + h * a.table.head_dim;
       rotate(head, a.table, a.positions[t], 1.0f, head);
     }
-  }
-}
-
-// ---- KV cells ----
-// Keys lie with 16 tokens side by side, so that scores come out 16 at a time without horizontal sums:
-//   f32   [head_dim][16 tokens]            bf16  [head_dim / 2][16 tokens][2 dims]
-// Values lie with dimensions side by side:
-//   f32   [16 tokens][head_dim]            bf16  [8 token pairs][head_dim][2 tokens]
-
-inline uint8_t* kv_cell(const KvLayer& kv, int block, int which, int head) {
-  return kv.base + block * kv.block_stride + (static_cast<int64_t>(which) * kv.num_kv_heads + head) * kv.cell_bytes;
-}
-
-inline uint16_t to_bf16(float value) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline void store_key(const KvLayer& kv, uint8_t* cell, int token, const float* key) {
-  if (kv.format == quant::KvFormat::f32) {
-    float* out = reinterpret_cast<float*>(cell);
-    for (int d = 0; d < kv.head_dim; ++d) out[d * 16 + token] = key[d];
-  } else {
-    uint16_t* out = reinterpret_cast<uint16_t*>(cell);
-    for (int d = 0; d < kv.head_dim; ++d) out[(d / 2 * 16 + token) * 2 + d % 2] = to_bf16(key[d]);
-  }
-}
-
-inline void store_value(const KvLayer& kv, uint8_t* cell, int token, const float* value) {
-  if (kv.format == quant::KvFormat::f32) {
-    float* out = reinterpret_cast<float*>(cell);
-    for (int d = 0; d < kv.head_dim; ++d) out[token * kv.head_dim + d] = value[d];
-  } else {
-    uint16_t* out = reinterpret_cast<uint16_t*>(cell);
-    for (int d = 0; d < kv.head_dim; ++d) out[(token / 2 * kv.head_dim + d) * 2 + token % 2] = to_bf16(value[d]);
-  }
-}
-
-inline void store_kv_head(const KvLayer& kv, int slot, int head, const float* key, const float* value) {
-  store_key(kv, kv_cell(kv, slot / 16, 0, head), slot % 16, key);
-  store_value(kv, kv_cell(kv, slot / 16, 1, head), slot % 16, value);
-}
-
-inline void kv_write(const KvWriteArgs& a, const Part& part) {
-  const Range rows = share(a.rows, part);
-  for (int t = rows.begin; t < rows.end; ++t) {
-    for (int h = 0; h < a.kv.num_kv_heads; ++h) {
-      const int offset = h * a.kv.head_dim;
-      store_kv_head(a.kv, a.slots[t], h, a.k + t * a.k_stride + offset, a.v + t * a.v_stride + offset);
-    }
-  }
-}
-
-inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) {
-  if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[d * 16 + token];
-  const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(d / 2 * 16 + token) * 2 + d % 2];
-  return __builtin_bit_cast(float, bits << 16);
-}
-
-// A row reads as many bytes as one key of attention does, and rows are few: no vectors.
-inline void key_deviation(const KeyDeviationArgs& a, const Part& part) {
-  const Range rows = share(a.rows, part);
-  for (int t = rows.begin; t < rows.end; ++t) {
-    const int slot_a = a.slots_a[t], slot_b = a.slots_b[t];
-    float sum = 0.0f;
-    for (int h = 0; h < a.a.num_kv_heads; ++h) {
-      const uint8_t* x = kv_cell(a.a, slot_a / 16, 0, h);
-      const uint8_t* y = kv_cell(a.b, slot_b / 16, 0, h);
-      for (int d = 0; d < a.a.head_dim; ++d) {
-        const float difference = load_key(a.a, x, slot_a % 16, d) - load_key(a.b, y, slot_b % 16, d);
-        sum += difference * difference;
-      }
-    }
-    a.out[t] = sum;
   }
 }
 

@@ -6,6 +6,14 @@
 // only.
 #pragma once
 
+inline float half_to_float(const uint8_t* p) {
+  const uint32_t half = static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8;
+  const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  if (magnitude >= 0x7c00u) return __builtin_bit_cast(float, sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  const float scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+  return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, scaled));
+}
+
 #if defined(NB_ISA_AVX512)
 
 constexpr int kLanes = 16;
@@ -156,9 +164,9 @@ inline I i_load_s8(const uint8_t* p) {
   return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
 }
 inline void store_low_bytes(int8_t* p, I a) {
-  int32_t lanes[kLanes];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), a.v);
-  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(lanes[i]);
+  const __m256i low = _mm256_shuffle_epi8(a.v, _mm256_set1_epi32(0x0c080400));
+  const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
 }
 
 #if defined(NB_ISA_AVXVNNI)
@@ -211,13 +219,6 @@ inline F f_zero() { return f_set1(0.0f); }
 inline F f_load(const float* p) { NB_EACH_LANE(F, p[i]); }
 inline void f_store(float* p, F a) {
   for (int i = 0; i < kLanes; ++i) p[i] = a.v[i];
-}
-inline float half_to_float(const uint8_t* p) {
-  const uint32_t half = static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8;
-  const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-  if (magnitude >= 0x7c00u) return __builtin_bit_cast(float, sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  const float scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
-  return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, scaled));
 }
 inline F f_load_f16(const uint8_t* p) { NB_EACH_LANE(F, half_to_float(p + 2 * i)); }
 inline F operator+(F a, F b) { NB_EACH_LANE(F, a.v[i] + b.v[i]); }

@@ -160,26 +160,82 @@ void rope(const RopeArgs& a, const Part& part) {
   }
 }
 
-// Reference cells are [token][head_dim] for keys and values.
+// Reference cells are [token][head_dim] for keys and values. Quantized, a token has its codes (of 4 bits: the even
+// dimension low, the next one high) and then its scales, for groups each with the minimum behind it.
 uint8_t* cell_element(const KvLayer& kv, int block, int which, int head, int token) {
-  const int64_t row_bytes = int64_t{kv.head_dim} * quant::kv_format_info(kv.format).element_bytes;
-  return kv.base + block * kv.block_stride + (int64_t{which} * kv.num_kv_heads + head) * kv.cell_bytes +
-         token * row_bytes;
+  const int64_t cell_bytes = which == 0 ? kv.key_cell_bytes : kv.value_cell_bytes;
+  return kv.base + block * kv.block_stride + int64_t{which} * kv.num_kv_heads * kv.key_cell_bytes + head * cell_bytes +
+         token * (cell_bytes / kBlockTokens);
 }
 
-void store_kv(const KvLayer& kv, const float* values, uint8_t* out) {
-  for (int i = 0; i < kv.head_dim; ++i) {
-    if (kv.format == quant::KvFormat::f32) {
-      std::memcpy(out + 4 * i, values + i, 4);
-    } else {
-      const uint16_t bits = f32_to_bf16(values[i]);
-      std::memcpy(out + 2 * i, &bits, 2);
+void store_u16(uint8_t* out, uint16_t value) { std::memcpy(out, &value, sizeof(value)); }
+
+constexpr float kLargestHalf = 65504.0f;
+constexpr uint16_t kHalfNan = 0x7e00;
+
+uint16_t to_half(float value) { return f32_to_f16(std::clamp(value, -kLargestHalf, kLargestHalf)); }
+
+bool all_finite(const float* values, int count) {
+  return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
+}
+
+// See quant/kv_format.h.
+void store_int8(const float* values, int dim, uint8_t* out) {
+  float peak = 0.0f;
+  for (int i = 0; i < dim; ++i) peak = std::max(peak, std::fabs(values[i]));
+  const bool finite = all_finite(values, dim);
+  const uint16_t scale = finite ? to_half(peak / 127.0f) : kHalfNan;
+  const float step = finite ? f16_to_f32(scale) : 0.0f;
+  for (int i = 0; i < dim; ++i) {
+    const float code = step > 0.0f ? std::clamp(std::nearbyint(values[i] / step), -127.0f, 127.0f) : 0.0f;
+    out[i] = static_cast<uint8_t>(static_cast<int8_t>(code));
+  }
+  store_u16(out + dim, scale);
+}
+
+void store_groups(const float* values, int dim, uint8_t* out) {
+  uint8_t* scales = out + (dim + 1) / 2;
+  std::memset(out, 0, static_cast<size_t>(scales - out));
+  for (int begin = 0; begin < dim; begin += quant::kKvGroup, scales += 4) {
+    const int count = std::min(quant::kKvGroup, dim - begin);
+    const auto [low, high] = std::minmax_element(values + begin, values + begin + count);
+    const bool finite = all_finite(values + begin, count);
+    const uint16_t scale = finite ? to_half((*high - *low) / 15.0f) : uint16_t{0};
+    const uint16_t minimum = finite ? to_half(*low) : kHalfNan;
+    store_u16(scales, scale);
+    store_u16(scales + 2, minimum);
+    const float step = f16_to_f32(scale), least = f16_to_f32(minimum);
+    for (int i = begin; i < begin + count && step > 0.0f; ++i) {
+      const float code = std::clamp(std::nearbyint((values[i] - least) / step), 0.0f, 15.0f);
+      out[i / 2] = static_cast<uint8_t>(out[i / 2] | static_cast<int>(code) << i % 2 * 4);
     }
   }
 }
 
-float load_kv(const KvLayer& kv, const uint8_t* row, int i) {
+bool has_groups(const KvLayer& kv, int which) { return kv.format == quant::KvFormat::mixed && which == 1; }
+
+void store_kv(const KvLayer& kv, int which, const float* values, uint8_t* out) {
+  if (kv.format == quant::KvFormat::f32) {
+    std::memcpy(out, values, static_cast<size_t>(kv.head_dim) * 4);
+  } else if (kv.format == quant::KvFormat::bf16) {
+    for (int i = 0; i < kv.head_dim; ++i) store_u16(out + 2 * i, f32_to_bf16(values[i]));
+  } else if (has_groups(kv, which)) {
+    store_groups(values, kv.head_dim, out);
+  } else {
+    store_int8(values, kv.head_dim, out);
+  }
+}
+
+float load_kv(const KvLayer& kv, int which, const uint8_t* row, int i) {
   if (kv.format == quant::KvFormat::bf16) return bf16_to_f32(load_u16(row + 2 * i));
+  if (has_groups(kv, which)) {
+    const uint8_t* scales = row + (kv.head_dim + 1) / 2 + i / quant::kKvGroup * 4;
+    const int code = row[i / 2] >> i % 2 * 4 & 15;
+    return static_cast<float>(code) * f16_to_f32(load_u16(scales)) + f16_to_f32(load_u16(scales + 2));
+  }
+  if (kv.format != quant::KvFormat::f32) {
+    return static_cast<float>(static_cast<int8_t>(row[i])) * f16_to_f32(load_u16(row + kv.head_dim));
+  }
   float value;
   std::memcpy(&value, row + 4 * i, 4);
   return value;
@@ -190,8 +246,8 @@ void kv_write(const KvWriteArgs& a, const Part& part) {
   for (int t = rows.begin; t < rows.end; ++t) {
     const int block = a.slots[t] / kBlockTokens, token = a.slots[t] % kBlockTokens;
     for (int h = 0; h < a.kv.num_kv_heads; ++h) {
-      store_kv(a.kv, a.k + t * a.k_stride + h * a.kv.head_dim, cell_element(a.kv, block, 0, h, token));
-      store_kv(a.kv, a.v + t * a.v_stride + h * a.kv.head_dim, cell_element(a.kv, block, 1, h, token));
+      store_kv(a.kv, 0, a.k + t * a.k_stride + h * a.kv.head_dim, cell_element(a.kv, block, 0, h, token));
+      store_kv(a.kv, 1, a.v + t * a.v_stride + h * a.kv.head_dim, cell_element(a.kv, block, 1, h, token));
     }
   }
 }
@@ -204,7 +260,8 @@ void key_deviation(const KeyDeviationArgs& a, const Part& part) {
       const uint8_t* x = cell_element(a.a, a.slots_a[t] / kBlockTokens, 0, h, a.slots_a[t] % kBlockTokens);
       const uint8_t* y = cell_element(a.b, a.slots_b[t] / kBlockTokens, 0, h, a.slots_b[t] % kBlockTokens);
       for (int d = 0; d < a.a.head_dim; ++d) {
-        const double difference = static_cast<double>(load_kv(a.a, x, d)) - static_cast<double>(load_kv(a.b, y, d));
+        const double difference =
+            static_cast<double>(load_kv(a.a, 0, x, d)) - static_cast<double>(load_kv(a.b, 0, y, d));
         sum += difference * difference;
       }
     }
@@ -232,7 +289,7 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
       const int block = a.blocks[run.block_begin + i / kBlockTokens];
       const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
       double score = 0.0;
-      for (int d = 0; d < dim; ++d) score += static_cast<double>(q[static_cast<size_t>(d)]) * load_kv(a.kv, key, d);
+      for (int d = 0; d < dim; ++d) score += static_cast<double>(q[static_cast<size_t>(d)]) * load_kv(a.kv, 0, key, d);
       scores.push_back(score * static_cast<double>(a.scale));
       values.push_back(cell_element(a.kv, block, 1, kv_head, i % kBlockTokens));
     }
@@ -244,7 +301,7 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
   for (size_t i = 0; i < scores.size(); ++i) {
     const double p = std::exp(scores[i] - largest);
     total += p;
-    for (int d = 0; d < dim; ++d) result[static_cast<size_t>(d)] += p * load_kv(a.kv, values[i], d);
+    for (int d = 0; d < dim; ++d) result[static_cast<size_t>(d)] += p * load_kv(a.kv, 1, values[i], d);
   }
   float* out = a.out + t * a.out_stride + head * dim;
   for (int d = 0; d < dim; ++d) {
@@ -312,6 +369,7 @@ const KernelTable& reference_kernels() {
       .norm_gate_up = nullptr,
       .head = nullptr,
       .key_deviation = key_deviation,
+      .kv_formats = kAllKvFormats,
   };
   return table;
 }

@@ -1,0 +1,61 @@
+// What quantized formats of keys and values keep of a token, from their definition and nothing else.
+//
+// For tests only. The definition is in quant/kv_format.h; this shares no code with the kernels.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "base/dtype.h"
+#include "quant/kv_format.h"
+
+namespace nb::ops {
+
+/// Rounds to one of the finite halves, nearest even.
+inline float nearest_half(double value) {
+  const double size = std::min(std::fabs(value), 65504.0);
+  const int exponent = std::max(size == 0.0 ? -14 : std::ilogb(size), -14);
+  const double step = std::ldexp(1.0, exponent - 10);
+  return static_cast<float>(std::copysign(std::min(std::nearbyint(size / step) * step, 65504.0), value));
+}
+
+inline std::vector<double> naive_int8(const std::vector<float>& x) {
+  float peak = 0.0f;
+  for (const float value : x) peak = std::max(peak, std::fabs(value));
+  const float scale = nearest_half(peak / 127.0f);
+  std::vector<double> kept;
+  for (const float value : x) {
+    const float code = scale == 0.0f ? 0.0f : std::nearbyint(value / scale);
+    kept.push_back(static_cast<double>(std::clamp(code, -127.0f, 127.0f)) * scale);
+  }
+  return kept;
+}
+
+inline std::vector<double> naive_groups(const std::vector<float>& x) {
+  std::vector<double> kept;
+  for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+    const auto first = x.begin() + static_cast<std::ptrdiff_t>(begin);
+    const auto last = x.begin() + static_cast<std::ptrdiff_t>(std::min(begin + 32, x.size()));
+    const float low = *std::min_element(first, last), high = *std::max_element(first, last);
+    const float scale = nearest_half((high - low) / 15.0f), minimum = nearest_half(low);
+    for (auto value = first; value != last; ++value) {
+      const float code = scale == 0.0f ? 0.0f : std::nearbyint((*value - minimum) / scale);
+      kept.push_back(static_cast<double>(std::clamp(code, 0.0f, 15.0f)) * scale + minimum);
+    }
+  }
+  return kept;
+}
+
+/// What a token's key (or value) of one head is when it is read again. All of it is finite.
+inline std::vector<double> naive_stored(quant::KvFormat format, bool is_key, const std::vector<float>& x) {
+  if (format == quant::KvFormat::int8 || (format == quant::KvFormat::mixed && is_key)) return naive_int8(x);
+  if (format == quant::KvFormat::mixed) return naive_groups(x);
+  std::vector<double> kept;
+  for (const float value : x) {
+    kept.push_back(static_cast<double>(format == quant::KvFormat::bf16 ? bf16_to_f32(f32_to_bf16(value)) : value));
+  }
+  return kept;
+}
+
+}  // namespace nb::ops

@@ -40,7 +40,8 @@ struct Digits {
 };
 
 inline Digits digits_of(F units) {
-  const F whole = to_float(round_to_int(units));
+  // What is not finite becomes digits too, of a unit that is not.
+  const F whole = f_max(f_min(to_float(round_to_int(units)), f_set1(kMostUnits)), f_set1(-kMostUnits));
   const F quotient = f_max(f_min(whole * f_set1(1.0f / kDigitBase), f_set1(127.0f)), f_set1(-127.0f));
   const F high = to_float(round_to_int(quotient));
   return {high, fma(high, f_set1(-kDigitBase), whole)};

@@ -213,7 +213,7 @@ def check_errors() -> None:
 
 def check_busy_and_retries() -> None:
     """A full server answers 503 with Retry-After; the client comes again and is served."""
-    busy = {"model": MODEL, "messages": ASK, "max_tokens": 60, "temperature": 0}
+    busy = {"model": MODEL, "messages": ASK, "max_tokens": 300, "temperature": 0}
     busy["extra_body"] = {"ignore_eos": True}
     running = small().chat.completions.create(**busy, stream=True)
     next(iter(running))

@@ -164,17 +164,20 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
 
 Demand Scheduler::demand() const {
   Demand demand;
-  const auto waits = [](const auto& sequence) {
+  const auto counts = [](const auto& sequence) {
     return !sequence->ends_early() && !sequence->is_internal() && sequence->load == 0;
   };
   for (const auto& sequence : running_) {
-    if (!waits(sequence)) continue;
-    if (!decodes(*sequence)) ++demand.waiting;
-    if (decodes(*sequence) && sequence->request.streams) ++demand.streaming;
+    if (!counts(sequence)) continue;
+    if (!decodes(*sequence)) {
+      ++demand.waiting;
+    } else if (sequence->request.streams) {
+      ++demand.streaming;
+    }
   }
   int slots = limits_.max_num_seqs - num_running();
   for (auto next = waiting_.begin(); next != waiting_.end() && slots > 0; ++next) {
-    if (!waits(*next)) continue;
+    if (!counts(*next)) continue;
     ++demand.waiting;
     --slots;
   }

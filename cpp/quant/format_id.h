@@ -15,4 +15,7 @@ enum class KvFormat : uint8_t { f32, bf16, int8, mixed };
 
 inline constexpr int kNumKvFormats = 4;
 
+/// Dimensions that share a scale and a minimum in the values of `mixed`.
+inline constexpr int kKvGroup = 32;
+
 }  // namespace nb::quant

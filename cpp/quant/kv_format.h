@@ -18,9 +18,6 @@
 
 namespace nb::quant {
 
-/// Dimensions that share a scale and a minimum in the values of `mixed`.
-inline constexpr int kKvGroup = 32;
-
 struct KvFormatInfo {
   KvFormat format;
   const char* name;

@@ -88,13 +88,7 @@ class AsyncRequest:
                     if text:
                         take_text(text, token_ids)
                     return
-            else:
-                try:
-                    self._driver.check(output)
-                except NanobraidError:
-                    draft.add(output)  # it has ended all the same
-                    raise
-            for piece in draft.pieces(output):
+            for piece in draft.pieces(self._checked(output)):
                 take(piece)
         except Exception as error:  # it must not reach the requests that the same step brought something for
             take(error)
@@ -135,14 +129,15 @@ class AsyncRequest:
         while not self._outputs:
             self._arrived.clear()
             await self._arrived.wait()
-        output = self._outputs.popleft()
-        if isinstance(output, list):
-            return output
-        try:
-            self._driver.check(output)
-        except NanobraidError:
-            self._draft.add(output)  # it has ended all the same
-            raise
+        return self._checked(self._outputs.popleft())
+
+    def _checked(self, output: _Output) -> _Output:
+        if not isinstance(output, list):
+            try:
+                self._driver.check(output)
+            except NanobraidError:
+                self._draft.add(output)  # it has ended all the same
+                raise
         return output
 
     def _deliver(self, output: _Output) -> None:

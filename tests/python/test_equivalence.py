@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 from engine_threads import OTHER_THREADS, THREADS
+from paragraph import PARAGRAPH
 
 import nanobraid as nb
 from nanobraid import _core
 
-PARAGRAPH = (
-    "The harbour was quiet in the early morning. Fishing boats lay side by side, their nets drying on the quay, and a "
-    "smell of salt and tar hung in the air. An old man sat on a crate and mended a rope with slow, careful hands. "
-)
 PROMPTS = [
     "The capital of France is",
     "x",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from engine_threads import THREADS
+from paragraph import PARAGRAPH
 
 import nanobraid as nb
 
-PARAGRAPH = (
-    "The harbour was quiet in the early morning. Fishing boats lay side by side, their nets drying on the quay, and a "
-    "smell of salt and tar hung in the air. An old man sat on a crate and mended a rope with slow, careful hands. "
-)
+sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
+try:
+    from oracle import mean_kl
+finally:
+    sys.path.pop(0)
+
 PROMPTS = [
     "The capital of France is",
     "x",
@@ -28,7 +32,7 @@ TEXT = Path(__file__).parents[2] / "eval" / "text" / "mixed.txt"
 
 
 def open_llm(path: Path, kv_dtype: str, **options: Any) -> nb.LLM:
-    return nb.LLM(path, kv_dtype=kv_dtype, num_threads=2, max_model_len=1024, **options)
+    return nb.LLM(path, kv_dtype=kv_dtype, num_threads=THREADS, max_model_len=1024, **options)
 
 
 @pytest.mark.parametrize("kv_dtype", FORMATS)
@@ -57,17 +61,11 @@ def test_memory_is_what_the_format_promises(model_path: Path, kv_dtype: str, bit
     assert 8 * stats["kv_bytes"] / stats["blocks_total"] / numbers == pytest.approx(bits, rel=0.02)
 
 
-def _log_probs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
 @pytest.mark.parametrize(("kv_dtype", "most"), [("int8", 0.0015), ("mixed", 0.009)])
 def test_predictions_are_close_to_those_of_full_precision(model_path: Path, kv_dtype: str, most: float) -> None:
     """Mean KL in nats over 256 tokens, with float activations; a scale of another token is off by far more."""
     with open_llm(model_path, "f32", dtype="bf16") as exact, open_llm(model_path, kv_dtype, dtype="bf16") as llm:
         ids = exact.tokenizer.encode(TEXT.read_text())[:256]
-        p, q = _log_probs(exact.logits(ids)), _log_probs(llm.logits(ids))
-    kl = (np.exp(p) * (p - q)).sum(axis=-1)
+        kl = mean_kl(exact.logits(ids), llm.logits(ids))
     assert np.isfinite(kl).all()
     assert 1e-6 < kl.mean() <= most

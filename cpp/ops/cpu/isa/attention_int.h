@@ -222,7 +222,7 @@ constexpr int nibbles_side_by_side(int columns) { return kLanes == 16 && columns
 template <int kColumns, int kVectors>
 inline void value_nibbles(const uint8_t* const* cells, int first, int last, int dim, int first_lane,
                           const TileWeights* weights, int groups, float* acc, const uint8_t* const* later) {
-  constexpr int kGroupLanes = kValueGroup / 2;
+  constexpr int kGroupLanes = quant::kKvGroup / 2;
   const I mask = i_set1(0x0f0f0f0f);
   I high[kVectors][2][kColumns], low[kVectors][2][kColumns];
   const TileWeights* own[kVectors];
@@ -262,8 +262,8 @@ inline void value_nibbles(const uint8_t* const* cells, int first, int last, int 
     }
   }
   for (int v = 0; v < kVectors; ++v) {
-    const int lane = first_lane + v * kLanes, begin = lane / kGroupLanes * kValueGroup, within = lane % kGroupLanes;
-    const int half = (dim - begin < kValueGroup ? dim - begin : kValueGroup) / 2;
+    const int lane = first_lane + v * kLanes, begin = lane / kGroupLanes * quant::kKvGroup, within = lane % kGroupLanes;
+    const int half = (dim - begin < quant::kKvGroup ? dim - begin : quant::kKvGroup) / 2;
     for (int c = 0; c < kColumns; ++c) {
       const TileWeights& w = own[v][c * groups];
       float* sums = acc + c * dim + begin;

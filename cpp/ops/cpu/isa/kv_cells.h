@@ -13,13 +13,12 @@
 //         minima likewise. A byte has dimension i of the first half of a group below that of its second half.
 #pragma once
 
-constexpr int kValueGroup = 32;  // dimensions with one scale and minimum in the values of `mixed`
 constexpr float kLargestHalf = 65504.0f;
 
 template <quant::KvFormat kFormat>
 constexpr bool kIsQuantized = kFormat == quant::KvFormat::int8 || kFormat == quant::KvFormat::mixed;
 
-inline int value_groups(int head_dim) { return (head_dim + kValueGroup - 1) / kValueGroup; }
+inline int value_groups(int head_dim) { return (head_dim + quant::kKvGroup - 1) / quant::kKvGroup; }
 
 inline uint8_t* key_cell(const KvLayer& kv, int block, int head) {
   return kv.base + block * kv.block_stride + head * kv.key_cell_bytes;
@@ -112,16 +111,16 @@ inline void store_value_mixed(uint8_t* cell, int dim, int token, const float* va
   uint8_t* const quad = cell + token / 4 * dim * 2 + token % 4;
   uint8_t* const scales = cell + dim * 8;
   uint8_t* const minima = scales + value_groups(dim) * 32;
-  for (int begin = 0; begin < dim; begin += kValueGroup) {
-    const int count = dim - begin < kValueGroup ? dim - begin : kValueGroup, half = count / 2;
-    const int at = begin / kValueGroup * 32 + token * 2;
+  for (int begin = 0; begin < dim; begin += quant::kKvGroup) {
+    const int count = dim - begin < quant::kKvGroup ? dim - begin : quant::kKvGroup, half = count / 2;
+    const int at = begin / quant::kKvGroup * 32 + token * 2;
     const Extent extent = extent_of(value + begin, count);
     const float wanted = (extent.largest - extent.smallest) / 15.0f;
     const float low = extent.smallest > -kLargestHalf ? extent.smallest : -kLargestHalf;
     store_half(scales + at, extent.finite ? to_half(wanted < kLargestHalf ? wanted : kLargestHalf) : 0);
     store_half(minima + at, extent.finite ? to_half(low < kLargestHalf ? low : kLargestHalf) : kHalfNan);
     const float step = load_half(scales + at);
-    uint8_t codes[kValueGroup] = {};
+    uint8_t codes[quant::kKvGroup] = {};
     if (step > 0.0f) {
       const F minimum = f_set1(load_half(minima + at));
       for (int d = 0; d < count; d += kLanes) {

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanobraid.errors import InvalidArgumentError
+from nanobraid.errors import InvalidArgumentError, UnsupportedError
 from nanobraid.guided import plan_for
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
@@ -110,6 +110,8 @@ def request_options(
         for token_id in token_ids:
             if token_id > last:
                 raise InvalidArgumentError(f"{field} must hold token ids in [0, {last}], got {token_id}")
+    if params.kv_policy is not None and str(params.kv_policy) != "full":
+        raise UnsupportedError(f"kv_policy={params.kv_policy} is not there yet; leave it out")
     space = max_model_len - len(ids)
     seed = default_seed if params.seed is None else params.seed  # -1 asks for a random one
     max_tokens = space if params.max_tokens is None else min(params.max_tokens, space)

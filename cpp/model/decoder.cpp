@@ -35,8 +35,8 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
                          ops::ExecContext& ctx, const LayerObserver& observer, const kv::KvStorage* written) const {
   const std::int64_t num_tokens = inputs.num_tokens();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  const ops::AttentionPlan plan{inputs.positions, inputs.segments,      inputs.runs,
-                                inputs.blocks,    inputs.run_positions, inputs.hidden};
+  const ops::AttentionPlan plan{inputs.positions,     inputs.segments, inputs.runs,    inputs.blocks,
+                                inputs.run_positions, inputs.hidden,   inputs.policies};
   for (int i = first; i < last; ++i) {
     const Workspace::Scope scope(*ctx.workspace);
     const auto rows = [&](int cols) {

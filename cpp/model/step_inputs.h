@@ -26,6 +26,7 @@ struct StepInputs {
   std::vector<std::int32_t> blocks;
   std::vector<std::int32_t> run_positions;  ///< AttentionArgs::key_positions
   std::vector<std::uint16_t> hidden;        ///< AttentionArgs::hidden
+  std::vector<ops::KeyPolicy> policies;     ///< AttentionArgs::policies
 
   /// Rows whose logits are needed, ascending.
   std::vector<std::int32_t> logit_rows;
@@ -38,6 +39,7 @@ struct StepInputs {
     for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows}) array->reserve(tokens);
     segments.reserve(static_cast<std::size_t>(max_sequences));
     runs.reserve(static_cast<std::size_t>(max_sequences));
+    policies.reserve(static_cast<std::size_t>(max_sequences));
     blocks.reserve(static_cast<std::size_t>(max_blocks));
   }
 
@@ -47,6 +49,7 @@ struct StepInputs {
     runs.clear();
     run_positions.clear();
     hidden.clear();
+    policies.clear();
   }
 };
 

@@ -61,6 +61,7 @@ struct KernelTable {
   void (*key_deviation)(const KeyDeviationArgs&, const Part&) = nullptr;
 
   uint32_t kv_formats = kPlainKvFormats;  ///< formats of keys and values that the kernels store and read
+  bool key_policies = false;              ///< attention knows AttentionSegment::policy and AttentionRun::score_bias
 };
 
 }  // namespace nb::ops

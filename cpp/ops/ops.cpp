@@ -192,6 +192,10 @@ void require_kv_format(const KernelTable& kernels, quant::KvFormat format) {
        ", which has: ", offered);
 }
 
+void require_key_policies(const KernelTable& kernels) {
+  NB_CHECK(kernels.key_policies, unsupported, "KV policies are not offered by backend ", kernels.name);
+}
+
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx) {
   require_kv_format(*ctx.kernels, kv.format);
   const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
@@ -332,6 +336,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
   check_plan(plan, rope_table);
+  if (uses_policies(plan)) require_key_policies(*ctx.kernels);
   AttentionArgs args{};
   args.q = q.as<const float>();
   args.q_stride = q.row_stride;
@@ -349,6 +354,8 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   args.blocks = ctx.workspace->on_device(plan.blocks);
   args.key_positions = plan.key_positions.empty() ? nullptr : ctx.workspace->on_device(plan.key_positions);
   args.hidden = plan.hidden.empty() ? nullptr : ctx.workspace->on_device(plan.hidden);
+  args.policies = plan.policies.empty() ? nullptr : ctx.workspace->on_device(plan.policies);
+  args.num_policies = static_cast<int32_t>(plan.policies.size());
   args.rows = static_cast<int32_t>(num_rows);
   const Workspace::Scope scope(*ctx.workspace);
   if (ctx.kernels->memory != nullptr) describe_to_device(plan, args, ctx);

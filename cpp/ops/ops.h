@@ -31,6 +31,7 @@ struct AttentionPlan {
   std::span<const int32_t> blocks;
   std::span<const int32_t> key_positions{};  ///< see AttentionRun
   std::span<const uint16_t> hidden{};        ///< likewise
+  std::span<const KeyPolicy> policies{};     ///< see AttentionSegment
 };
 
 /// Normalisation facts of a layer. `weight` f32[cols].
@@ -68,6 +69,9 @@ void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, 
 
 /// Throws unsupported, naming format and backend, if the kernels cannot store and read keys and values of that format.
 void require_kv_format(const KernelTable& kernels, quant::KvFormat format);
+
+/// Throws unsupported, naming the backend, if its attention knows no key policies and no biases of scores.
+void require_key_policies(const KernelTable& kernels);
 
 /// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index.
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx);

@@ -28,6 +28,10 @@ struct StepInputs {
   std::vector<std::uint16_t> hidden;        ///< AttentionArgs::hidden
   std::vector<ops::KeyPolicy> policies;     ///< AttentionArgs::policies
 
+  /// Groups that become summaries in this step, of `blocks`: in each layer once the step's keys are there and before
+  /// its rows attend. The slots are not among `slots`.
+  std::vector<ops::KvSummary> summaries;
+
   /// Rows whose logits are needed, ascending.
   std::vector<std::int32_t> logit_rows;
 
@@ -50,6 +54,7 @@ struct StepInputs {
     run_positions.clear();
     hidden.clear();
     policies.clear();
+    summaries.clear();
   }
 };
 

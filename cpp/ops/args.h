@@ -181,6 +181,27 @@ struct KeyDeviationArgs {
   float* out;  ///< [rows]
 };
 
+/// A group of tokens of one sequence that is to be seen as one. Token i is key first_key + i of the blocks from
+/// blocks[block_begin] on, rotated to position + i.
+struct KvSummary {
+  int32_t block_begin;
+  int32_t first_key;
+  int32_t num_tokens;
+  int32_t position;
+  int32_t slot;           ///< where the summary goes, none of the group's
+  int32_t slot_position;  ///< to which its key is rotated
+};
+
+/// Stores the mean of each group's values, and of its keys as they are before rotation, rotated again; in all KV heads.
+struct SummarizeKvArgs {
+  KvLayer kv;
+  const KvSummary* summaries;
+  int32_t num_summaries;
+  const int32_t* blocks;
+  RopeTable rope;
+  float* scratch;  ///< [threads, 2 * D]; null on a device
+};
+
 /// Segments of up to this many rows count as decoding where a device has kernels of its own for that.
 inline constexpr int kDecodeRows = 8;
 

@@ -126,6 +126,28 @@ void check_policy(const KeyPolicy& policy) {
   }
 }
 
+void check_summaries(std::span<const KvSummary> summaries, std::span<const int32_t> blocks, const RopeTable& table) {
+  for (std::size_t i = 0; i < summaries.size(); ++i) {
+    const KvSummary& summary = summaries[i];
+    NB_CHECK(summary.num_tokens >= 1 && summary.first_key >= 0 && summary.block_begin >= 0, invalid_argument,
+             "summary ", i, " is of ", summary.num_tokens, " tokens from key ", summary.first_key, " of block ",
+             summary.block_begin, " on");
+    const std::int64_t keys = std::int64_t{summary.first_key} + summary.num_tokens;
+    NB_CHECK(summary.block_begin + ceil_div<std::int64_t>(keys, kBlockTokens) <= std::int64_t(blocks.size()),
+             invalid_argument, "summary ", i, ": its tokens are not all in the ", blocks.size(), " blocks");
+    NB_CHECK(summary.position >= 0 && std::int64_t{summary.position} + summary.num_tokens <= table.num_positions,
+             invalid_argument, "summary ", i, ": positions from ", summary.position, " on are outside the rotation ",
+             "table of ", table.num_positions);
+    NB_CHECK(summary.slot_position >= 0 && summary.slot_position < table.num_positions, invalid_argument, "summary ", i,
+             ": position ", summary.slot_position, " is outside the rotation table of ", table.num_positions);
+    const auto first = blocks.begin() + summary.block_begin + summary.first_key / kBlockTokens;
+    const auto last =
+        blocks.begin() + summary.block_begin + (summary.first_key + summary.num_tokens - 1) / kBlockTokens;
+    NB_CHECK(summary.slot >= 0 && std::find(first, last + 1, summary.slot / kBlockTokens) == last + 1, invalid_argument,
+             "summary ", i, ": slot ", summary.slot, " is in a block of its own tokens");
+  }
+}
+
 bool uses_policies(const AttentionPlan& plan) {
   return std::any_of(plan.segments.begin(), plan.segments.end(), [](const auto& s) { return s.policy >= 0; }) ||
          std::any_of(plan.runs.begin(), plan.runs.end(), [](const auto& run) { return run.score_bias != 0.0f; });

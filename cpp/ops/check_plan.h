@@ -15,6 +15,10 @@ void check_plan(const AttentionPlan& plan, const RopeTable& table);
 /// Throws invalid_argument that names the field of a policy that is out of range.
 void check_policy(const KeyPolicy& policy);
 
+/// Throws invalid_argument that names the summary: tokens that are not all in `blocks`, positions outside the rotation
+/// table, a slot among its own tokens.
+void check_summaries(std::span<const KvSummary> summaries, std::span<const int32_t> blocks, const RopeTable& table);
+
 /// Whether any segment has a policy or any run a bias.
 bool uses_policies(const AttentionPlan& plan);
 

@@ -243,6 +243,19 @@ void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32
   copy_out(out, static_cast<const float*>(found), ctx);
 }
 
+void summarize_kv(const KvLayer& kv, std::span<const KvSummary> summaries, std::span<const int32_t> blocks,
+                  const RopeTable& rope_table, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, kv.format);
+  check_summaries(summaries, blocks, rope_table);
+  const Workspace::Scope scope(*ctx.workspace);
+  const int threads = ctx.kernels->memory == nullptr ? ctx.pool->num_threads() : 0;
+  const Tensor scratch = allocate_f32(threads, 2 * kv.head_dim, *ctx.workspace);
+  launch(ctx.kernels->summarize_kv,
+         SummarizeKvArgs{kv, ctx.workspace->on_device(summaries), static_cast<int32_t>(summaries.size()),
+                         ctx.workspace->on_device(blocks), rope_table, scratch.as<float>()},
+         "summarize_kv", ctx);
+}
+
 void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, ExecContext& ctx) {
   check_tensor(logits, "sample: logits", DType::f32, {static_cast<std::int64_t>(out.size()), -1});
   const Workspace::Scope scope(*ctx.workspace);

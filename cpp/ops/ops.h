@@ -80,6 +80,11 @@ void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> sl
 void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
                    std::span<const int32_t> slots_b, ExecContext& ctx);
 
+/// Stores each group's mean value and mean key, taken from its place and rotated to another, in a slot. `blocks` as in
+/// AttentionPlan.
+void summarize_kv(const KvLayer& kv, std::span<const KvSummary> summaries, std::span<const int32_t> blocks,
+                  const RopeTable& rope, ExecContext& ctx);
+
 /// out = silu(gate) * up, all f32[T, cols].
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx);
 

@@ -147,7 +147,7 @@ class QualityConfig:
         text_tokens: Tokens of each text that are scored.
         agreement_tokens: Greedy tokens that are compared, behind the first three quarters of each text; 0: none.
         needle_lengths: Tokens of the documents in which a code is hidden; empty: none.
-        needle_depths: Where it stands, 0 for the beginning and 1 for the end.
+        needle_depths: Where it stands: 0 behind the first sentence, 1 behind the last.
         needle_draws: Documents for each length and depth.
 
     Raises:

@@ -54,7 +54,7 @@ class Needle:
 
     Attributes:
         length: Tokens that were asked for.
-        depth: Where the code stands, from 0 to 1.
+        depth: Where the code stands: 0 behind the first sentence, 1 behind the last.
         prompt: Token ids of document and question.
         answer: Token ids of the code.
         position: Token at which the sentence with the code begins.
@@ -88,8 +88,9 @@ def needle(tokenizer: Tokenizer, length: int, depth: float, number: int, seed: i
         if used > room:
             break
         sentences.append(more)
-    at = round(depth * len(sentences))
+    # Behind the first sentence at least: models do not read the very beginning, which their attention rests on.
+    at = 1 + round(depth * (len(sentences) - 1))
     before = "".join(sentences[:at])
     prompt = tokenizer.encode(before + hidden + "".join(sentences[at:]).rstrip() + question)
     answer = tokenizer.encode(f" {code}", add_special_tokens=False, at_start=False)
-    return Needle(length, depth, tuple(prompt), tuple(answer), len(tokenizer.encode(before)) if before else 0)
+    return Needle(length, depth, tuple(prompt), tuple(answer), len(tokenizer.encode(before)))

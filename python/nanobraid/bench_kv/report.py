@@ -148,7 +148,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"{report['model']}, {report.get('cpu', 'processor not named')}, {ok['backend']}, {ok['dtype']} "
             f"activations, {ok['num_threads']} threads; {len(report['prompt_tokens'])} prompts of "
             f"{min(report['prompt_tokens'])} to {max(report['prompt_tokens'])} tokens, {report['batch_size']} at once, "
-            f"{report['max_new_tokens']} new tokens each; medians of {report['rounds']} rounds. nanobraid "
+            f"{report['max_new_tokens']} new tokens each; medians over rounds: {report['rounds']}. nanobraid "
             f"{report['version']}. Each method ran in a process of its own; memory: {ok['memory_source']}.",
             "",
         ]

@@ -135,10 +135,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if options.no_quality and given:
         raise InvalidArgumentError(f"--no-quality together with {', '.join(sorted(given))} has no meaning")
+    if given.get("needle_lengths") == []:
+        given.setdefault("needle_depths", [])
     quality = None if options.no_quality else QualityConfig(**given)
     config = BenchmarkConfig(options.methods, options.window_sizes, options.block_sizes, options.chunk_sizes)
-    count = options.batch_size if options.prompts is None else options.prompts
-    _options.require_at_least("--prompts", count, 1)
+    batch_size = _options.require_at_least("--batch-size", options.batch_size, 1)
+    count = batch_size if options.prompts is None else _options.require_at_least("--prompts", options.prompts, 1)
     if not options.prompt_tokens or min(options.prompt_tokens) < 1:
         raise InvalidArgumentError(f"--prompt-tokens must be integers >= 1, got {options.prompt_tokens}")
     with KVCacheBenchmarker(
@@ -146,7 +148,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         device=options.device,
         dtype=options.dtype,
         kv_dtype=options.kv_dtype,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
         max_model_len=options.max_model_len,
         num_threads=options.num_threads,
         max_batch_tokens=options.max_batch_tokens,

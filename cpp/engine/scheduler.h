@@ -8,6 +8,10 @@
 // youngest sequence is preempted: it gives its blocks back and waits, in its old place, to be computed again from its
 // tokens. The oldest always goes on, and the pool holds any one sequence, so everything ends.
 //
+// Policies: who gives blocks back while it runs takes them as they are needed for its next slice, so that what it holds
+// stays bounded; commit() gives back those that no later row will see. Who keeps nothing is computed anew, as a prompt,
+// after every token.
+//
 // Chunks: who is put together from chunks takes hold of them when it is the oldest that waits, is admitted when they
 // are ready, and holds them to its end. One that is not there is computed by a sequence of its own, which stands right
 // before. What chunks hold always leaves room for any running sequence; who would break that waits.
@@ -79,8 +83,9 @@ struct PlannedSequence {
   Sequence* sequence;
   int first;  ///< computed_len at planning time
   int count;
-  bool samples;          ///< the last row yields a new token
-  bool selects = false;  ///< see Composition::selecting()
+  bool samples;           ///< the last row yields a new token
+  bool selects = false;   ///< see Composition::selecting()
+  int first_summary = 0;  ///< summaries from this one on are to be made
 };
 
 struct StepPlan {
@@ -181,7 +186,7 @@ class Scheduler {
   std::unique_ptr<Sequence> make_encoder(const Sequence& wanted_by, kv::ChunkId id);
   void prepare(Sequence& sequence) const;
   bool make_room(int num_blocks, const Sequence& sequence);
-  static int own_need(const Sequence& sequence);
+  int own_need(const Sequence& sequence) const;
   static int blocks_of_chunks(const Sequence& sequence);
   bool has_chunks(const Sequence& sequence) const;
   void finish_restored();
@@ -203,6 +208,12 @@ class Scheduler {
   bool follow_sibling(Sequence& sequence);
   bool find_leader(Sequence& sequence);
   bool take_blocks(Sequence& sequence, int num_tokens);
+  int wanted_len(const Sequence& sequence, int from) const;
+  static int num_summaries(const Sequence& sequence, int num_tokens);
+  bool reserve(Sequence& sequence, int num_tokens);
+  int room_for(Sequence& sequence);
+  int spare_blocks() const;
+  void drop_unseen(Sequence& sequence);
   void preempt(Sequence& sequence);
   void leave(const Sequence& leader);
   static void advance(const PlannedSequence& entry, TokenId sampled);

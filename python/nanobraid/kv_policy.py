@@ -79,13 +79,13 @@ class KvPolicy:
             if type(value) is not int or not option.low <= value <= _MOST or value % option.multiple != 0:
                 which = f"a multiple of {option.multiple}" if option.multiple > 1 else "an integer"
                 raise InvalidArgumentError(
-                    f"{option.name} of kv_policy {self.name} must be {which} in [{option.low}, 2**30], got {value!r}"
+                    f"kv_policy {self.name}: {option.name} must be {which} in [{option.low}, 2**30], got {value!r}"
                 )
             complete.append((option.name, value))
         object.__setattr__(self, "options", tuple(complete))
         if self.name == "block" and self["keep"] > self["block_size"]:
             raise InvalidArgumentError(
-                f"keep of kv_policy block must not exceed block_size ({self['block_size']}), got {self['keep']}"
+                f"kv_policy block: keep must not exceed block_size ({self['block_size']}), got {self['keep']}"
             )
 
     def __getitem__(self, option: str) -> int:

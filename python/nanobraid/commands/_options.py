@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanobraid.errors import DownloadError, InvalidArgumentError
+from nanobraid.kv_policy import NAMES
 from nanobraid.llm import LLM
 from nanobraid.models import DEFAULT_MODEL, Offer, ensure
 from nanobraid.sampling_params import SamplingParams
@@ -16,6 +17,7 @@ _MODEL_FIELDS = (
     "device",
     "dtype",
     "kv_dtype",
+    "kv_policy",
     "num_threads",
     "max_model_len",
     "max_num_seqs",
@@ -56,6 +58,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
     group.add_argument(
         "--kv-dtype", default="auto", help="keys and values: auto, bf16, f32, int8 or mixed (default: auto)"
+    )
+    group.add_argument(
+        "--kv-policy",
+        default="full",
+        metavar="POLICY",
+        help=f"keys and values that requests keep and see: {', '.join(NAMES)}, with options as in "
+        "'sliding_window(1024, sinks=4)' (default: full)",
     )
     group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per usable processor")
     group.add_argument(

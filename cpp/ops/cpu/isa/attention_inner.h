@@ -214,10 +214,21 @@ struct HiddenKeys {
   float added[kTileKeys];  // to its score: -infinity or 0
 };
 
+inline void expand_bits(uint64_t bits, HiddenKeys& keys) {
+  keys.bits = bits;
+  for (int k = 0; k < kTileKeys; ++k) keys.added[k] = (bits >> k & 1) != 0 ? -__builtin_inff() : 0.0f;
+}
+
 inline void expand_hidden(const uint16_t* hidden, int num_blocks, HiddenKeys& keys) {
-  keys.bits = 0;
-  for (int b = 0; b < num_blocks; ++b) keys.bits |= static_cast<uint64_t>(hidden[b]) << 16 * b;
-  for (int k = 0; k < kTileKeys; ++k) keys.added[k] = (keys.bits >> k & 1) != 0 ? -__builtin_inff() : 0.0f;
+  uint64_t bits = 0;
+  for (int b = 0; b < num_blocks; ++b) bits |= static_cast<uint64_t>(hidden[b]) << 16 * b;
+  expand_bits(bits, keys);
+}
+
+// Adds the bias of a run, a natural logarithm, to the scores of a column.
+inline void add_to_scores(float bias, float* scores) {
+  constexpr float kLog2e = 1.44269504f;
+  for (int k = 0; k < kTileKeys; k += kLanes) f_store(scores + k, f_load(scores + k) + f_set1(bias * kLog2e));
 }
 
 // Makes hidden keys weigh nothing in a column that sees `seen`, which becomes empty if no key of it is left.

@@ -185,6 +185,25 @@ inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) 
   return static_cast<float>(code) * load_half(cell + kv.head_dim * 16 + token * 2);
 }
 
+inline float load_value(const KvLayer& kv, const uint8_t* cell, int token, int d) {
+  const int dim = kv.head_dim;
+  if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[token * dim + d];
+  if (kv.format == quant::KvFormat::bf16) {
+    const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(token / 2 * dim + d) * 2 + token % 2];
+    return __builtin_bit_cast(float, bits << 16);
+  }
+  if (kv.format == quant::KvFormat::int8) {
+    const int code = cell[(token / 4 * dim + d) * 4 + token % 4] - 128;
+    return static_cast<float>(code) * load_half(cell + dim * 16 + token * 2);
+  }
+  const int group = d / quant::kKvGroup, begin = group * quant::kKvGroup, within = d - begin;
+  const int half = (dim - begin < quant::kKvGroup ? dim - begin : quant::kKvGroup) / 2;
+  const int byte = cell[(token / 4 * (dim / 2) + begin / 2 + within % half) * 4 + token % 4];
+  const uint8_t* scale = cell + dim * 8 + group * 32 + token * 2;
+  const int code = within < half ? byte & 15 : byte >> 4;
+  return static_cast<float>(code) * load_half(scale) + load_half(scale + value_groups(dim) * 32);
+}
+
 // A row reads as many bytes as one key of attention does, and rows are few: no vectors.
 inline void key_deviation(const KeyDeviationArgs& a, const Part& part) {
   const Range rows = share(a.rows, part);

@@ -12,7 +12,7 @@ from nanobraid.bench_kv.config import BenchmarkConfig, Config, QualityConfig
 from nanobraid.bench_kv.memory import MIB
 from nanobraid.bench_kv.methods import DEFAULTS, ENGINE_BLOCK, Case, make_case, sweep
 from nanobraid.bench_kv.quality import QualityJob
-from nanobraid.bench_kv.speed import SpeedJob, params, recompute
+from nanobraid.bench_kv.speed import SpeedJob, kept_blocks, params, read_kept, recompute
 from nanobraid.errors import InvalidArgumentError, NanobraidError, UnsupportedError
 from nanobraid.llm import LLM
 from nanobraid.sampling_params import require_int
@@ -268,19 +268,17 @@ class KVCacheBenchmarker:
         return self._llms[kv_dtype]
 
     def _generate(self, case: Case, prompt: str, max_new_tokens: int) -> tuple[str, int, int]:
-        """Text, new tokens, and bytes of keys and values just before the end."""
+        """Text, new tokens, and bytes of the blocks of keys and values while it was generated."""
         _count("max_new_tokens", max_new_tokens)
         llm = self._llm(case)
         ids = self._encode(prompt)
         if case.kind == "recomputed":
             new = recompute(llm, [ids], max_new_tokens, self.stop_at_eos, lambda: None)[0].token_ids
             return self.tokenizer.decode([*ids, *new]), len(new), 0
-        new, used = [], 0
-        for piece in llm.stream(ids, params(case, max_new_tokens, self.stop_at_eos)):
-            new += piece.token_ids
-            stats = llm.stats()
-            used = max(used, stats["blocks_owned"] * (stats["kv_bytes"] // stats["blocks_total"]))
-        return self.tokenizer.decode([*ids, *new]), len(new), used
+        new, kept = read_kept(llm, ids, params(case, max_new_tokens, self.stop_at_eos))
+        kept = kept or kept_blocks(llm, case, ids, len(new))
+        stats = llm.stats()
+        return self.tokenizer.decode([*ids, *new]), len(new), kept * (stats["kv_bytes"] // stats["blocks_total"])
 
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.check_token_ids(prompt)
@@ -331,10 +329,11 @@ class KVCacheBenchmarker:
         Returns:
             ``method``, ``elapsed_sec`` (median of the rounds), ``total_new_tokens``, ``tokens_per_sec``,
             ``cpu_mem_used_mb`` (the peak of resident memory while it ran, less what was resident with the model
-            loaded), ``gpu_peak_mb`` (None on the processor), ``est_kv_cache_mb_avg`` (keys and values for each prompt
-            of a batch, as the engine's blocks say), and every parameter, None where it is not read. Beside them
-            ``ttft_ms``, ``latency_ms`` (a whole request) and ``ms_per_token``, medians; ``peak_rss_mb`` (the whole
-            process), ``memory_source``, ``kv_cache_bytes``, ``kv_pool_bytes``, ``elapsed_sec_rounds``, ``token_ids``,
+            loaded), ``gpu_peak_mb`` (None on the processor), ``est_kv_cache_mb_avg`` (the blocks of keys and values
+            that a prompt keeps while it is answered, mean over the prompts, read from the engine), and every
+            parameter, None where it is not read. Beside them ``ttft_ms``, ``latency_ms`` (a whole request) and
+            ``ms_per_token``, medians; ``peak_rss_mb`` (the whole process), ``memory_source``, ``kv_cache_bytes`` (the
+            most of a batch, slices of prompts included), ``kv_pool_bytes``, ``elapsed_sec_rounds``, ``token_ids``,
             ``backend``, ``dtype``, ``kv_dtype``, ``kv_policy``, ``num_threads``, ``max_model_len``, ``batch_size``;
             and ``quality``, if asked for. MB are MiB.
 
@@ -447,7 +446,11 @@ class KVCacheBenchmarker:
         out: dict[str, Any] = {"method": case.method, **{name: found.pop(name) for name in names}}
         out |= {name: case.params.get(name) for name in DEFAULTS if name != "mode"}
         out["mode"] = case.kv_dtype
-        out |= {**found, "kv_policy": case.policy or "full", "batch_size": self.batch_size}
+        out |= {
+            **found,
+            "kv_policy": case.policy or ("recomputed" if case.kind == "recomputed" else "full"),
+            "batch_size": self.batch_size,
+        }
         if quality is not None:
             job = QualityJob(str(self.model), self._options, self.kv_dtype, case, quality, self.seed, None, only_texts)
             out["quality"] = worker.run(job)

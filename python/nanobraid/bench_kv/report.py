@@ -157,8 +157,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in table[1:]]
     lines += [
         "",
-        "MB are MiB. cache: keys and values for each prompt of a batch, as the engine's blocks say. peak: resident "
-        "memory of the process while it ran, less what was resident with the model loaded. process: its whole peak. "
+        "MB are MiB. cache: the blocks of keys and values that a prompt keeps while it is answered, mean over the "
+        "prompts. peak: resident memory of the process while it ran, less what was resident with the model loaded. "
+        "process: its whole peak. "
         "KL, top-1, perplexity: to the same engine with f32 keys and values and nothing forgotten, with float "
         "activations; 2nd half: of each text. same tokens, text: greedy continuations, place by place and as "
         "characters. needles: of those that full precision finds.",

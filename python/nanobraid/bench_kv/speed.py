@@ -1,8 +1,9 @@
 """Speed and memory of one method, in a process of its own: what `worker` runs for a job of the kind "speed".
 
 Order: load, warm up on a prompt that is never timed, reserve what the method reserves, set the peak of memory back, the
-timed rounds, read the peak. Bytes of the cache are read in one more round, which is not timed: whoever reads them runs
-beside it. Every method has the same prompts and the same stop rule.
+timed rounds, read the peak. Bytes of the cache are read in rounds that are not timed, because whoever reads them runs
+beside the engine: in one what a batch holds at most, in another what each prompt keeps while it is answered. Every
+method has the same prompts and the same stop rule.
 """
 
 from __future__ import annotations
@@ -183,10 +184,11 @@ def measure(job: SpeedJob) -> dict[str, Any]:
             answers += [answer for group in round_answers for answer in group]
         peak = meter.peak()
         gpu_peak = gpu_used() if on_gpu else None
-        owned = _blocks_of_cache(llm, job, groups)
+        reserved = job.case.kind == "reserved"
+        most = llm.stats()["kv_bytes"] if reserved else _most_blocks(llm, job, groups) * block_bytes
+        kept = [most / job.batch_size] if reserved else [_kept_bytes(llm, job, ids, block_bytes) for ids in job.prompts]
         stats = llm.stats()
         facts = {key: llm.config[key] for key in ("backend", "dtype", "kv_dtype", "num_threads", "max_model_len")}
-    cache = stats["kv_bytes"] if job.case.kind == "reserved" else owned * block_bytes
     new_tokens = sum(len(answer.token_ids) for answer in answers) // job.rounds
     elapsed = statistics.median(seconds)
     gaps = [(a.total_ms - a.ttft_ms) / (len(a.token_ids) - 1) for a in answers if len(a.token_ids) > 1]
@@ -196,13 +198,13 @@ def measure(job: SpeedJob) -> dict[str, Any]:
         "tokens_per_sec": new_tokens / elapsed,
         "cpu_mem_used_mb": (peak - before) / MIB,
         "gpu_peak_mb": None if gpu_peak is None else (gpu_peak - (gpu_before or 0)) / MIB,
-        "est_kv_cache_mb_avg": cache / MIB / min(job.batch_size, len(job.prompts)),
+        "est_kv_cache_mb_avg": statistics.fmean(kept) / MIB,
         "ttft_ms": statistics.median(answer.ttft_ms for answer in answers),
         "latency_ms": statistics.median(answer.total_ms for answer in answers),
         "ms_per_token": statistics.median(gaps) if gaps else None,
         "peak_rss_mb": peak / MIB,
         "memory_source": meter.source,
-        "kv_cache_bytes": cache,
+        "kv_cache_bytes": most,
         "kv_pool_bytes": stats["kv_bytes"],
         "elapsed_sec_rounds": seconds,
         "token_ids": [answer.token_ids for answer in answers[: len(job.prompts)]],
@@ -210,7 +212,12 @@ def measure(job: SpeedJob) -> dict[str, Any]:
     }
 
 
-def _blocks_of_cache(llm: LLM, job: SpeedJob, groups: Sequence[list[list[int]]]) -> int:
+def _kept_bytes(llm: LLM, job: SpeedJob, ids: list[int], block_bytes: int) -> int:
+    room = job.max_model_len - len(ids)
+    return kept_blocks(llm, job.case, ids, min(job.max_new_tokens, room - 1)) * block_bytes
+
+
+def _most_blocks(llm: LLM, job: SpeedJob, groups: Sequence[list[list[int]]]) -> int:
     """The most blocks that running answers own at one time; without a cache, what is left between two tokens."""
 
     def owned() -> int:
@@ -225,3 +232,28 @@ def _blocks_of_cache(llm: LLM, job: SpeedJob, groups: Sequence[list[list[int]]])
         for group in groups:
             run_batch(llm, job, group, job.max_new_tokens, "cache")
     return highest.value
+
+
+def read_kept(llm: LLM, ids: list[int], greedy: SamplingParams) -> tuple[list[int], int]:
+    """An answer, and the most blocks it owned once its prompt was computed; 0 if it ended before they could be read."""
+    tokens, kept = [], 0
+    for piece in llm.stream(ids, greedy):
+        kept = max(kept, llm.stats()["blocks_owned"])
+        tokens += piece.token_ids
+    return tokens, kept
+
+
+def kept_blocks(llm: LLM, case: Case, ids: list[int], max_tokens: int) -> int:
+    """Blocks that an answer of so many tokens owns while it is generated, when nothing else runs.
+
+    Raises:
+        InternalError: They could not be read in time, again and again.
+    """
+    if case.kind == "recomputed":
+        return 0
+    greedy = params(case, max_tokens + 1, False)  # one more: whoever reads comes behind the engine
+    for _ in range(10):
+        kept = read_kept(llm, ids, greedy)[1]
+        if kept:
+            return kept
+    raise InternalError(f"{case.label}: its blocks could not be read while it ran")

@@ -290,15 +290,16 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
 
 // Makes weights of the scores of columns [first, last) against the tile of keys at `begin`, of which each sees its
 // part. What one number a column is needed of is computed for many columns at once. The values of the keys are in
-// cells [first_block, num_blocks) of `values`.
+// cells [first_block, num_blocks) of `values`. Who sees a token in `not_finite`, a bit for each key, gets NaN.
 template <quant::KvFormat kFormat>
 inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin,
                            const uint8_t* const* values, int first_block, int num_blocks, int first_span, int last_span,
-                           const Visibility& seen, ColumnScratch& s) {
+                           const Visibility& seen, uint64_t not_finite, ColumnScratch& s) {
   constexpr int kSlots = (kMaxColumns + kLanes - 1) / kLanes * kLanes;
   const int dim = a.kv.head_dim;
   [[maybe_unused]] const int groups = scale_groups(kFormat, dim);
   float before[kSlots], next[kSlots], rescale[kSlots];
+  uint32_t spoilt = 0;  // columns that see a token which is not finite, a bit each
   const int first = tile.spans[first_span].first_column;
   int last = first;
   for (int i = first_span; i < last_span; ++i) {
@@ -319,7 +320,9 @@ inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int r
       if (policy != nullptr && last % tile.num_heads == 0) {
         expand_bits(hidden_from_all | hidden_in_tile(*policy, a.positions[tile.row_of(last)], begin), hidden);
       }
-      if ((run.hidden_begin >= 0 || policy != nullptr) && own.begin < own.end) hide_keys(hidden, scores, own);
+      const bool hides = run.hidden_begin >= 0 || policy != nullptr;
+      if (hides && own.begin < own.end) hide_keys(hidden, scores, own);
+      if (seen_of_tile(hides ? hidden.bits : 0, own, not_finite)) spoilt |= 1u << (last - first);
       before[last - first] = s.split[last].max;
       next[last - first] = own.begin < own.end ? largest_score(scores, own) : -__builtin_inff();
     }
@@ -337,6 +340,7 @@ inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int r
     float* scores = s.scores + (first + c) * kTileKeys;
     if (sees[c]) {
       soften_column(scores, next[c], rescale[c], s.split[first + c], s.acc + (first + c) * dim, dim);
+      if ((spoilt >> c & 1) != 0) s.split[first + c].sum = __builtin_nanf("");
       if (kPacksPairs<kFormat>) pack_bf16(scores, kTileKeys, scores);
       if constexpr (kIsQuantized<kFormat>) {
         pack_column_weights<kFormat>(scores, values, first_block, num_blocks, dim, s.weights + (first + c) * groups);
@@ -389,7 +393,14 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
       }
     });
   });
-  soften_columns<kFormat>(a, tile, run_index, begin, values, first_block, num_blocks, first_span, last_span, seen, s);
+  uint64_t not_finite = 0;
+  if constexpr (kFormat == quant::KvFormat::f16) {
+    for (int b = first_block; b < num_blocks; ++b) {
+      not_finite |= static_cast<uint64_t>(tokens_not_finite(cells[b])) << 16 * b;
+    }
+  }
+  soften_columns<kFormat>(a, tile, run_index, begin, values, first_block, num_blocks, first_span, last_span, seen,
+                          not_finite, s);
   const int more = (range.end < end ? range.end : end) - next;
   const uint8_t* later[kTileKeys / 16];
   for (int b = first_block; b < num_blocks; ++b) {
@@ -482,6 +493,8 @@ inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run
       return attend_keys<quant::KvFormat::f32>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::bf16:
       return attend_keys<quant::KvFormat::bf16>(a, tile, run_index, begin, end, seen, s);
+    case quant::KvFormat::f16:
+      return attend_keys<quant::KvFormat::f16>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::int8:
       return attend_keys<quant::KvFormat::int8>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::mixed:

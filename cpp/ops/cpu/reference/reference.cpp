@@ -212,6 +212,15 @@ void store_groups(const float* values, int dim, uint8_t* out) {
   }
 }
 
+// Of a token and head, both.
+void store_halves(const float* key, const float* value, int dim, uint8_t* key_out, uint8_t* value_out) {
+  const bool finite = all_finite(key, dim) && all_finite(value, dim);
+  for (int i = 0; i < dim; ++i) {
+    store_u16(key_out + 2 * i, finite ? to_half(key[i]) : kHalfNan);
+    store_u16(value_out + 2 * i, finite ? to_half(value[i]) : uint16_t{0});
+  }
+}
+
 bool has_groups(const KvLayer& kv, int which) { return kv.format == quant::KvFormat::mixed && which == 1; }
 
 void store_kv(const KvLayer& kv, int which, const float* values, uint8_t* out) {
@@ -228,6 +237,7 @@ void store_kv(const KvLayer& kv, int which, const float* values, uint8_t* out) {
 
 float load_kv(const KvLayer& kv, int which, const uint8_t* row, int i) {
   if (kv.format == quant::KvFormat::bf16) return bf16_to_f32(load_u16(row + 2 * i));
+  if (kv.format == quant::KvFormat::f16) return f16_to_f32(load_u16(row + 2 * i));
   if (has_groups(kv, which)) {
     const uint8_t* scales = row + (kv.head_dim + 1) / 2 + i / quant::kKvGroup * 4;
     const int code = row[i / 2] >> i % 2 * 4 & 15;
@@ -246,8 +256,16 @@ void kv_write(const KvWriteArgs& a, const Part& part) {
   for (int t = rows.begin; t < rows.end; ++t) {
     const int block = a.slots[t] / kBlockTokens, token = a.slots[t] % kBlockTokens;
     for (int h = 0; h < a.kv.num_kv_heads; ++h) {
-      store_kv(a.kv, 0, a.k + t * a.k_stride + h * a.kv.head_dim, cell_element(a.kv, block, 0, h, token));
-      store_kv(a.kv, 1, a.v + t * a.v_stride + h * a.kv.head_dim, cell_element(a.kv, block, 1, h, token));
+      const float* const key = a.k + t * a.k_stride + h * a.kv.head_dim;
+      const float* const value = a.v + t * a.v_stride + h * a.kv.head_dim;
+      uint8_t* const key_out = cell_element(a.kv, block, 0, h, token);
+      uint8_t* const value_out = cell_element(a.kv, block, 1, h, token);
+      if (a.kv.format == quant::KvFormat::f16) {
+        store_halves(key, value, a.kv.head_dim, key_out, value_out);
+      } else {
+        store_kv(a.kv, 0, key, key_out);
+        store_kv(a.kv, 1, value, value_out);
+      }
     }
   }
 }

@@ -11,18 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanobraid.bench_kv.benchmarker import KVCacheBenchmarker
     from nanobraid.bench_kv.config import BenchmarkConfig, CacheConfig, Config, QualityConfig, QuantizationConfig
+    from nanobraid.bench_kv.divergence import text_similarity, token_agreement_rate
+    from nanobraid.bench_kv.quality import compute_perplexity, compute_sliding_window_nll
 
-__all__ = ["BenchmarkConfig", "CacheConfig", "Config", "KVCacheBenchmarker", "QualityConfig", "QuantizationConfig"]
+__all__ = [
+    "BenchmarkConfig",
+    "CacheConfig",
+    "Config",
+    "KVCacheBenchmarker",
+    "QualityConfig",
+    "QuantizationConfig",
+    "compute_perplexity",
+    "compute_sliding_window_nll",
+    "text_similarity",
+    "token_agreement_rate",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Evaluation scripts import single modules of this package, and the worker is one: neither needs the rest.
-    if name == "KVCacheBenchmarker":
-        from nanobraid.bench_kv.benchmarker import KVCacheBenchmarker
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nanobraid.bench_kv import benchmarker, config, divergence, quality
 
-        return KVCacheBenchmarker
-    if name in __all__:
-        from nanobraid.bench_kv import config
-
-        return getattr(config, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next(module for module in (benchmarker, config, divergence, quality) if name in vars(module))
+    return getattr(home, name)

@@ -8,7 +8,7 @@ prefill whose every row sees what a step of decoding would see under that cache.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from nanobraid.bench_kv.config import QualityConfig
 from nanobraid.bench_kv.methods import Case
 from nanobraid.bench_kv.speed import recompute
 from nanobraid.errors import InternalError, InvalidArgumentError
+from nanobraid.kv_policy import KvPolicy, sliding_window
 from nanobraid.llm import LLM
-from nanobraid.sampling_params import SamplingParams
+from nanobraid.sampling_params import SamplingParams, require_int
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,44 @@ def agreement(reference: LLM, llm: LLM, case: Case, tokens: dict[str, list[int]]
         "first_difference": float(statistics.median(before)),
         "agreement_tokens": count,
     }
+
+
+def compute_perplexity(
+    llm: LLM, texts: Sequence[str], max_length: int = 1024, *, kv_policy: KvPolicy | str | None = None
+) -> tuple[float, float]:
+    """How likely texts are under a policy, each token given those before it that the policy lets it see.
+
+    Args:
+        llm: Its context has room for a text and one token more.
+        texts: At least one, each of two tokens or more.
+        max_length: Tokens of each text that are scored.
+        kv_policy: As in `SamplingParams`.
+
+    Returns:
+        Mean negative log-likelihood of a token in nats, and the perplexity, over the tokens of all texts.
+
+    Raises:
+        InvalidArgumentError: There is nothing to score, or a text does not fit.
+        UnsupportedError: The device does not offer the policy.
+    """
+    require_int("max_length", max_length, 2, 2**31 - 1, "an integer >= 2")
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, kv_policy=kv_policy)
+    nll: list[float] = []
+    for text in texts:
+        ids = llm.tokenizer.encode(text)[:max_length]
+        (out,) = llm.generate([ids], params)
+        entries = zip(out.prompt_logprobs or [], ids, strict=True)
+        nll += [-entry[token].logprob for entry, token in entries if entry is not None]
+    if not nll:
+        raise InvalidArgumentError("texts must hold at least two tokens")
+    values = divergence.require_finite("log-probabilities of texts", np.array(nll, np.float64))
+    return float(values.mean()), divergence.perplexity(values)
+
+
+def compute_sliding_window_nll(llm: LLM, text: str, window_size: int = 256, *, sinks: int = 4) -> tuple[float, float]:
+    """`compute_perplexity` of a whole text under ``sliding_window(window_size, sinks)``."""
+    policy = sliding_window(window_size, sinks)
+    return compute_perplexity(llm, [text], 2**31 - 1, kv_policy=policy)
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,19 @@ import pytest
 from engine_threads import THREADS
 
 import nanobraid as nb
+from nanobraid import bench_kv
 from nanobraid.bench_kv import QualityConfig, documents, quality
 from nanobraid.bench_kv.methods import Case, make_case
 from nanobraid.errors import InternalError, InvalidArgumentError
 
-TOKENS = 160
+TOKENS = 112
 SETTINGS: dict[str, Any] = {
     "dtype": "bf16",
     "num_threads": THREADS,
     "max_model_len": 256,
     "enable_prefix_caching": False,
 }
-NEEDLES = QualityConfig(needle_lengths=[192], needle_depths=[0.0, 1.0], needle_draws=1)
+NEEDLES = QualityConfig(needle_lengths=[160], needle_depths=[0.0, 1.0], needle_draws=1)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,21 @@ def test_a_window_that_nothing_leaves_forgets_nothing(
 ) -> None:
     with nb.LLM(model_path, kv_dtype="f32", kv_policy="sliding_window(256, sinks=4)", **SETTINGS) as llm:
         assert quality.predictions(exact, llm, tokens)["kl_max"] == 0
+
+
+def test_perplexity_of_texts_is_that_of_their_predictions(exact: nb.LLM, tokens: dict[str, list[int]]) -> None:
+    texts = {name: exact.tokenizer.decode(ids) for name, ids in tokens.items()}
+    nll, perplexity = bench_kv.compute_perplexity(exact, list(texts.values()))
+    found = quality.predictions(exact, exact, {name: exact.tokenizer.encode(text) for name, text in texts.items()})
+    assert perplexity == pytest.approx(found["perplexity"], rel=1e-4)
+    assert nll == pytest.approx(math.log(perplexity))
+    (text, *_) = texts.values()
+    whole = bench_kv.compute_perplexity(exact, [text])
+    assert bench_kv.compute_sliding_window_nll(exact, text, 200) == whole
+    assert bench_kv.compute_sliding_window_nll(exact, text, 16, sinks=0)[1] > 1.2 * whole[1]
+    assert bench_kv.compute_perplexity(exact, [text], 40)[1] != whole[1]
+    with pytest.raises(InvalidArgumentError, match="at least two tokens"):
+        bench_kv.compute_perplexity(exact, [])
 
 
 def test_a_text_that_is_too_short_is_refused(model_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,7 @@ from engine_threads import THREADS
 from paragraph import PARAGRAPH
 
 import nanobraid as nb
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
-try:
-    from oracle import mean_kl
-finally:
-    sys.path.pop(0)
+from nanobraid.bench_kv.divergence import mean_kl
 
 PROMPTS = [
     "The capital of France is",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from nanobraid.errors import DownloadError, InvalidArgumentError
@@ -122,8 +123,12 @@ def add_sampling_options(
 def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
     """Loads the model that the options ask for; asks before it is downloaded from a hub."""
     values = {field: getattr(options, field) for field in _MODEL_FIELDS}
-    path = ensure(options.model, confirm=None if options.yes else _ask)
-    return LLM(path, **{**values, **overrides})
+    return LLM(model_path(options), **{**values, **overrides})
+
+
+def model_path(options: argparse.Namespace) -> Path:
+    """Finds the model that --model names; asks before it is downloaded from a hub, unless there is a --yes."""
+    return ensure(options.model, confirm=None if options.yes else _ask)
 
 
 def _ask(offer: Offer) -> None:

@@ -15,6 +15,7 @@ _MODEL_FIELDS = (
     "device",
     "dtype",
     "kv_dtype",
+    "force_kv_dtype",
     "num_threads",
     "max_model_len",
     "max_num_seqs",
@@ -55,6 +56,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
     group.add_argument(
         "--kv-dtype", default="auto", help="keys and values: auto, bf16, f32, int8 or mixed (default: auto)"
+    )
+    group.add_argument(
+        "--force-kv-dtype",
+        action="store_true",
+        help="use --kv-dtype even if its self-test says that it harms the model",
     )
     group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per usable processor")
     group.add_argument(

@@ -1,4 +1,5 @@
-// What a request may ask about its own prompt: log probabilities of its tokens, logits of its positions, kept or observed.
+// What a request may ask about its own prompt: log probabilities of its tokens, logits of its positions, kept or
+// observed.
 //
 // Not for generated tokens. Memory is reserved at submit, so that a step never fails for lack of it. store() is called
 // from the model's threads, each position once.

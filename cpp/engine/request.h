@@ -97,7 +97,7 @@ struct Request {
   /// Log probability of every prompt token but the first, each with so many alternatives, 0..20.
   std::optional<int> prompt_logprobs{};
   bool prompt_logits = false;  ///< logits of every prompt position; with reused chunks, of those behind the last one
-  LogitsObserver observer{};  ///< not with reused chunks
+  LogitsObserver observer{};   ///< not with reused chunks
   /// Somebody reads each token when it comes: prompts that are computed beside it are cut so that steps stay short.
   bool streams = true;
   int n = 1;  ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers

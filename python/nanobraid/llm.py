@@ -240,9 +240,8 @@ class LLM(Composing):
         Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
         and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps. The prefix
         ``disk_`` is about `kv_store_path`: tokens and chunks that came from there, misses by reason, writes.
-        ``kv_bytes_per_token`` is the real size of a block over its tokens; ``kv_requests`` has a row for each kind of keys
-        and values: ``running`` requests of it, ``bytes`` of the blocks that they own now and ``largest_bytes`` of one.
-        ``peak_rss_bytes`` is the most memory that this process had resident.
+        ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each kind of them: how many ``running``
+        requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
         them behind a further ``_``.
         """

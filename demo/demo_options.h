@@ -10,6 +10,7 @@
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,8 +18,11 @@
 
 #include "base/error.h"
 #include "engine/engine.h"
+#include "engine/kv_selftest.h"
 #include "io/gguf_tokenizer.h"
 #include "model/loader.h"
+#include "quant/kv_format.h"
+#include "text/selftest_text.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 
@@ -28,8 +32,10 @@ inline constexpr std::size_t kMaxTextBytes = 16 << 20;  // of a line or file tha
 
 struct Options {
   std::string model;
-  std::string device;  // "" is the best this machine can run
-  int threads = 0;     // 0 is one per processor
+  std::string device;                              // "" is the best this machine can run
+  int threads = 0;                                 // 0 is one per processor
+  std::optional<nb::quant::KvFormat> kv_format{};  // none is the model's default
+  bool force_kv_dtype = false;
   int max_model_len = 0;
   int max_tokens = 64;
   nb::sampling::SamplingParams sampling{};
@@ -94,6 +100,8 @@ inline void print_help(const Program& program) {
       "  --model FILE            the model file\n"
       "  --device NAME           auto, cpu, or one backend such as avx2 or reference (auto)\n"
       "  --threads N             0 is one per processor (0)\n"
+      "  --kv-dtype NAME         keys and values: bf16, f32, int8, mixed (the model's default)\n"
+      "  --force-kv-dtype        have them even if the self-test says that they harm the model\n"
       "  --max-model-len N       longest prompt plus answer in tokens; 0 is what the model has (0)\n"
       "  --max-tokens N          most tokens of an answer (%d)\n"
       "  --temperature X         0 takes the most likely token (%g)\n"
@@ -118,6 +126,10 @@ inline bool set_option(Options& options, const Program& program, std::string_vie
     options.device = value == "cpu" || value == "auto" ? "" : value;
   else if (flag == "--threads")
     options.threads = parse_number(flag, value, 0, 1024);
+  else if (flag == "--kv-dtype")
+    options.kv_format = nb::quant::parse_kv_format(value);
+  else if (flag == "--force-kv-dtype")
+    options.force_kv_dtype = true;
   else if (flag == "--max-model-len")
     options.max_model_len = parse_number(flag, value, 0, kMostInt);
   else if (flag == "--max-tokens")
@@ -170,7 +182,7 @@ inline Options parse_options(const Program& program, int argc, char** argv) {
       const std::size_t equals = argument.find('=');
       const std::string flag = argument.substr(0, equals);
       const OwnFlag* own = program.own_flag(flag);
-      if (own != nullptr && !own->takes_value) {
+      if (flag == "--force-kv-dtype" || (own != nullptr && !own->takes_value)) {
         NB_CHECK(equals == std::string::npos, invalid_argument, nb::text::in_quotes(flag), " takes no value");
         set_option(options, program, flag, "");
         continue;
@@ -194,6 +206,18 @@ struct Session {
   std::unique_ptr<nb::engine::Engine> engine;
 };
 
+/// Measures a quantized format before it is used, at every start: a program that keeps no files has nowhere to
+/// remember.
+inline void check_kv_format(const Options& options, const Session& session) {
+  if (!options.kv_format || nb::quant::kv_format_info(*options.kv_format).most_kl == 0.0) return;
+  const std::vector<nb::TokenId> text = session.tokenizer->encode(nb::text::selftest_text());
+  const nb::engine::KvSelftest found = nb::engine::measure_kv_format(*session.model, text, *options.kv_format);
+  if (nb::engine::is_within_limit(found.format, found.cost())) return;
+  const std::string why = nb::engine::kv_refusal(found.format, found.cost(), options.model, "--force-kv-dtype");
+  if (!options.force_kv_dtype) nb::fail(nb::ErrorCode::unsupported, why);
+  std::fprintf(stderr, "forced: %s\n", why.c_str());
+}
+
 inline Session open_session(const Options& options) {
   Session session;
   session.file = nb::io::open_model(options.model);
@@ -201,6 +225,8 @@ inline Session open_session(const Options& options) {
   const nb::model::ModelOptions model_options{.backend = options.device, .num_threads = options.threads};
   session.model = nb::model::load_model(*session.file, model_options);
   nb::engine::EngineOptions engine_options;
+  check_kv_format(options, session);
+  engine_options.kv_format = options.kv_format;
   engine_options.max_model_len = options.max_model_len;
   engine_options.max_num_seqs = options.max_num_seqs;
   engine_options.kv_cache_bytes = options.kv_cache_bytes;

@@ -466,6 +466,9 @@ EngineStats Engine::stats() const {
   stats.recent_tokens_per_s = throughput_.recent().tokens_per_s;
   stats.recent_read_gb_per_s = throughput_.recent().read_gb_per_s;
   stats.kv_bytes = storage_.bytes();
+  stats.block_bytes = storage_.bytes() / storage_.num_blocks();
+  stats.kv_format = storage_.shape().format;
+  stats.kv_use = scheduler_.kv_use();
   stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
   stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());
   return stats;

@@ -9,6 +9,7 @@
 
 #include "kv/disk_store.h"
 #include "ops/fusion.h"
+#include "quant/format_id.h"
 
 namespace nb::engine {
 
@@ -47,6 +48,20 @@ inline RequestMetrics metrics_at(const RequestTimes& times, int num_generated, C
   return metrics;
 }
 
+/// The blocks of running sequences: those that a sequence owns now, in its own table. One that several share counts for
+/// each of them; those of chunks that it reads belong to the chunks.
+struct KvUse {
+  int sequences = 0;
+  std::int64_t blocks = 0;
+  std::int64_t largest = 0;  ///< of one sequence
+
+  void add(std::int64_t of_sequence) {
+    ++sequences;
+    blocks += of_sequence;
+    largest = of_sequence > largest ? of_sequence : largest;
+  }
+};
+
 /// The engine's counters since it was made, and its state now.
 struct EngineStats {
   int running = 0;
@@ -71,6 +86,9 @@ struct EngineStats {
   std::int64_t cascade_saved_tokens = 0;  ///< KV tokens that steps did not read again for sequences that share them
   std::int64_t preemptions = 0;           ///< sequences that gave their blocks back and were computed again
   std::int64_t kv_bytes = 0;              ///< reserved; resident only where blocks were used
+  std::int64_t block_bytes = 0;           ///< that one block takes in there, over all layers
+  quant::KvFormat kv_format{};            ///< of all blocks
+  KvUse kv_use{};                         ///< of the sequences that run
   std::int64_t workspace_bytes = 0;
   std::int64_t workspace_growths = 0;  ///< times a step asked for memory; constant once warm
   std::int64_t steps = 0;              ///< forward passes that completed

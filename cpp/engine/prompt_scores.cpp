@@ -38,12 +38,16 @@ void reserve_prompt_scores(Sequence& sequence, int vocab_size) {
 }
 
 bool wants_prompt_score(const Sequence& sequence, int position) {
+  const LogitsObserver& observer = sequence.request.observer;
+  if (observer.see && position >= observer.first && position < sequence.num_prompt) return true;
   if (sequence.request.prompt_logits) return position >= sequence.first_logits() && position < sequence.num_prompt;
   return sequence.request.prompt_logprobs.has_value() && position < sequence.num_prompt - 1;
 }
 
 void store_prompt_score(Sequence& sequence, int position, std::span<const float> logits, sampling::Sampler& sampler) {
   const std::size_t index = static_cast<std::size_t>(position);
+  const LogitsObserver& observer = sequence.request.observer;
+  if (observer.see && position >= observer.first) observer.see(position, logits);
   if (sequence.request.prompt_logits) {
     const std::size_t row = index - static_cast<std::size_t>(sequence.first_logits());
     std::memcpy(sequence.prompt_logits.as<float>() + row * logits.size(), logits.data(), logits.size_bytes());

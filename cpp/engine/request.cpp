@@ -76,12 +76,16 @@ int rotation_room(const Request& request) {
 void validate(const Request& request, int vocab_size, int max_model_len) {
   NB_CHECK(request.n >= 1 && request.n <= kMaxChoices, invalid_argument, "n must be in [1, ", kMaxChoices, "], got ",
            request.n);
-  const bool scores = request.prompt_logprobs.has_value() || request.prompt_logits;
+  const bool observes = static_cast<bool>(request.observer.see);
+  const bool scores = request.prompt_logprobs.has_value() || request.prompt_logits || observes;
   NB_CHECK(!request.prompt.empty(), invalid_argument, "the prompt is empty");
   check_chunks(request, vocab_size, max_model_len);
   check_policy(request);
   NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && (scores || request.only_chunks)), invalid_argument,
            "max_tokens must be >= 1 (0 only with prompt_logprobs or prompt_logits), got ", request.max_tokens);
+  NB_CHECK(!observes || !wants_composition(request), invalid_argument,
+           "an observer of logits needs the whole prompt computed: not with reuse of chunks in mode ",
+           to_string(request.reuse.mode));
   const int room = rotation_room(request);
   NB_CHECK(room < max_model_len, invalid_argument, "an anchor reaches ", room,
            " tokens before the prompt; the context has ", max_model_len);

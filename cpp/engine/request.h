@@ -82,15 +82,23 @@ const char* to_string(ReuseMode mode);
 /// The most answers to one prompt.
 inline constexpr int kMaxChoices = 128;
 
+/// Sees the logits (f32[V]) of prompt positions instead of keeping them.
+struct LogitsObserver {
+  int first = 0;  ///< position, and all behind it
+  /// Called once for each, by the threads of the step at the same time; must not throw. Empty: nobody observes.
+  std::function<void(int position, std::span<const float> logits)> see{};
+};
+
 struct Request {
   std::vector<TokenId> prompt{};
   sampling::SamplingParams sampling{};
-  int max_tokens = 16;  ///< 0 only together with prompt_logprobs or prompt_logits
+  int max_tokens = 16;  ///< 0 only together with prompt_logprobs, prompt_logits or an observer
   std::vector<TokenId> stop_token_ids{};
   bool ignore_eos = false;  ///< the model's end-of-sequence tokens do not stop; stop_token_ids still do
   /// Log probability of every prompt token but the first, each with so many alternatives, 0..20.
   std::optional<int> prompt_logprobs{};
   bool prompt_logits = false;  ///< logits of every prompt position; with reused chunks, of those behind the last one
+  LogitsObserver observer{};   ///< not with reused chunks
   /// Somebody reads each token when it comes: prompts that are computed beside it are cut so that steps stay short.
   bool streams = true;
   int n = 1;  ///< answers to the prompt: choices 0 to n - 1, each with its own random numbers

@@ -150,6 +150,11 @@ class Scheduler {
 
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   int num_running() const { return static_cast<int>(running_.size()); }
+  KvUse kv_use() const {
+    KvUse use;
+    for (const auto& sequence : running_) use.add(static_cast<std::int64_t>(sequence->table.blocks().size()));
+    return use;
+  }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
   const kv::BlockPool& pool() const { return pool_; }
   const SchedulerLimits& limits() const { return limits_; }

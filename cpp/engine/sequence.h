@@ -89,7 +89,9 @@ class Sequence {
   bool generates() const { return max_len > num_prompt; }
 
   /// Whether the logits of prompt positions are wanted, so that all of the prompt must be computed.
-  bool scores_prompt() const { return request.prompt_logprobs.has_value() || request.prompt_logits; }
+  bool scores_prompt() const {
+    return request.prompt_logprobs.has_value() || request.prompt_logits || request.observer.see;
+  }
   /// First position whose logits prompt_logits has.
   int first_logits() const { return composition ? composition->tail_begin() : 0; }
   /// Computes a chunk for others, and nobody asked for an answer.

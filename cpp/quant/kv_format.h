@@ -29,6 +29,11 @@ struct KvFormatInfo {
   std::int64_t (*key_cell_bytes)(int head_dim);    ///< of the keys of 16 tokens of one head
   std::int64_t (*value_cell_bytes)(int head_dim);  ///< of the values
 
+  /// Most that the format may change what a model predicts, in the self-test of engine/kv_selftest.h: the mean KL in
+  /// nats to the same model with f32 keys and values (KvSelftest::cost). 0: the format is as exact as its type, nothing
+  /// is measured.
+  double most_kl = 0.0;
+
   /// Keys and values together, scales included.
   double bits_per_element(int head_dim) const;
 };

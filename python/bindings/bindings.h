@@ -21,6 +21,10 @@
 #include "text/text_stream.h"
 #include "text/tokenizer.h"
 
+namespace nb::engine {
+struct KvSelftest;
+}
+
 namespace nb::bindings {
 
 void bind_system(pybind11::module_& module);
@@ -73,6 +77,7 @@ std::function<std::unique_ptr<engine::TokenConstraint>()> constraint_maker(const
 /// What they report about themselves, as Python sees it.
 pybind11::dict to_dict(const model::FusionPlan& plan);
 pybind11::dict to_dict(const engine::EngineStats& stats);
+pybind11::dict to_dict(const engine::KvSelftest& found);
 
 /// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the
 /// key.

@@ -11,7 +11,9 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "engine/disk_tier.h"
 #include "engine/engine_thread.h"
+#include "engine/kv_selftest.h"
 #include "io/file_digest.h"
 #include "io/gguf_tokenizer.h"
 #include "model/loader.h"
@@ -81,6 +83,21 @@ py::dict config_of(const LoadedModel& self) {
   out["qk_norm"] = config.qk_norm;
   out["tie_word_embeddings"] = config.tie_word_embeddings;
   return out;
+}
+
+// The identity of everything that what the model predicts with this format follows from.
+std::string kv_fingerprint_of(const LoadedModel& self, const std::string& kv_dtype) {
+  NB_CHECK(self.content.has_value(), invalid_argument, "a fingerprint needs a model with a digest_directory");
+  return to_hex(engine::kv_fingerprint(*self.model, quant::parse_kv_format(kv_dtype), *self.content));
+}
+
+py::dict measure_kv_format(const LoadedModel& self, const std::string& kv_dtype, const std::vector<TokenId>& text) {
+  engine::KvSelftest found;
+  {
+    const py::gil_scoped_release release;
+    found = engine::measure_kv_format(*self.model, text, quant::parse_kv_format(kv_dtype));
+  }
+  return to_dict(found);
 }
 
 // An engine that keeps its model alive.
@@ -168,13 +185,10 @@ void set_policy(engine::Request& request, const KeyPolicyOption& option) {
   const auto& [rule, prefix, window, period, keep] = option;
   request.keeps_kv = rule != "none";
   if (!request.keeps_kv) return;
-  using ops::KeyRule;
-  static const std::map<std::string, KeyRule> kRules = {{"full", KeyRule::full},       {"window", KeyRule::window},
-                                                        {"strided", KeyRule::strided}, {"block", KeyRule::block},
-                                                        {"budget", KeyRule::budget},   {"summary", KeyRule::summary}};
-  const auto found = kRules.find(rule);
+  static const std::vector<std::string> kRules = {"full", "window", "strided", "block", "budget", "summary"};
+  const auto found = std::find(kRules.begin(), kRules.end(), rule);
   NB_CHECK(found != kRules.end(), invalid_argument, "there is no rule '", rule, "' of keys");
-  request.key_policy = {.rule = found->second, .prefix = prefix, .window = window, .period = period, .keep = keep};
+  request.key_policy = {static_cast<ops::KeyRule>(found - kRules.begin()), prefix, window, period, keep};
 }
 
 // A function of the engine that is called between two steps.
@@ -391,6 +405,8 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("weight_bytes", [](const LoadedModel& self) { return self.model->weights().bytes; })
       .def_property_readonly("expanded", [](const LoadedModel& self) { return self.model->weights().expanded; })
       .def_property_readonly("fusion", [](const LoadedModel& self) { return to_dict(self.model->fusion()); })
+      .def("kv_fingerprint", &kv_fingerprint_of, py::arg("kv_dtype"))
+      .def("measure_kv_format", &measure_kv_format, py::arg("kv_dtype"), py::arg("text_token_ids"))
       .def_property_readonly("load_seconds", [](const LoadedModel& self) { return self.load_seconds; });
 
   py::class_<engine::StepOutput>(module, "StepOutput")

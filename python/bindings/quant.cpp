@@ -1,9 +1,13 @@
-// Weight formats: the reference unpacking, for inspection and for tests against other packages.
+// Weight formats: the reference unpacking, for inspection and for tests against other packages. KV formats: what their
+// self-test reads and allows.
 #include <pybind11/numpy.h>
 
 #include "base/error.h"
 #include "bindings.h"
+#include "engine/kv_selftest.h"
 #include "quant/format.h"
+#include "quant/kv_format.h"
+#include "text/selftest_text.h"
 
 namespace py = pybind11;
 
@@ -26,9 +30,26 @@ py::array_t<float> unpack_weights(const std::string& format_name, const py::byte
   return out;
 }
 
+// Most cost of each KV format that has a limit.
+py::dict kv_limits() {
+  py::dict out;
+  for (int i = 0; i < quant::kNumKvFormats; ++i) {
+    const quant::KvFormatInfo& info = quant::kv_format_info(static_cast<quant::KvFormat>(i));
+    if (info.most_kl > 0.0) out[info.name] = info.most_kl;
+  }
+  return out;
+}
+
+std::string kv_refusal(const std::string& kv_dtype, double cost, const std::string& model, const std::string& force) {
+  return engine::kv_refusal(quant::parse_kv_format(kv_dtype), cost, model, force);
+}
+
 }  // namespace
 
 void bind_quant(py::module_& module) {
+  module.def("selftest_text", &text::selftest_text);
+  module.def("kv_limits", &kv_limits);
+  module.def("kv_refusal", &kv_refusal, py::arg("kv_dtype"), py::arg("cost"), py::arg("model"), py::arg("force"));
   module.def("unpack_weights", &unpack_weights, py::arg("format"), py::arg("data"), py::arg("cols"));
 }
 

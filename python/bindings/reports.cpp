@@ -1,6 +1,9 @@
 // What a model and an engine report about themselves, as dictionaries.
 #include "base/error.h"
+#include "base/ids.h"
 #include "bindings.h"
+#include "engine/kv_selftest.h"
+#include "quant/kv_format.h"
 
 namespace py = pybind11;
 
@@ -15,6 +18,19 @@ void add_counts(py::dict& out, const std::string& name, const ops::PerFusedOp<st
     sum += counts[op];
   }
   out[py::str(name)] = sum;
+}
+
+// Keys and values of running sequences, a row for each kind of them.
+py::list kv_requests(const engine::EngineStats& stats) {
+  py::dict row;
+  row["kv_dtype"] = quant::to_string(stats.kv_format);
+  row["running"] = stats.kv_use.sequences;
+  row["blocks"] = stats.kv_use.blocks;
+  row["bytes"] = stats.kv_use.blocks * stats.block_bytes;
+  row["largest_bytes"] = stats.kv_use.largest * stats.block_bytes;
+  py::list out;
+  out.append(std::move(row));
+  return out;
 }
 
 }  // namespace
@@ -86,6 +102,9 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["cascade_saved_tokens"] = stats.cascade_saved_tokens;
   out["preemptions"] = stats.preemptions;
   out["kv_bytes"] = stats.kv_bytes;
+  out["kv_block_bytes"] = stats.block_bytes;
+  out["kv_bytes_per_token"] = static_cast<double>(stats.block_bytes) / kBlockTokens;
+  out["kv_requests"] = kv_requests(stats);
   out["workspace_bytes"] = stats.workspace_bytes;
   out["steps"] = stats.steps;
   out["plan_seconds"] = stats.plan_seconds;
@@ -101,6 +120,19 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["read_gb_per_s"] = stats.read_gb_per_s;
   out["recent_tokens_per_s"] = stats.recent_tokens_per_s;
   out["recent_read_gb_per_s"] = stats.recent_read_gb_per_s;
+  return out;
+}
+
+py::dict to_dict(const engine::KvSelftest& found) {
+  py::dict out;
+  out["kl"] = found.mean_kl;
+  out["floor_kl"] = found.floor_kl;
+  out["cost"] = found.cost();
+  out["worst_kl"] = found.worst_kl;
+  out["agreement"] = found.agreement;
+  out["tokens"] = found.num_tokens;
+  out["positions"] = found.num_positions;
+  out["seconds"] = found.seconds;
   return out;
 }
 

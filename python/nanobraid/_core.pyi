@@ -34,6 +34,15 @@ def set_log_level(level: str) -> None: ...
 def set_log_sink(sink: Callable[[str, str], None] | None) -> None:
     """`sink(level, line)` is called with the GIL held; None restores stderr."""
 
+def selftest_text() -> str:
+    """The text whose tokens `Model.measure_kv_format` is given."""
+
+def kv_limits() -> dict[str, float]:
+    """The formats of keys and values that are tested for each model, and the most that they may cost."""
+
+def kv_refusal(kv_dtype: str, cost: float, model: str, force: str) -> str:
+    """Why a format is refused for a model; `force` is how to have it all the same."""
+
 def inspect_file(path: str) -> dict[str, Any]:
     """Metadata and tensor directory of a model file, without reading tensors.
 
@@ -229,6 +238,14 @@ class Model:
     def fusion(self) -> dict[str, Any]:
         """ "asked" (auto, on, off); "operators": name to "fused" or "composed"; "errors": a list of dicts of operator,
         quantity, error, bound and layer (None: the head), empty if not measured; "seconds" that measuring took."""
+    def kv_fingerprint(self, kv_dtype: str) -> str:
+        """Hexadecimal identity of all that predictions with this format follow from: weights, kernels, numerics. For a
+        model with a digest_directory."""
+    def measure_kv_format(self, kv_dtype: str, text_token_ids: Sequence[int]) -> dict[str, Any]:
+        """Lets the model read the first 512 tokens of a text, with the format and with f32. No engine may run it
+        meanwhile. kl (mean, nats; inf where a prediction is not a number), floor_kl (of bf16, where activations are
+        int8), cost (their difference), worst_kl, agreement (share of positions with the same most likely token),
+        tokens, positions (0: the context is too short to measure anything), seconds."""
     @property
     def load_seconds(self) -> float: ...
 

@@ -61,10 +61,11 @@ class Driver:
             raise UnsupportedError("this LLM was made before the process was forked; make it after the fork")
 
     def stats(self) -> dict[str, Any]:
-        """The engine's counters."""
+        """The engine's counters, and the memory of the process."""
         self.check_open()
         with core_errors():
-            return self._engine.stats()
+            memory = _core.memory_status()
+            return {**self._engine.stats(), **{key: memory[key] for key in ("rss_bytes", "peak_rss_bytes")}}
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -140,8 +141,7 @@ class Driver:
 
     def block_bytes(self) -> int:
         """Memory of the keys and values of one block."""
-        stats = self.stats()
-        return int(stats["kv_bytes"]) // int(stats["blocks_total"])
+        return int(self.stats()["kv_block_bytes"])
 
     def wait(self, call: Call) -> list[tuple[int, _core.StepOutput]]:
         """Waits for outputs and returns them with their indices; none when every request has ended and been read.

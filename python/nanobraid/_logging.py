@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+from pathlib import Path
 
 from nanobraid import _core
 
@@ -33,6 +34,20 @@ def follow_python_level() -> None:
     level = logger.getEffectiveLevel()
     name = next((name for name, value in reversed(LEVELS.items()) if value >= level), "error")
     _core.set_log_level(name)
+
+
+def log_loaded(path: Path, model: _core.Model, kv_dtype: str) -> None:
+    """Says what was loaded and how it runs."""
+    logger.info(
+        "loaded %s in %.2f s: %s kernels, %s activations, %s KV, %d threads, %.1f MB of weights",
+        path,
+        model.load_seconds,
+        model.backend,
+        model.dtype,
+        kv_dtype,
+        model.num_threads,
+        model.weight_bytes / 1e6,
+    )
 
 
 def show_on_stderr(level: str, *, loading: bool = False) -> None:

@@ -23,6 +23,12 @@ def require_one_of(field: str, value: object, allowed: Sequence[str]) -> None:
         raise InvalidArgumentError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def require_flag(field: str, value: bool | None, default: bool) -> bool:
+    if value not in (None, False, True):
+        raise InvalidArgumentError(f"{field} must be True, False or None, got {value!r}")
+    return default if value is None else bool(value)
+
+
 def trace_file(path: str | os.PathLike[str] | None) -> str:
     """The core's convention: empty for no trace."""
     return _path_name("trace_path", "a file", path)

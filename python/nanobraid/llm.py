@@ -6,19 +6,29 @@ import os
 import sys
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from nanobraid import _core, _logging
 from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
-from nanobraid._options import FUSION, MAX_INT, backend_of, kv_store, optional_size, require_one_of, trace_file
+from nanobraid._kv_selftest import check_kv_format, is_tested
+from nanobraid._options import (
+    FUSION,
+    MAX_INT,
+    backend_of,
+    kv_store,
+    optional_size,
+    require_flag,
+    require_one_of,
+    trace_file,
+)
 from nanobraid._requests import Prompts, call_options, encode_prompts, params_for, request_options
 from nanobraid._scoring import Scoring
 from nanobraid.chat_template import ChatTemplate, Message
 from nanobraid.chunk_cache import ChunkCache
-from nanobraid.errors import InvalidArgumentError, core_errors
+from nanobraid.errors import core_errors
 from nanobraid.kv_policy import KvPolicy, parse
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams, require_int
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from nanobraid._chat_inputs import ChatOptions
+    from nanobraid._progress import PromptBar
 
 _MAX_THREADS = 256
 _DTYPES = ("auto", "int8", "bf16", "f32")
@@ -54,6 +65,9 @@ class LLM(Composing, Scoring):
         kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
             number) or ``mixed`` (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``;
             a GPU has bf16 and f32.
+            The first time that a model is loaded with a quantized type, a self-test measures what that changes.
+        force_kv_dtype: Use `kv_dtype` even if that changes the predictions of this model too much; see
+            ``config["kv_selftest"]``.
         kv_policy: Which keys and values requests keep and see that do not say it themselves, see `SamplingParams`.
         num_threads: Threads of computation; None for one per processor that this process may use.
         max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
@@ -81,7 +95,7 @@ class LLM(Composing, Scoring):
 
     Raises:
         InvalidArgumentError: An option is outside its range.
-        UnsupportedError: The device or option is not available; the message names it and says why.
+        UnsupportedError: The device or option is not available, or `kv_dtype` harms this model; the message says why.
         ModelNotFoundError: There is no such model.
         DownloadError: The model could not be downloaded.
         FormatError: The model file is damaged.
@@ -97,6 +111,7 @@ class LLM(Composing, Scoring):
         device: str = "auto",
         dtype: str = "auto",
         kv_dtype: str = "auto",
+        force_kv_dtype: bool = False,
         kv_policy: KvPolicy | str = "full",
         num_threads: int | None = None,
         max_model_len: int | None = None,
@@ -126,13 +141,9 @@ class LLM(Composing, Scoring):
             "kv_cache_bytes": optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
         }
         threads = optional_size("num_threads", num_threads, _MAX_THREADS)
-        if enable_prefix_caching not in (None, False, True):
-            raise InvalidArgumentError(
-                f"enable_prefix_caching must be True, False or None, got {enable_prefix_caching!r}"
-            )
-        if deterministic not in (None, False, True):
-            raise InvalidArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
-        self._enable_prefix_caching = enable_prefix_caching is not False
+        self._enable_prefix_caching = require_flag("enable_prefix_caching", enable_prefix_caching, True)
+        is_deterministic = require_flag("deterministic", deterministic, False)
+        is_forced = require_flag("force_kv_dtype", force_kv_dtype, False)
         self._seed = SamplingParams(seed=seed).seed
         self._kv_policy = parse(kv_policy)
         trace = trace_file(trace_path)
@@ -146,10 +157,11 @@ class LLM(Composing, Scoring):
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
-            digests = models.digest_dir() if store else None
+            digests = models.digest_dir() if store or is_tested(kv_dtype) else None
             self._model = _core.Model(
-                str(path), backend, dtype, threads, deterministic is True, digest_directory=digests, fusion=fusion
+                str(path), backend, dtype, threads, is_deterministic, digest_directory=digests, fusion=fusion
             )
+            self._kv_selftest = check_kv_format(self._model, self._tokenizer, kv_dtype, path.name, force=is_forced)
             engine = _core.Engine(
                 self._model,
                 kv_dtype=kv_dtype,
@@ -170,16 +182,7 @@ class LLM(Composing, Scoring):
         self._driver = Driver(engine)
         self._chunks = ChunkCache(self._driver, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
-        _logging.logger.info(
-            "loaded %s in %.2f s: %s kernels, %s activations, %s KV, %d threads, %.1f MB of weights",
-            path,
-            self._model.load_seconds,
-            self._model.backend,
-            self._model.dtype,
-            self._kv_dtype,
-            self._model.num_threads,
-            self._model.weight_bytes / 1e6,
-        )
+        _logging.log_loaded(path, self._model, self._kv_dtype)
 
     def __enter__(self) -> Self:
         return self
@@ -217,6 +220,8 @@ class LLM(Composing, Scoring):
         ``load_seconds`` of this LLM.
         ``fusion`` says which ``operators`` are ``fused`` or ``composed``, and the ``errors`` that were measured: each
         of one operator, with its bound and the layer it was found in.
+        ``kv_selftest`` says what a quantized `kv_dtype` changes (mean ``kl`` to f32 in nats, ``floor_kl`` of bf16, the
+        difference ``cost``, which has a ``limit``; ``agreement`` of the most likely token); None: nothing to measure.
         """
         return {
             **self._model.config,
@@ -225,6 +230,7 @@ class LLM(Composing, Scoring):
             "dtype": self._model.dtype,
             "kv_dtype": self._kv_dtype,
             "kv_policy": str(self._kv_policy),
+            "kv_selftest": self._kv_selftest,
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
             "enable_prefix_caching": self._enable_prefix_caching,
@@ -239,6 +245,8 @@ class LLM(Composing, Scoring):
         Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
         and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps. The prefix
         ``disk_`` is about `kv_store_path`: tokens and chunks that came from there, misses by reason, writes.
+        ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each kind of them: how many ``running``
+        requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
         them behind a further ``_``.
         """
@@ -446,11 +454,7 @@ class LLM(Composing, Scoring):
         )
 
 
-class _Bar(Protocol):
-    def add(self, *, tokens: int, prompts: int) -> None: ...
+def _progress_bar(total: int) -> PromptBar:
+    from nanobraid import _progress
 
-
-def _progress_bar(total: int) -> AbstractContextManager[_Bar]:
-    from nanobraid._progress import PromptBar
-
-    return PromptBar(total)
+    return _progress.PromptBar(total)

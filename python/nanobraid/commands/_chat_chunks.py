@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanobraid.chunked import ChunkedLLM, ChunkedOutput, ChunkType
-from nanobraid.commands._chunk_view import show_chunks, show_figures
+from nanobraid.commands._chunk_view import memory_figures, show_chunks, show_figures
 from nanobraid.commands._terminal import TextOut, note, printable
 from nanobraid.composition import Blend, Reuse, reuse_options
 from nanobraid.errors import FormatError, InvalidArgumentError, ModelIOError
@@ -24,7 +24,7 @@ HELP = """\
 /use-output N     answer N becomes a context
 /delete-output N  forget answer N
 /chunks           all chunks: tokens, uses, hits and memory of keys and values (also /list)
-/stats            counters, and what /infer would cost now
+/stats            counters, memory, and what /infer would cost now
 /mode [M]         how contexts are reused: exact, isolated, blend, or blend RATIO
 /save FILE        write chunks and outputs to a file
 /load FILE        read such a file
@@ -231,6 +231,7 @@ class ChunkCommands:
     def _show_stats(self, argument: str) -> None:
         _refuse_argument("/stats", argument)
         show_figures("Chunks", self._chunked.get_chunk_stats())
+        show_figures("Memory", memory_figures(self._llm))
         if self._query is not None and (self._system or self.system_text):
             show_figures("/infer would need", self._chunked.preview_composition(*self._parts()))
 

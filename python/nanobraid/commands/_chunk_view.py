@@ -9,6 +9,7 @@ from typing import Any
 
 from nanobraid.chunked import Chunk
 from nanobraid.commands._terminal import note, printable, table
+from nanobraid.llm import LLM
 
 _BAR = 30
 _STYLES = {"system_prompt": "cyan", "context": "green", "query": "yellow", "output": "magenta"}
@@ -69,6 +70,19 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
     """Shows names and values."""
     rows = [(name, _value(value)) for name, value in figures.items()]
     _show(title, ("figure", "value"), rows, [""] * len(rows))
+
+
+def memory_figures(llm: LLM) -> dict[str, Any]:
+    """What keys and values take, and the process."""
+    stats, config = llm.stats(), llm.config
+    per_token = stats["kv_bytes_per_token"]
+    return {
+        "kv_dtype": config["kv_dtype"],
+        "KV of a token": f"{per_token / 1e3:.1f} kB",
+        f"KV of {config['max_model_len']} tokens": size_text(round(per_token * config["max_model_len"])),
+        "KV kept for reuse": size_text((stats["blocks_owned"] + stats["blocks_cached"]) * stats["kv_block_bytes"]),
+        "peak memory of the process": size_text(stats["peak_rss_bytes"]),
+    }
 
 
 def _value(value: Any) -> str:

@@ -18,6 +18,7 @@ _MODEL_FIELDS = (
     "dtype",
     "kv_dtype",
     "kv_policy",
+    "force_kv_dtype",
     "num_threads",
     "max_model_len",
     "max_num_seqs",
@@ -65,6 +66,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help=f"keys and values that requests keep and see: {', '.join(NAMES)}, with options as in "
         "'sliding_window(1024, sinks=4)' (default: full)",
+    )
+    group.add_argument(
+        "--force-kv-dtype",
+        action="store_true",
+        help="use --kv-dtype even if its self-test says that it harms the model",
     )
     group.add_argument("--num-threads", "--threads", type=int, metavar="N", help="default: one per usable processor")
     group.add_argument(

@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
         chat = _Chat(llm, params, options.system)
         if interactive:
             config = llm.config
-            note(f"{options.model} on {config['backend']}, {config['num_threads']} threads. /help for help.")
+            kv = f"{config['kv_dtype']} KV of {llm.stats()['kv_bytes_per_token'] / 1e3:.1f} kB a token"
+            note(f"{options.model} on {config['backend']}, {config['num_threads']} threads, {kv}. /help for help.")
         while (line := _read_line(interactive)) is not None:
             if line and not chat.turn(line):
                 break

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from nanobraid import __version__, _core, models
+from nanobraid._kv_selftest import known_results, result_line
 from nanobraid._options import fusion_lines
 from nanobraid.commands._terminal import printable, table
 from nanobraid.errors import NanobraidError, core_errors
@@ -52,6 +53,7 @@ def _facts() -> dict[str, Any]:
         "models_found": [f"{model.name}: {model.path}" for model in found],
         "models_to_pull": [name for name in models.KNOWN_MODELS if name not in names],
         "fusion": _fusion(found),
+        "kv_selftests": [f"{row['model']}: {result_line(row)}" for row in known_results()],
         "offline": models.is_offline(),
         "hub": models.hub_state(),
     }

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nanobraid import _core, models
+from nanobraid._kv_selftest import measured, result_line
 from nanobraid._options import backend_of, fusion_lines
 from nanobraid.commands._terminal import note, printable, table
 from nanobraid.errors import UnsupportedError, core_errors
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="also load the model on a device (default: auto) and measure the errors of its fused operators",
     )
+    parser.add_argument(
+        "--check-kv",
+        metavar="DTYPE",
+        help="also load the model and measure what keys and values of this type (int8, mixed, ...) change",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,11 +57,13 @@ def run(options: argparse.Namespace) -> int:
         info = _core.inspect_file(path)
     checked = _check_tensors(path) if options.check_tensors else None
     fusion = _check_fusion(path, options.check_fusion) if options.check_fusion else None
+    kv_selftest = measured(path, options.check_kv) if options.check_kv else None
     totals = _totals(info["tensors"])
     if options.json:
         out = {"file": path, **info, "totals": totals}
         out |= {} if checked is None else {"check": checked}
         out |= {} if fusion is None else {"fusion": fusion}
+        out |= {} if kv_selftest is None else {"kv_selftest": kv_selftest}
         print(json.dumps(out, indent=2))
     else:
         _print_info(path, info, totals)
@@ -64,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         if fusion is not None:
             print(f"\nfused operators on {fusion['backend']} (measured in {1000 * fusion['seconds']:.1f} ms)")
             print("\n".join(f"  {line}" for line in fusion_lines(fusion)))
+        if kv_selftest is not None:
+            print(f"\n{result_line(kv_selftest)}")
     return 1 if checked is not None and checked["nonfinite"] else 0
 
 

@@ -42,6 +42,11 @@ def digest_dir() -> str:
     return str(folder)
 
 
+def kv_selftest_dir() -> Path:
+    """Folder of the cache that remembers what formats of keys and values cost which model; it need not exist."""
+    return cache_dir() / "kv_selftests"
+
+
 def hub_dir() -> Path:
     """Folder of the cache that holds what was downloaded from a hub, in the layout of the Hugging Face cache."""
     return cache_dir() / "hub"

@@ -52,6 +52,10 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("blocks_cached", "gauge", "Blocks kept for the prefix cache, given away when others need them."),
     ("blocks_free", "gauge", "Blocks with nothing in them."),
     ("kv_bytes", "gauge", "Memory reserved for keys and values."),
+    ("kv_block_bytes", "gauge", "Memory of one block, over all layers."),
+    ("kv_bytes_per_token", "gauge", "Memory of the keys and values of one token."),
+    ("rss_bytes", "gauge", "Resident memory of the process."),
+    ("peak_rss_bytes", "gauge", "Most resident memory that the process had so far."),
     ("workspace_bytes", "gauge", "Most memory that a step has taken for intermediate results."),
     ("steps", "counter", "Forward passes."),
     ("plan_seconds", "counter", "Seconds spent planning and committing steps."),
@@ -95,6 +99,13 @@ _LABELLED_METRICS: Final = (
     ("disk_write_failures", "reason", "Records not written to the store on disk."),
     ("fused_ops", "operator", "Calls of operators that ran as one kernel."),
     ("composed_ops", "operator", "Calls of operators that ran as several kernels."),
+)
+# Of each row of stats()["kv_requests"], whose texts are labels.
+_KV_REQUEST_METRICS: Final = (
+    ("running", "kv_requests", "Running requests, by the kind of their keys and values."),
+    ("blocks", "kv_request_blocks", "Blocks that running requests own; one that several share counts for each."),
+    ("bytes", "kv_request_bytes", "Memory of these blocks."),
+    ("largest_bytes", "kv_request_largest_bytes", "Most memory that the blocks of one running request take."),
 )
 
 
@@ -309,6 +320,11 @@ class Metrics:
             prefix = key + "_"
             rows = [(((label, name[len(prefix) :]),), stats[name]) for name in stats if name.startswith(prefix)]
             out.metric(f"nanobraid:{key}", "counter", text, rows)
+        kinds = stats["kv_requests"]
+        labels = [tuple((name, value) for name, value in row.items() if isinstance(value, str)) for row in kinds]
+        for key, name, text in _KV_REQUEST_METRICS:
+            values = [(label, row[key]) for label, row in zip(labels, kinds, strict=True)]
+            out.metric(f"nanobraid:{name}", "gauge", text, values)
         return out.encode()
 
     def _vllm_state(self, out: TextWriter, stats: Mapping[str, Any]) -> None:

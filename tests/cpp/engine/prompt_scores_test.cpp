@@ -48,6 +48,26 @@ TEST(PromptScores, WantsOnlyWhatWasAskedFor) {
   EXPECT_FALSE(wants_prompt_score(*make_sequence(1, request), 3));
 }
 
+TEST(PromptScores, AnObserverSeesLogitsFromItsFirstPositionOn) {
+  Request request = make_request(3, 2);
+  std::vector<std::pair<int, float>> seen;
+  request.observer = {1, [&](int position, std::span<const float> logits) { seen.emplace_back(position, logits[0]); }};
+  auto sequence = make_sequence(1, request);
+  EXPECT_FALSE(wants_prompt_score(*sequence, 0));
+  EXPECT_TRUE(wants_prompt_score(*sequence, 1));
+  EXPECT_TRUE(wants_prompt_score(*sequence, 2));
+  EXPECT_FALSE(wants_prompt_score(*sequence, 3));
+  EXPECT_EQ(sequence->reusable_blocks(), 0);  // all of the prompt is computed
+  reserve_prompt_scores(*sequence, 5);
+  EXPECT_FALSE(sequence->prompt_logits);
+  sampling::Sampler sampler;
+  for (const int position : {0, 1, 2}) {
+    const std::vector<float> logits(5, static_cast<float>(position));
+    store_prompt_score(*sequence, position, logits, sampler);
+  }
+  EXPECT_EQ(seen, (std::vector<std::pair<int, float>>{{1, 1.0f}, {2, 2.0f}}));
+}
+
 TEST(PromptScores, MoreThanTheMachineHasIsAnErrorWithTheShape) {
   Request request = make_request(100'000, 0);
   request.prompt_logits = true;

@@ -111,6 +111,16 @@ TEST(Request, AnAnchorBeforeThePromptTakesRoomAtTheEnd) {
   expect_refused(reaching, "room for 0 and one");
 }
 
+TEST(Request, AnObserverNeedsTheWholePromptComputed) {
+  Request request = make_request(16, 0);
+  request.observer.see = [](int, std::span<const float>) {};
+  validate(request, kVocab, kContext);
+  request.chunks = {{.begin = 1, .count = 5, .anchor = {}}};
+  validate(request, kVocab, kContext);
+  request.reuse.mode = ReuseMode::isolated;
+  expect_refused(request, "an observer of logits needs the whole prompt computed");
+}
+
 TEST(Request, NamesFinishReasons) {
   EXPECT_STREQ(to_string(FinishReason::stop), "stop");
   EXPECT_STREQ(to_string(FinishReason::length), "length");

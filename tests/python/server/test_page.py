@@ -129,6 +129,8 @@ class Stub:
             return JSONResponse({"error": {"message": "no key"}}, status_code=401)
         stats = {"running": 1, "waiting": 1, "blocks_total": 2048, "blocks_free": 1024, "blocks_owned": 608}
         stats |= {"blocks_cached": 416, "chunk_blocks": 96, "kv_bytes": 754974720, "preemptions": 3}
+        stats |= {"kv_bytes_per_token": 23040.0, "peak_rss_bytes": 734003200}
+        stats |= {"kv_requests": [{"kv_dtype": "bf16", "running": 1, "blocks": 20, "bytes": 7372800}]}
         stats |= {"generated_tokens": int(42 * time.monotonic()), "recent_read_gb_per_s": 17.25}
         body = {
             "model": "smollm2-135m",
@@ -483,6 +485,7 @@ def test_the_live_view_shows_the_state(tab: Browser, stub: Stub) -> None:
     }
     texts |= {"kv-cached": "416", "kv-free": "1,024", "model": "smollm2-135m", "uptime": "up 1 h 7 min"}
     texts |= {"blocks": "2,048 blocks, 755 MB"}
+    texts |= {"kv-token": "23 kB (bf16)", "kv-request": "7.4 MB", "peak": "734 MB"}
     for name, text in texts.items():
         assert tab.run(f"document.getElementById('{name}').textContent") == text
     rows = tab.run("[...document.querySelectorAll('#requests td')].map((cell) => cell.textContent)")

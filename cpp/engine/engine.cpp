@@ -57,7 +57,8 @@ kv::KvStorage make_storage(const model::Model& model, const EngineOptions& optio
     budget.available_bytes = static_cast<std::int64_t>(device->free_bytes());
     budget.share = kDeviceShare;
   }
-  return {shape, choose_num_blocks(budget), device};
+  const bool seals = quant::seals_keys(shape.format);
+  return {shape, choose_num_blocks(budget), device, seals ? 2 * options.max_num_seqs : 0};
 }
 
 /// Everything but tokens that the KV of this engine depends on; nothing if it keeps none.
@@ -148,7 +149,8 @@ Engine::Engine(const model::Model& model, const EngineOptions& options, std::fun
       storage_(make_storage(model, options_)),
       scheduler_({.max_batch_tokens = options_.max_batch_tokens,
                   .max_num_seqs = options_.max_num_seqs,
-                  .max_waiting = options_.max_waiting},
+                  .max_waiting = options_.max_waiting,
+                  .seals_keys = quant::seals_keys(*options_.kv_format)},
                  storage_.num_blocks(), fingerprint_of(model, options_)),
       memory_(CachingPool::create(model.memory())),
       workspace_(memory_),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_THREADS = 256
 _DTYPES = ("auto", "int8", "bf16", "f32")
-_KV_DTYPES = ("auto", "bf16", "f32", "int8", "mixed")
+_KV_DTYPES = ("auto", "bf16", "f32", "int8", "mixed", "int4")
 
 
 class LLM(Composing):
@@ -51,8 +51,9 @@ class LLM(Composing):
         dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default on the CPU),
             ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
             ones become bf16.
-        kv_dtype: Type of the stored keys and values: ``bf16``, ``f32``, ``int8`` (8.25 bits a number) or ``mixed``
-            (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``; a GPU has these two.
+        kv_dtype: Type of the stored keys and values: ``bf16``, ``f32``, ``int8`` (8.25 bits a number), ``mixed``
+            (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.0 bits). ``auto`` is bf16, and f32
+            on ``reference``; a GPU has these two.
         num_threads: Threads of computation; None for one per processor that this process may use.
         max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
         max_num_seqs: Most requests computed in one step.

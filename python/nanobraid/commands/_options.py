@@ -58,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
     group.add_argument(
-        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f16, f32, int8 or mixed (default: auto)"
+        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f16, f32, int8, mixed or int4 (default: auto)"
     )
     group.add_argument(
         "--kv-policy",

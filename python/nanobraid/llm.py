@@ -52,8 +52,7 @@ class LLM(Composing):
             ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
             ones become bf16.
         kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
-            number) or ``mixed`` (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``;
-            a GPU has bf16 and f32.
+            number) or ``mixed`` (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``.
         num_threads: Threads of computation; None for one per processor that this process may use.
         max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
         max_num_seqs: Most requests computed in one step.

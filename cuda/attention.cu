@@ -1,7 +1,7 @@
 // Attention over paged keys and values: which kernel serves which rows, and how much of it runs side by side.
 //
-// Long segments go to tensor cores where there is a kernel for them (bf16 keys of head_dim 64, 96 or 128); all other
-// rows, and all rows in the deterministic mode, go to the kernel of single rows.
+// Long segments go to tensor cores where there is a kernel for them (every format but f32, head_dim 64, 96 or 128); all
+// other rows, and all rows in the deterministic mode, go to the kernel of single rows.
 #include <algorithm>
 
 #include "base/align.h"
@@ -19,7 +19,7 @@ constexpr int kEnoughBlocks = 256;  // to keep a large GPU busy without cutting 
 constexpr std::int64_t kMaxScratchBytes = std::int64_t{64} << 20;  // except where one row needs more
 
 bool has_prefill_kernel(const ops::KvLayer& kv) {
-  return kv.format == quant::KvFormat::bf16 && (kv.head_dim == 64 || kv.head_dim == 96 || kv.head_dim == 128);
+  return kv.format != quant::KvFormat::f32 && (kv.head_dim == 64 || kv.head_dim == 96 || kv.head_dim == 128);
 }
 
 /// What is known on the host about the rows for the kernel of single rows.
@@ -52,25 +52,25 @@ std::int64_t scratch_bytes(const DecodePlan& plan) {
   return std::clamp<std::int64_t>(kMaxScratchBytes / plan.row_bytes, 1, plan.rows) * plan.row_bytes;
 }
 
-template <class Number, int kLanes, int kHeads>
+template <class Key, class Value, int kLanes, int kHeads>
 void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
   launch({.name = "attention_decode_kernel",
           .grid_x = static_cast<unsigned>(rows),
           .grid_y = static_cast<unsigned>(args.a.kv.num_kv_heads * plan.head_tiles),
           .grid_z = static_cast<unsigned>(args.partials == nullptr ? 1 : plan.splits),
           .threads = kDecodeThreads<kHeads>},
-         attention_decode_kernel<Number, kLanes, kHeads>, args);
+         attention_decode_kernel<Key, Value, kLanes, kHeads>, args);
 }
 
-template <class Number>
+template <class Key, class Value>
 void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
-  if (args.a.kv.head_dim > 128) return launch_decode<Number, 32, 4>(args, plan, rows);
+  if (args.a.kv.head_dim > 128) return launch_decode<Key, Value, 32, 4>(args, plan, rows);
   if (args.a.kv.head_dim > 64) {
-    return plan.heads == 4 ? launch_decode<Number, 16, 4>(args, plan, rows)
-                           : launch_decode<Number, 16, 8>(args, plan, rows);
+    return plan.heads == 4 ? launch_decode<Key, Value, 16, 4>(args, plan, rows)
+                           : launch_decode<Key, Value, 16, 8>(args, plan, rows);
   }
-  return plan.heads == 4 ? launch_decode<Number, 8, 4>(args, plan, rows)
-                         : launch_decode<Number, 8, 8>(args, plan, rows);
+  return plan.heads == 4 ? launch_decode<Key, Value, 8, 4>(args, plan, rows)
+                         : launch_decode<Key, Value, 8, 8>(args, plan, rows);
 }
 
 void decode(const ops::AttentionArgs& a, bool all_rows) {
@@ -89,11 +89,8 @@ void decode(const ops::AttentionArgs& a, bool all_rows) {
                           .head_tiles = plan.head_tiles,
                           .splits = plan.splits,
                           .partials = apart ? reinterpret_cast<float*>(a.scratch) : nullptr};
-    if (a.kv.format == quant::KvFormat::f32) {
-      launch_decode<float>(args, plan, rows);
-    } else {
-      launch_decode<Bf16>(args, plan, rows);
-    }
+    with_kv_numbers(a.kv.format,
+                    [&](auto key, auto value) { launch_decode<decltype(key), decltype(value)>(args, plan, rows); });
     if (!apart) continue;
     launch({.name = "attention_merge_kernel",
             .grid_x = static_cast<unsigned>(rows),
@@ -103,7 +100,7 @@ void decode(const ops::AttentionArgs& a, bool all_rows) {
   }
 }
 
-template <int kDim>
+template <class Key, class Value, int kDim>
 void launch_prefill(const ops::AttentionArgs& a) {
   // Every long segment may have one tile that is not full.
   const int full = a.rows * (a.num_heads / a.kv.num_kv_heads) / kTileColumns;
@@ -112,21 +109,27 @@ void launch_prefill(const ops::AttentionArgs& a) {
           .grid_x = static_cast<unsigned>(full + rest),
           .grid_y = static_cast<unsigned>(a.kv.num_kv_heads),
           .threads = kPrefillThreads,
-          .dynamic_shared_bytes = prefill_shared_bytes<kDim>()},
-         attention_prefill_kernel<kDim>, a);
+          .dynamic_shared_bytes = prefill_shared_bytes<Key, Value, kDim>()},
+         attention_prefill_kernel<Key, Value, kDim>, a);
 }
 
 }  // namespace
 
 void attention(const ops::AttentionArgs& a, const Part&) {
   if (!has_prefill_kernel(a.kv) || a.max_segment_rows <= ops::kDecodeRows) return decode(a, true);
-  if (a.kv.head_dim == 64) {
-    launch_prefill<64>(a);
-  } else if (a.kv.head_dim == 96) {
-    launch_prefill<96>(a);
-  } else {
-    launch_prefill<128>(a);
-  }
+  with_kv_numbers(a.kv.format, [&](auto key, auto value) {
+    using Key = decltype(key);
+    using Value = decltype(value);
+    if constexpr (!std::is_same_v<Key, float>) {
+      if (a.kv.head_dim == 64) {
+        launch_prefill<Key, Value, 64>(a);
+      } else if (a.kv.head_dim == 96) {
+        launch_prefill<Key, Value, 96>(a);
+      } else {
+        launch_prefill<Key, Value, 128>(a);
+      }
+    }
+  });
   decode(a, false);
 }
 

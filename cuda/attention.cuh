@@ -9,6 +9,7 @@
 
 #include "base/ids.h"
 #include "cuda/formulas.cuh"
+#include "cuda/kv_cells.cuh"
 #include "ops/args.h"
 
 namespace nb::cuda {
@@ -45,12 +46,6 @@ NB_DEVICE KeyRange visible_keys(const ops::AttentionArgs& a, const ops::Attentio
 }
 
 NB_DEVICE int splits_of(const ops::AttentionRun& run) { return (run.num_keys + kSplitTokens - 1) / kSplitTokens; }
-
-/// The values of one token in a cell of the KV layer; which: 0 for keys, 1 for values.
-template <class Number>
-NB_DEVICE const Number* kv_row(const ops::KvLayer& kv, int block, int which, int head, int token) {
-  return reinterpret_cast<const Number*>(kv_cell(kv, block, which, head)) + token * kv.head_dim;
-}
 
 /// Numbers `pair` and pair + D / 2 of a query head, rotated to `position` and scaled so that exp2 of a product with a
 /// key is its weight.

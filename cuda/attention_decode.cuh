@@ -6,6 +6,8 @@
 // only, whose state attention_merge_kernel folds: the same arithmetic in the same order.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/attention.cuh"
 #include "cuda/ptx.cuh"
 
@@ -14,8 +16,8 @@ namespace nb::cuda {
 /// More heads need more registers a thread.
 template <int kHeads>
 inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
-template <int kHeads>
-inline constexpr int kDecodeBlocks = kHeads > 4 ? 3 : 2;  // on a multiprocessor, at least
+template <class Value, int kHeads>  // on a multiprocessor, at least; codes of 4 bits need more registers, too
+inline constexpr int kDecodeBlocks = kHeads > 4 && !std::is_same_v<Value, Code4> ? 3 : 2;
 inline constexpr int kMergeThreads = 128;
 
 struct DecodeArgs {
@@ -43,24 +45,6 @@ NB_DEVICE DecodeRow find_row(const DecodeArgs& args, int number) {
   return {item.segment < 0 ? 0 : a.segments[item.segment].row_begin + item.index, item.segment};
 }
 
-/// 8 numbers of a key or value as they are in memory.
-template <class Number>
-struct Eight {
-  uint4 vectors[sizeof(Number) / 2];
-
-  NB_DEVICE float at(int i) const { return element<Number>(vectors[i / kPerVector<Number>], i % kPerVector<Number>); }
-};
-
-template <class Number>
-NB_DEVICE Eight<Number> load_eight(const Number* from) {
-  Eight<Number> eight;
-  NB_UNROLL
-  for (int v = 0; v < static_cast<int>(sizeof(Number) / 2); ++v) {
-    eight.vectors[v] = reinterpret_cast<const uint4*>(from)[v];
-  }
-  return eight;
-}
-
 /// Adds values up over the lanes that differ in the bits kFrom, kFrom / 2, .. kTo, and shares the sums out: afterwards
 /// a lane has those from `begin` on, at the front. The order of additions is the same for all of them.
 template <int kCount, int kFrom, int kTo, int kSize>
@@ -83,14 +67,14 @@ NB_DEVICE void reduce_scatter(float (&values)[kSize], int& begin) {
 }
 
 /// grid: (rows, head tiles of all KV heads, splits or 1).
-template <class Number, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
+template <class Key, class Value, int kLanes, int kHeads>
+__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads>)
     attention_decode_kernel(DecodeArgs args) {
   constexpr int kThreads = kDecodeThreads<kHeads>;
   constexpr int kDims = 8 * kLanes;
   constexpr int kWarps = kThreads / 32;
-  constexpr int kAtOnce = kThreads / kLanes;                    // keys that the block loads side by side
-  constexpr int kAhead = 8 / static_cast<int>(sizeof(Number));  // such loads under way
+  constexpr int kAtOnce = kThreads / kLanes;                  // keys that the block loads side by side
+  constexpr int kAhead = std::is_same_v<Key, float> ? 2 : 4;  // such loads under way
   constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;
@@ -169,22 +153,31 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
       const int first_step = begin / kStepKeys, last_step = (end + kStepKeys - 1) / kStepKeys;
       if (split + 1 < last) fetch_blocks(split + 1);
       // In place of a key that is not seen another one is loaded, whose weight becomes zero.
-      const auto load = [&](int which, int step, int u) {
-        int key = step * kStepKeys + u * kAtOnce + group;
-        key = key < begin ? begin : key < end ? key : end - 1;
-        const int block = blocks[split % 2 * kSplitBlocks + key / kBlockTokens];
-        return load_eight(kv_row<Number>(a.kv, block, which, kv_head, key % kBlockTokens) + own_dims);
+      const auto key_at = [&](int step, int u) {
+        const int key = step * kStepKeys + u * kAtOnce + group;
+        return key < begin ? begin : key < end ? key : end - 1;
+      };
+      const auto cell_of = [&](int which, int key) {
+        return kv_cell(a.kv, blocks[split % 2 * kSplitBlocks + key / kBlockTokens], which, kv_head);
+      };
+      const auto load_key = [&](int step, int u) {
+        const int key = key_at(step, u);
+        return load_eight<Key>(cell_of(0, key), dim, key % kBlockTokens, own_dims);
+      };
+      const auto load_value = [&](int step, int u) {
+        const int key = key_at(step, u);
+        return load_eight<Value>(cell_of(1, key), dim, key % kBlockTokens, own_dims);
       };
 
-      Eight<Number> next[kAhead];
+      Eight<Key> next_keys[kAhead];
       NB_UNROLL
-      for (int u = 0; u < kAhead; ++u) next[u] = load(0, first_step, u);
+      for (int u = 0; u < kAhead; ++u) next_keys[u] = load_key(first_step, u);
       for (int step = first_step; step < last_step; ++step) {
-        Eight<Number> keys[kAhead];
+        Eight<Key> keys[kAhead];
         NB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-          keys[u] = next[u];
-          next[u] = load(0, step + 1, u);
+          keys[u] = next_keys[u];
+          next_keys[u] = load_key(step + 1, u);
         }
         float scores[kScores];
         NB_UNROLL
@@ -192,14 +185,16 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
           const float4 low = queries[h * 2 * kLanes + lane], high = queries[(h * 2 + 1) * kLanes + lane];
           NB_UNROLL
           for (int u = 0; u < kAhead; ++u) {
-            float score = keys[u].at(0) * low.x;
-            score = fmaf(keys[u].at(1), low.y, score);
-            score = fmaf(keys[u].at(2), low.z, score);
-            score = fmaf(keys[u].at(3), low.w, score);
-            score = fmaf(keys[u].at(4), high.x, score);
-            score = fmaf(keys[u].at(5), high.y, score);
-            score = fmaf(keys[u].at(6), high.z, score);
-            scores[u * kHeads + h] = fmaf(keys[u].at(7), high.w, score);
+            float score = keys[u].code(0) * low.x;
+            score = fmaf(keys[u].code(1), low.y, score);
+            score = fmaf(keys[u].code(2), low.z, score);
+            score = fmaf(keys[u].code(3), low.w, score);
+            score = fmaf(keys[u].code(4), high.x, score);
+            score = fmaf(keys[u].code(5), high.y, score);
+            score = fmaf(keys[u].code(6), high.z, score);
+            score = fmaf(keys[u].code(7), high.w, score);
+            if constexpr (kIsCode<Key>) score *= keys[u].factor();
+            scores[u * kHeads + h] = score;
           }
         }
         int own = 0;
@@ -213,8 +208,9 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
           if (lane % kCopies == 0) weights[key * kHeads + h] = key >= begin && key < end ? scores[i] : -INFINITY;
         }
       }
+      Eight<Value> next_values[kAhead];
       NB_UNROLL
-      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);
+      for (int u = 0; u < kAhead; ++u) next_values[u] = load_value(first_step, u);
       sync_block();
 
       for (int h = warp; h < kHeads; h += kWarps) {
@@ -252,12 +248,19 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<kHeads>)
       NB_UNROLL
       for (int i = 0; i < kHeads * 8; ++i) acc[i] = 0.0f;
       const SharedPtr<float4> weights_of_key = shared_cast<float4>(weights);
+      const auto is_hidden = [&](int key) {
+        if (run.hidden_begin < 0) return false;
+        return (hidden[split % 2 * kSplitBlocks + key / kBlockTokens] >> key % kBlockTokens & 1u) != 0;
+      };
       for (int step = first_step; step < last_step; ++step) {
         NB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-          const Eight<Number> values = next[u];
-          next[u] = load(1, step + 1, u);
+          Eight<Value> values = next_values[u];
+          next_values[u] = load_value(step + 1, u);
           const int key = step * kStepKeys + u * kAtOnce + group;
+          if constexpr (kIsCode<Value>) {  // hidden values weigh nothing, but a scale of NaN would show
+            if (values.is_spoilt() && is_hidden(key_at(step, u))) values.forget();
+          }
           NB_UNROLL
           for (int h = 0; h < kHeads; h += 4) {
             const float4 weight = weights_of_key[(key * kHeads + h) / 4];

@@ -1,11 +1,18 @@
-// Attention of long segments on tensor cores: 64 columns of one KV head against tiles of 64 keys, bf16 keys and values.
+// Attention of long segments on tensor cores: 64 columns of one KV head against tiles of 64 keys, in every format of 16
+// bits or less.
 //
 // A column is one (row, query head) pair; the heads that share a KV head stand side by side, so short segments fill a
 // tile too. Four warps have 16 columns each. Keys and values come from the paged blocks by asynchronous copies, one
 // tile ahead. Queries are rotated for each run and rounded to bf16, weights are rounded to bf16; scores, sums and
 // weighted values are f32. Tiles begin at multiples of 64 keys of a run; a tile of which a column sees nothing changes
 // no bit of it, so it does not matter which columns are neighbours. After Dao 2023 (FlashAttention-2).
+//
+// fp16 is multiplied as fp16. Codes are fetched as they are and become bf16 in shared memory: those of keys exactly,
+// their scales meet the scores; values with their scales, rounded. A token that is not finite gets NaN scores, and
+// zeros for its value, so that columns which do not see it stay as they are.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/attention.cuh"
 #include "cuda/ptx.cuh"
@@ -20,10 +27,24 @@ inline constexpr int kTileColumns = 64;
 template <int kDim>
 inline constexpr int kTileStride = kDim + 8;
 
-/// A tile of queries, two of keys and two of values.
-template <int kDim>
+inline constexpr int kTileCells = kTileKeys / kBlockTokens;
+
+/// What the tensor cores multiply.
+template <class Number>
+using Factor = std::conditional_t<kIsCode<Number>, Bf16, Number>;
+
+/// Vectors of 16 bytes of a cell of codes.
+template <class Number, int kDim>
+inline constexpr int kCellVectors = std::is_same_v<Number, Code8>
+                                        ? kDim + 2
+                                        : kDim / 2 + 4 * ((kDim + quant::kKvGroup - 1) / quant::kKvGroup);
+
+/// A tile of queries, two of keys and two of values. Of codes: one of each, and the cells of the next ones.
+template <class Key, class Value, int kDim>
 constexpr std::size_t prefill_shared_bytes() {
-  return sizeof(Bf16) * 5 * 64 * kTileStride<kDim>;
+  constexpr std::size_t kTile = sizeof(Bf16) * 64 * kTileStride<kDim>;
+  if (!kIsCode<Key>) return 5 * kTile;
+  return 3 * kTile + 16 * kTileCells * (kCellVectors<Key, kDim> + kCellVectors<Value, kDim>);
 }
 
 /// Tiles of columns of a segment.
@@ -42,8 +63,26 @@ NB_DEVICE KeyRange range_of_lanes(KeyRange range, int most) {
   return range;
 }
 
-NB_DEVICE unsigned pack_bf16(float low, float high) {
-  return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
+NB_DEVICE void store_factor(SharedPtr<Bf16> out, int at, float value) { out[at] = to_bf16(value); }
+NB_DEVICE void store_factor(SharedPtr<Fp16> out, int at, float value) { out[at] = near_fp16(value); }
+
+/// Two factors. NaN stays NaN in both types.
+template <class Number>
+NB_DEVICE unsigned pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<Number, Bf16>) {
+    return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
+  } else {
+    return near_fp16(low).bits | static_cast<unsigned>(near_fp16(high).bits) << 16;
+  }
+}
+
+template <class Number>
+NB_DEVICE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  if constexpr (std::is_same_v<Number, Bf16>) {
+    mma_bf16(d, a, b);
+  } else {
+    mma_fp16(d, a, b);
+  }
 }
 
 /// The columns of a block: number c of the tile is row c / group and head c % group, counted from the first.
@@ -57,31 +96,101 @@ struct ColumnTile {
 };
 
 /// Starts to copy keys [base, base + 64) of a run and their values; what nobody sees becomes zeros.
-template <int kDim>
+template <class Number, int kDim>
 NB_DEVICE void copy_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base,
-                         const KeyRange& seen, SharedPtr<Bf16> keys, SharedPtr<Bf16> values) {
+                         const KeyRange& seen, SharedPtr<Number> keys, SharedPtr<Number> values) {
   constexpr int kVectors = kDim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kVectors; i += kPrefillThreads) {
     const int key = i / kVectors, d = i % kVectors * 8;
     const bool valid = base + key >= seen.begin && base + key < seen.end;
     const int block = valid ? a.blocks[run.block_begin + (base + key) / kBlockTokens] : 0;
     const int to = key * kTileStride<kDim> + d;
-    cp_async16(keys + to, kv_row<Bf16>(a.kv, block, 0, kv_head, key % kBlockTokens) + d, valid);
-    cp_async16(values + to, kv_row<Bf16>(a.kv, block, 1, kv_head, key % kBlockTokens) + d, valid);
+    const int from = key % kBlockTokens * kDim + d;
+    cp_async16(keys + to, reinterpret_cast<const Number*>(kv_cell(a.kv, block, 0, kv_head)) + from, valid);
+    cp_async16(values + to, reinterpret_cast<const Number*>(kv_cell(a.kv, block, 1, kv_head)) + from, valid);
   }
   cp_async_commit();
 }
 
+/// Starts to copy the cells of these keys and values, which are codes: those of which anybody sees a token.
+template <class Number, int kDim>
+NB_DEVICE void copy_cells(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base, int which,
+                          const KeyRange& seen, SharedPtr<uint4> cells) {
+  constexpr int kVectors = kCellVectors<Number, kDim>;
+  for (int i = static_cast<int>(threadIdx.x); i < kTileCells * kVectors; i += kPrefillThreads) {
+    const int first = base + i / kVectors * kBlockTokens;
+    const bool valid = first + kBlockTokens > seen.begin && first < seen.end;
+    const int block = valid ? a.blocks[run.block_begin + first / kBlockTokens] : 0;
+    const std::uint8_t* cell = kv_cell(a.kv, block, which, kv_head);
+    cp_async16(cells + i, reinterpret_cast<const uint4*>(cell) + i % kVectors, valid);
+  }
+}
+
+/// load_eight() from a tile of cells in shared memory: number `eighth` of the eights of a key.
+template <class Number, int kDim>
+NB_DEVICE Eight<Number> eight_of_tile(SharedPtr<uint4> cells, int key, int eighth) {
+  const SharedPtr<uint4> cell = cells + key / kBlockTokens * kCellVectors<Number, kDim>;
+  const int token = key % kBlockTokens, at = token * kDim / 8 + eighth;
+  Eight<Number> eight;
+  if constexpr (std::is_same_v<Number, Code8>) {
+    eight.codes = shared_cast<uint2>(cell)[at];
+    eight.scale = shared_cast<Fp16>(cell + kDim)[token];
+  } else {
+    eight.codes = shared_cast<unsigned>(cell)[at];
+    eight.factors = shared_cast<unsigned>(cell + kDim / 2)[eighth / (quant::kKvGroup / 8) * kBlockTokens + token];
+  }
+  return eight;
+}
+
+/// Writes a tile of codes that have arrived as bf16: keys without their scales, values with them, but zeros for those
+/// with a scale of NaN.
+template <bool kWithScales, class Number, int kDim>
+NB_DEVICE void convert_tile(SharedPtr<uint4> cells, SharedPtr<Bf16> tile) {
+  constexpr int kEights = kDim / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kEights; i += kPrefillThreads) {
+    const int key = i / kEights, eighth = i % kEights;
+    Eight<Number> eight = eight_of_tile<Number, kDim>(cells, key, eighth);
+    if constexpr (kWithScales) {
+      if (eight.is_spoilt()) eight.forget();
+    }
+    unsigned words[4];
+    NB_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (kWithScales) {
+        words[w] = pack_pair<Bf16>(eight.at(2 * w), eight.at(2 * w + 1));
+      } else {
+        words[w] = pack_pair<Bf16>(eight.code(2 * w), eight.code(2 * w + 1));
+      }
+    }
+    shared_cast<uint4>(tile + key * kTileStride<kDim>)[eighth] = uint4{words[0], words[1], words[2], words[3]};
+  }
+}
+
+/// Writes what scores are to be multiplied with: the scale of each key, or NaN if the value is not finite either.
+template <class Key, class Value, int kDim>
+NB_DEVICE void write_scales(SharedPtr<uint4> key_cells, SharedPtr<uint4> value_cells, SharedPtr<float> scales) {
+  const int key = static_cast<int>(threadIdx.x);
+  if (key >= kTileKeys) return;
+  float scale = eight_of_tile<Key, kDim>(key_cells, key, 0).factor();
+  constexpr int kStep = std::is_same_v<Value, Code8> ? kDim / 8 : quant::kKvGroup / 8;
+  NB_UNROLL
+  for (int eighth = 0; eighth < kDim / 8; eighth += kStep) {
+    if (eight_of_tile<Value, kDim>(value_cells, key, eighth).is_spoilt()) scale = to_float(kFp16Nan);
+  }
+  scales[key] = scale;
+}
+
 /// Writes the columns' queries, rotated for a run. Columns that do not exist or stand before it are zeros.
-template <int kDim>
-NB_DEVICE void write_queries(const ops::AttentionArgs& a, const ColumnTile& tile, int offset, SharedPtr<Bf16> queries) {
+template <int kDim, class Number>
+NB_DEVICE void write_queries(const ops::AttentionArgs& a, const ColumnTile& tile, int offset,
+                             SharedPtr<Number> queries) {
   for (int i = static_cast<int>(threadIdx.x); i < kTileColumns * kDim / 2; i += kPrefillThreads) {
     const int c = i / (kDim / 2), pair = i % (kDim / 2);
     const int position = tile.exists(c) ? a.positions[tile.row(c)] - offset : -1;
     float2 q = {0.0f, 0.0f};
     if (position >= 0) q = rotated_pair(a, tile.row(c), tile.head(c), position, pair);
-    queries[c * kTileStride<kDim> + pair] = to_bf16(q.x);
-    queries[c * kTileStride<kDim> + pair + kDim / 2] = to_bf16(q.y);
+    store_factor(queries, c * kTileStride<kDim> + pair, q.x);
+    store_factor(queries, c * kTileStride<kDim> + pair + kDim / 2, q.y);
   }
 }
 
@@ -119,11 +228,12 @@ NB_DEVICE void hide_keys(const ops::AttentionArgs& a, const ops::AttentionRun& r
 }
 
 /// Adds a run's tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`
-/// but for the hidden ones.
-template <int kDim>
-NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, SharedPtr<Bf16> queries,
-                           SharedPtr<Bf16> keys, SharedPtr<Bf16> values, int base, const KeyRange (&seen)[2],
-                           ColumnPair<kDim>& split) {
+/// but for the hidden ones. `scales`, of keys, if these are codes.
+template <class Key, int kDim>
+NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, SharedPtr<Factor<Key>> queries,
+                           SharedPtr<Factor<Key>> keys, SharedPtr<Factor<Key>> values, SharedPtr<float> scales,
+                           int base, const KeyRange (&seen)[2], ColumnPair<kDim>& split) {
+  using Number = Factor<Key>;
   constexpr int kStride = kTileStride<kDim>;
   const int lane = lane_id();
   float scores[kTileKeys / 8][4];
@@ -141,8 +251,16 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
       unsigned matrices[4];
       ldmatrix_x4(matrices, keys + ((16 * j + lane / 16 * 8 + lane % 8) * kStride + 16 * k + lane / 8 % 2 * 8));
       const unsigned first[2] = {matrices[0], matrices[1]}, second[2] = {matrices[2], matrices[3]};
-      mma_bf16(scores[2 * j], q, first);
-      mma_bf16(scores[2 * j + 1], q, second);
+      multiply_tile<Number>(scores[2 * j], q, first);
+      multiply_tile<Number>(scores[2 * j + 1], q, second);
+    }
+  }
+  if constexpr (kIsCode<Key>) {
+    NB_UNROLL
+    for (int j = 0; j < kTileKeys / 8; ++j) {
+      const float2 both = shared_cast<float2>(scales)[4 * j + lane % 4];
+      NB_UNROLL
+      for (int e = 0; e < 4; ++e) scores[j][e] *= e % 2 == 0 ? both.x : both.y;
     }
   }
 
@@ -184,16 +302,17 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
 
   NB_UNROLL
   for (int k = 0; k < kTileKeys / 16; ++k) {
-    const unsigned weights[4] = {
-        pack_bf16(scores[2 * k][0], scores[2 * k][1]), pack_bf16(scores[2 * k][2], scores[2 * k][3]),
-        pack_bf16(scores[2 * k + 1][0], scores[2 * k + 1][1]), pack_bf16(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+    const unsigned weights[4] = {pack_pair<Number>(scores[2 * k][0], scores[2 * k][1]),
+                                 pack_pair<Number>(scores[2 * k][2], scores[2 * k][3]),
+                                 pack_pair<Number>(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                                 pack_pair<Number>(scores[2 * k + 1][2], scores[2 * k + 1][3])};
     NB_UNROLL
     for (int n = 0; n < kDim / 16; ++n) {
       unsigned matrices[4];
       ldmatrix_x4_transposed(matrices, values + ((16 * k + lane % 16) * kStride + 16 * n + lane / 16 * 8));
       const unsigned first[2] = {matrices[0], matrices[1]}, second[2] = {matrices[2], matrices[3]};
-      mma_bf16(split.values[2 * n], weights, first);
-      mma_bf16(split.values[2 * n + 1], weights, second);
+      multiply_tile<Number>(split.values[2 * n], weights, first);
+      multiply_tile<Number>(split.values[2 * n + 1], weights, second);
     }
   }
 }
@@ -219,11 +338,15 @@ NB_DEVICE void fold_split(ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
 }
 
 /// grid: (tiles of all long segments or more, KV heads).
-template <int kDim>
+template <class Key, class Value, int kDim>
 __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(ops::AttentionArgs a) {
+  using Number = Factor<Key>;
   constexpr int kTile = 64 * kTileStride<kDim>;
-  const SharedPtr<Bf16> queries = dynamic_shared<Bf16>();
-  const SharedPtr<Bf16> buffers = queries + kTile;  // keys, values, keys, values
+  const SharedPtr<Number> queries = dynamic_shared<Number>();
+  const SharedPtr<Number> buffers = queries + kTile;  // keys, values, keys, values; of codes: keys, values, cells
+  const SharedPtr<uint4> key_cells = shared_cast<uint4>(buffers + 2 * kTile);
+  const SharedPtr<uint4> value_cells = key_cells + (kIsCode<Key> ? kTileCells * kCellVectors<Key, kDim> : 0);
+  NB_SHARED(float, scales, kIsCode<Key> ? kTileKeys : 1);
   NB_SHARED(int, first_seen, kTileColumns);
   NB_SHARED(int, end_seen, kTileColumns);
 
@@ -266,9 +389,16 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     seen_by_all = range_of_lanes(seen_by_all, 16);
 
     const int first = seen_by_all.begin / kTileKeys, last = (seen_by_all.end + kTileKeys - 1) / kTileKeys;
+    const auto buffer_of = [&](int t) { return kIsCode<Key> ? buffers : buffers + t % 2 * 2 * kTile; };
     const auto copy = [&](int t) {
-      const SharedPtr<Bf16> buffer = buffers + t % 2 * 2 * kTile;
-      copy_tile<kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, buffer, buffer + kTile);
+      if constexpr (kIsCode<Key>) {
+        copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, key_cells);
+        copy_cells<Value, kDim>(a, run, kv_head, t * kTileKeys, 1, seen_by_all, value_cells);
+        cp_async_commit();
+      } else {
+        const SharedPtr<Number> buffer = buffer_of(t);
+        copy_tile<Number, kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, buffer, buffer + kTile);
+      }
     };
     if (first < last) {
       copy(first);
@@ -277,11 +407,18 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     for (int t = first; t < last; ++t) {
       cp_async_wait<0>();
       sync_block();  // the tile is here, and everybody is done with the one before
+      if constexpr (kIsCode<Key>) {
+        convert_tile<false, Key, kDim>(key_cells, buffers);
+        convert_tile<true, Value, kDim>(value_cells, buffers + kTile);
+        write_scales<Key, Value, kDim>(key_cells, value_cells, scales);
+        sync_block();
+      }
       if (t + 1 < last) copy(t + 1);
       const int base = t * kTileKeys;
       if (base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin) {
-        const SharedPtr<Bf16> buffer = buffers + t % 2 * 2 * kTile;
-        attend_tile<kDim>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, base, seen, split);
+        const SharedPtr<Number> buffer = buffer_of(t);
+        attend_tile<Key, kDim>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, scales, base,
+                               seen, split);
       }
       if ((base + kTileKeys) % kSplitTokens == 0 || t + 1 == last) fold_split(total, split);
     }

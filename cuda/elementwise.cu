@@ -1,6 +1,8 @@
 // The small operators: what the fused ones are checked against, and what serves where there is no fused one.
+#include "base/error.h"
 #include "cuda/argmax.cuh"
 #include "cuda/formulas.cuh"
+#include "cuda/kv_cells.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "cuda/ptx.cuh"
@@ -76,8 +78,18 @@ __global__ void __launch_bounds__(kThreads) kv_write_kernel(ops::KvWriteArgs a) 
   store_kv(a.kv, a.slots[row], 1, head, dim, a.v[row * a.v_stride + at]);
 }
 
+/// grid: groups of (row, head) pairs; a warp for each.
+__global__ void __launch_bounds__(kThreads) kv_write_tokens_kernel(ops::KvWriteArgs a) {
+  grid_trigger();
+  grid_wait();
+  const int item = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / 32);
+  if (item >= a.rows * a.kv.num_kv_heads) return;
+  const int row = item / a.kv.num_kv_heads, head = item % a.kv.num_kv_heads, at = head * a.kv.head_dim;
+  store_token(a.kv, a.slots[row], head, a.k + row * a.k_stride + at, a.v + row * a.v_stride + at);
+}
+
 /// grid: (groups of rows); a warp per row. A lane adds up every 32nd dimension of one head after the other.
-template <class Number>
+template <class Key>
 __global__ void __launch_bounds__(kThreads) key_deviation_kernel(ops::KeyDeviationArgs a) {
   grid_trigger();
   grid_wait();
@@ -86,12 +98,9 @@ __global__ void __launch_bounds__(kThreads) key_deviation_kernel(ops::KeyDeviati
   const int slot_a = a.slots_a[row], slot_b = a.slots_b[row];
   float sum = 0.0f;
   for (int head = 0; head < a.a.num_kv_heads; ++head) {
-    const Number* x = reinterpret_cast<const Number*>(kv_cell(a.a, slot_a / kBlockTokens, 0, head));
-    const Number* y = reinterpret_cast<const Number*>(kv_cell(a.b, slot_b / kBlockTokens, 0, head));
-    x += slot_a % kBlockTokens * a.a.head_dim;
-    y += slot_b % kBlockTokens * a.a.head_dim;
+    const KeyNumbers<Key> x(a.a, slot_a, head), y(a.b, slot_b, head);
     for (int dim = lane_id(); dim < a.a.head_dim; dim += 32) {
-      const float difference = to_float(x[dim]) - to_float(y[dim]);
+      const float difference = x.at(dim) - y.at(dim);
       sum = fmaf(difference, difference, sum);
     }
   }
@@ -148,6 +157,14 @@ void rope(const ops::RopeArgs& a, const Part&) {
 }
 
 void kv_write(const ops::KvWriteArgs& a, const Part&) {
+  if (stores_tokens(a.kv.format)) {
+    NB_CHECK(a.kv.head_dim % 8 == 0 && a.kv.head_dim <= 256, unsupported,
+             "KV formats other than f32 and bf16 on a GPU with head_dim ", a.kv.head_dim,
+             ": it must be a multiple of 8 up to 256");
+    launch({.name = "kv_write_tokens_kernel", .grid_x = blocks_for(32 * a.rows * a.kv.num_kv_heads)},
+           kv_write_tokens_kernel, a);
+    return;
+  }
   launch({.name = "kv_write_kernel",
           .grid_x = blocks_for(a.kv.num_kv_heads * a.kv.head_dim),
           .grid_y = static_cast<unsigned>(a.rows)},
@@ -155,11 +172,10 @@ void kv_write(const ops::KvWriteArgs& a, const Part&) {
 }
 
 void key_deviation(const ops::KeyDeviationArgs& a, const Part&) {
-  const auto start = [&](auto number) {
-    launch({.name = "key_deviation_kernel", .grid_x = blocks_for(32 * a.rows)}, key_deviation_kernel<decltype(number)>,
-           a);
+  const auto start = [&](auto key) {
+    launch({.name = "key_deviation_kernel", .grid_x = blocks_for(32 * a.rows)}, key_deviation_kernel<decltype(key)>, a);
   };
-  a.a.format == quant::KvFormat::f32 ? start(0.0f) : start(Bf16{});
+  with_key_number(a.a.format, start);
 }
 
 void silu_mul(const ops::SiluMulArgs& a, const Part&) {

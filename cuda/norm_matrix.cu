@@ -1,7 +1,10 @@
 // The products behind a norm, for up to 8 rows: QKV, gate and up, and the head. Every block norms the rows for itself.
+#include <type_traits>
+
 #include "cuda/argmax.cuh"
 #include "cuda/formulas.cuh"
 #include "cuda/gemv.cuh"
+#include "cuda/kv_cells.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 
@@ -12,9 +15,10 @@ namespace {
 
 /// Whether keys are rotated and stored by the product itself. A unit then has the two pairs of rows of a head that the
 /// rotation pairs up. Where keys or queries are normed first, a head is more rows than one block should read (a
-/// product of 128 rows each would keep few multiprocessors busy), and a second, small kernel finishes heads.
+/// product of 128 rows each would keep few multiprocessors busy), and a second, small kernel finishes heads; also where
+/// a token's key and value are stored together.
 bool stores_keys(const ops::NormQkvArgs& a) {
-  return a.q_norm == nullptr && a.k_norm == nullptr && a.kv.head_dim % kUnitRows == 0;
+  return a.q_norm == nullptr && a.k_norm == nullptr && a.kv.head_dim % kUnitRows == 0 && !stores_tokens(a.kv.format);
 }
 
 /// The units of q come first, then those of v, then those of k.
@@ -46,7 +50,11 @@ struct QkvJob {
                   [&](int m, int row, float value) { args.q_out[m * args.q_stride + row] = value; });
     } else if (unit < q_units + v_units) {
       finish_rows(unit - q_units, totals, thread, args.v.rows, args.v_bias, [&](int m, int row, float value) {
-        store_kv(args.kv, args.slots[m], 1, row / args.kv.head_dim, row % args.kv.head_dim, value);
+        if ((kSingleNumbers >> static_cast<unsigned>(args.kv.format) & 1u) != 0) {
+          store_kv(args.kv, args.slots[m], 1, row / args.kv.head_dim, row % args.kv.head_dim, value);
+        } else {
+          args.scratch_v[static_cast<std::int64_t>(m) * args.v.rows + row] = value;
+        }
       });
     } else if (!keys_are_stored) {
       finish_rows(unit - q_units - v_units, totals, thread, args.k.rows, args.k_bias, [&](int m, int row, float value) {
@@ -97,7 +105,9 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks<M>)
   });
 }
 
-/// Norms heads of q in place; norms (or not), rotates and stores heads of k. grid: (heads of k, then of q, rows).
+/// Norms heads of q in place; norms (or not), rotates and stores heads of k, and with kTokens those of v beside them.
+/// grid: (heads of k, then of q, rows).
+template <bool kTokens>
 __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkvArgs a) {
   NB_SHARED(float, scratch, kGemvWarps);
   grid_trigger();
@@ -106,7 +116,7 @@ __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkv
   const int thread = static_cast<int>(threadIdx.x);
   int head = static_cast<int>(blockIdx.x);
   if (head < a.kv.num_kv_heads) {
-    const float* k = a.scratch_k + static_cast<std::int64_t>(row) * a.k.rows + head * dim;
+    float* k = a.scratch_k + static_cast<std::int64_t>(row) * a.k.rows + head * dim;
     const float scale = a.k_norm == nullptr ? 1.0f : rms_scale<kGemvThreads>(k, dim, a.eps, scratch);
     const float* angle = a.rope.cos_sin + static_cast<std::int64_t>(a.key_positions[row]) * dim;
     for (int i = thread; i < half; i += kGemvThreads) {
@@ -116,8 +126,18 @@ __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkv
         second = second * scale * a.k_norm[i + half];
       }
       rotate(first, second, angle + i, half);
-      store_kv(a.kv, a.slots[row], 0, head, i, first);
-      store_kv(a.kv, a.slots[row], 0, head, i + half, second);
+      if constexpr (kTokens) {
+        k[i] = first;
+        k[i + half] = second;
+      } else {
+        store_kv(a.kv, a.slots[row], 0, head, i, first);
+        store_kv(a.kv, a.slots[row], 0, head, i + half, second);
+      }
+    }
+    if constexpr (kTokens) {
+      sync_block();
+      const float* v = a.scratch_v + static_cast<std::int64_t>(row) * a.v.rows + head * dim;
+      if (thread < 32) store_token(a.kv, a.slots[row], head, k, v);
     }
   } else {
     head -= a.kv.num_kv_heads;
@@ -235,6 +255,7 @@ void norm_qkv(const ops::NormQkvArgs& a, const Part&) {
         group.key_positions = a.key_positions + begin;
         group.slots = a.slots + begin;
         group.scratch_k = a.scratch_k + static_cast<std::int64_t>(begin) * a.k.rows;
+        group.scratch_v = a.scratch_v + static_cast<std::int64_t>(begin) * a.v.rows;
         group.q_out = a.q_out + begin * a.q_stride;
         launch({.name = "norm_qkv_kernel",
                 .grid_x = static_cast<unsigned>(blocks_for_units(units)),
@@ -243,9 +264,13 @@ void norm_qkv(const ops::NormQkvArgs& a, const Part&) {
       });
   if (keys_are_stored) return;
   const int heads = a.kv.num_kv_heads + (a.q_norm == nullptr ? 0 : a.q.rows / a.kv.head_dim);
-  launch(
-      {.name = "finish_heads_kernel", .grid_x = static_cast<unsigned>(heads), .grid_y = static_cast<unsigned>(a.rows)},
-      finish_heads_kernel, a);
+  const auto finish = [&](auto tokens) {
+    launch({.name = "finish_heads_kernel",
+            .grid_x = static_cast<unsigned>(heads),
+            .grid_y = static_cast<unsigned>(a.rows)},
+           finish_heads_kernel<decltype(tokens)::value>, a);
+  };
+  stores_tokens(a.kv.format) ? finish(std::true_type{}) : finish(std::false_type{});
 }
 
 void norm_gate_up(const ops::NormGateUpArgs& a, const Part&) {

@@ -59,6 +59,25 @@ NB_DEVICE Bf16 to_bf16(float value) {
   return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 
+inline constexpr Fp16 kFp16Nan = {0x7e00};
+
+/// Rounds within the finite numbers of fp16. NaN stays NaN.
+NB_DEVICE Fp16 near_fp16(float value) {
+  constexpr float kLargest = 65504.0f;
+  const float near = value > kLargest ? kLargest : value < -kLargest ? -kLargest : value;
+#if defined(__CUDACC__)
+  return {__half_as_ushort(__float2half_rn(near))};
+#else
+  const unsigned bits = float_to_bits(near), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return kFp16Nan;
+  if (magnitude >= 0x38800000u) {
+    return {static_cast<std::uint16_t>(sign | (((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - (112u << 10)))};
+  }
+  // A subnormal number is a multiple of 2^-24, the last place of numbers in [0.5, 1).
+  return {static_cast<std::uint16_t>(sign | (float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u))};
+#endif
+}
+
 /// How many numbers 16 bytes hold.
 template <class Number>
 inline constexpr int kPerVector = 16 / static_cast<int>(sizeof(Number));

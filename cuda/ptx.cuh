@@ -81,6 +81,15 @@ NB_DEVICE void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// The same of fp16.
+NB_DEVICE void mma_fp16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 #else
 
 /// Copies bytes into shared memory in the background; see emulation::copy_async().
@@ -96,7 +105,8 @@ void cp_async_wait() {
 }
 
 void load_matrices(unsigned (&out)[4], const void* row, bool transposed, const emulation::Where& where);
-void multiply_matrices(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const emulation::Where& where);
+void multiply_matrices(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool are_bf16,
+                       const emulation::Where& where);
 
 template <class T>
 void ldmatrix_x4(unsigned (&out)[4], SharedPtr<T> row, emulation::Where where = emulation::Where::current()) {
@@ -109,7 +119,11 @@ void ldmatrix_x4_transposed(unsigned (&out)[4], SharedPtr<T> row,
 }
 inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                      emulation::Where where = emulation::Where::current()) {
-  multiply_matrices(d, a, b, where);
+  multiply_matrices(d, a, b, true, where);
+}
+inline void mma_fp16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                     emulation::Where where = emulation::Where::current()) {
+  multiply_matrices(d, a, b, false, where);
 }
 
 inline void grid_trigger() {}

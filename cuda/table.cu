@@ -16,6 +16,9 @@ ops::KernelTable make_table(const DeviceMemory& memory) {
   table.prepare = prepare;
   table.rope = rope;
   table.kv_write = kv_write;
+  table.kv_formats = ops::kv_bit(quant::KvFormat::f32) | ops::kv_bit(quant::KvFormat::bf16) |
+                     ops::kv_bit(quant::KvFormat::f16) | ops::kv_bit(quant::KvFormat::int8) |
+                     ops::kv_bit(quant::KvFormat::mixed);
   table.key_deviation = key_deviation;
   table.attention = attention;
   table.attention_scratch_bytes = attention_scratch_bytes;

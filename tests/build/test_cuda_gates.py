@@ -47,20 +47,23 @@ BUDGETS = (
     Budget(r"prepare_kernel", 24),
     Budget(r"rope_kernel", 24),
     Budget(r"kv_write_kernel", 32),
-    Budget(r"key_deviation_kernel<(float|Bf16)>", 40),
+    Budget(r"kv_write_tokens_kernel", 64),
+    Budget(r"key_deviation_kernel<(float|Bf16|Fp16|Code8)>", 40),
     Budget(r"silu_mul_kernel", 24),
     Budget(r"argmax_kernel", 32),
     Budget(rf"{GEMV}<.*, 1>", 64, streams=True),
     Budget(rf"{GEMV}<.*, [24]>", 114, streams=True),
     Budget(rf"{GEMV}<.*, 8>", 152, streams=True),
-    Budget(r"finish_heads_kernel", 32),
+    Budget(r"finish_heads_kernel<(0|false)>", 32),
+    Budget(r"finish_heads_kernel<(1|true)>", 64),
     Budget(r"head_argmax_kernel", 32),
     Budget(r"gemm_bf16_kernel<MmaTile<128, .*", 232, streams=True),  # two blocks of 128 threads on an SM
     Budget(r"gemm_bf16_kernel<MmaTile<(32|64), .*", 128, streams=True),
     Budget(r"gemm_f32_kernel<.*", 128, streams=True),
     Budget(r"attention_decode_kernel<.*, 4>", 128),
-    Budget(r"attention_decode_kernel<.*, 8>", 168),
-    Budget(r"attention_prefill_kernel<(64|96|128)>", 255),  # two blocks of 128 threads on an SM
+    Budget(r"attention_decode_kernel<.*, (float|Bf16|Fp16|Code8), \d+, 8>", 168),
+    Budget(r"attention_decode_kernel<.*, Code4, \d+, 8>", 200),
+    Budget(r"attention_prefill_kernel<.*, (64|96|128)>", 255),  # two blocks of 128 threads on an SM
     Budget(r"attention_merge_kernel", 32),
     Budget(r"sample_kernel<(256|1024)>", 64),
 )

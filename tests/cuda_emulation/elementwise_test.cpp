@@ -8,6 +8,7 @@
 
 #include "base/dtype.h"
 #include "base/ids.h"
+#include "cuda_emulation/device_cells.h"
 #include "cuda_emulation/device_fixture.h"
 #include "quant/kv_format.h"
 
@@ -141,34 +142,32 @@ TEST(Elementwise, KvWriteStoresCellsAsTheReferenceDoes) {
 // size.
 TEST(Elementwise, KeyDeviationMatchesReference) {
   constexpr int kBlocks = 3;
-  for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::bf16}) {
+  for (const quant::KvFormat format : ops::kv_formats()) {
     for (const auto& [heads, dim] : {std::pair{1, 8}, {2, 24}, {3, 64}, {2, 96}, {1, 136}}) {
       DeviceBench bench;
       ops::Bench reference("reference");
-      const std::int64_t cell = quant::kv_format_info(format).key_cell_bytes(dim);
       struct Side {
         std::int64_t stride;
         std::vector<std::uint8_t> bytes;
         Buffer copy;
       };
       const auto make = [&](int layers, unsigned seed) {
-        Side side{2 * heads * cell * layers, {}, {}};
+        Side side{layer_bytes(format, heads, dim) * layers, {}, {}};
         side.bytes.resize(static_cast<std::size_t>(kBlocks * side.stride));
         Matrix k = Matrix::random(kBlocks * kBlockTokens, heads * dim, seed),
                v = Matrix::random(k.num_rows, k.num_cols, 9);
         std::vector<std::int32_t> slots(static_cast<std::size_t>(k.num_rows));
         std::iota(slots.begin(), slots.end(), 0);
-        ops::kv_write({side.bytes.data(), side.stride, cell, cell, heads, dim, format}, k.view(), v.view(), slots,
-                      reference.ctx);
-        side.copy = copy_to(bench.memory, side.bytes.data(), side.bytes.size());
+        const ops::KvLayer layer = layer_of(format, heads, dim, side.bytes.data(), side.stride);
+        ops::kv_write(layer, k.view(), v.view(), slots, reference.ctx);
+        const std::vector<std::uint8_t> stored = device_cells(side.bytes, layer);
+        side.copy = copy_to(bench.memory, stored.data(), stored.size());
         return side;
       };
       Side a = make(1, 1), b = make(2, 2);
-      const auto host = [&](Side& side) {
-        return ops::KvLayer{side.bytes.data(), side.stride, cell, cell, heads, dim, format};
-      };
+      const auto host = [&](Side& side) { return layer_of(format, heads, dim, side.bytes.data(), side.stride); };
       const auto device = [&](Side& side) {
-        return ops::KvLayer{side.copy.as<std::uint8_t>(), side.stride, cell, cell, heads, dim, format};
+        return layer_of(format, heads, dim, side.copy.as<std::uint8_t>(), side.stride);
       };
       for (const int rows : {1, 4, 5, 35}) {
         std::vector<std::int32_t> slots_a, slots_b;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cuda/operators.h"
+#include "cuda_emulation/device_cells.h"
 #include "cuda_emulation/device_fixture.h"
 #include "quant/kv_format.h"
 
@@ -251,11 +252,10 @@ QkvResult run_on_device(const QkvCase& c, const QkvInputs& in, int rows, DeviceB
   ops::QkvExtras extras;
   if (c.with_bias) extras.q_bias = q_bias.vector(), extras.k_bias = k_bias.vector(), extras.v_bias = v_bias.vector();
   if (c.with_norms) extras.q_norm = q_norm.vector(), extras.k_norm = k_norm.vector();
-  const std::int64_t cell = quant::kv_format_info(c.kv_format).key_cell_bytes(c.dim),
-                     stride = 2 * c.kv_heads * cell + 64;
+  const std::int64_t stride = layer_bytes(c.kv_format, c.kv_heads, c.dim) + 64;
   QkvResult result{Matrix(1, 1), std::vector<std::uint8_t>(static_cast<std::size_t>(kBlocks * stride), 0xa5)};
   const Buffer cells = copy_to(bench.memory, result.cells.data(), result.cells.size());
-  const ops::KvLayer kv{cells.as<std::uint8_t>(), stride, cell, cell, c.kv_heads, c.dim, c.kv_format};
+  const ops::KvLayer kv = layer_of(c.kv_format, c.kv_heads, c.dim, cells.as<std::uint8_t>(), stride);
   const DeviceMatrix q_out(bench, Matrix(rows, in.q.rows, kNan));  // norms of heads want rows without gaps
   ops::norm_qkv(q_out.view(), kv, x.view(), {gain.vector(), 1e-5F}, packed, extras,
                 std::span(kKeyPositions).first(static_cast<std::size_t>(rows)),
@@ -274,13 +274,12 @@ QkvResult run_on_reference(const QkvCase& c, QkvInputs& in, int rows) {
     extras.q_bias = in.q_bias.vector(), extras.k_bias = in.k_bias.vector(), extras.v_bias = in.v_bias.vector();
   }
   if (c.with_norms) extras.q_norm = in.q_norm.vector(), extras.k_norm = in.k_norm.vector();
-  const std::int64_t cell = quant::kv_format_info(c.kv_format).key_cell_bytes(c.dim),
-                     stride = 2 * c.kv_heads * cell + 64;
+  const std::int64_t stride = layer_bytes(c.kv_format, c.kv_heads, c.dim) + 64;
   QkvResult result{Matrix(rows, in.q.rows),
                    std::vector<std::uint8_t>(static_cast<std::size_t>(kBlocks * stride), 0xa5)};
   Matrix x = first_rows(in.x, rows);
   ops::norm_qkv(
-      result.q.view(), {result.cells.data(), stride, cell, cell, c.kv_heads, c.dim, c.kv_format}, x.view(),
+      result.q.view(), layer_of(c.kv_format, c.kv_heads, c.dim, result.cells.data(), stride), x.view(),
       {in.gain.vector(), 1e-5F}, packed, extras, std::span(kKeyPositions).first(static_cast<std::size_t>(rows)),
       std::span(kSlots).first(static_cast<std::size_t>(rows)), {in.angles.values.data(), c.dim, kPositions}, bench.ctx);
   return result;
@@ -295,7 +294,8 @@ Matrix numbers(const std::vector<std::uint8_t>& cells) {
 
 void check_qkv(const QkvCase& c, std::initializer_list<int> counts) {
   const std::string name = std::string(quant::to_string(c.format)) + " x " + c.act + ", heads of " +
-                           std::to_string(c.dim) + (c.with_bias ? ", bias" : "") + (c.with_norms ? ", norms" : "");
+                           std::to_string(c.dim) + ", KV " + quant::to_string(c.kv_format) +
+                           (c.with_bias ? ", bias" : "") + (c.with_norms ? ", norms" : "");
   QkvInputs in(c);
   for (const int rows : counts) {
     ComposedBench composed;
@@ -336,6 +336,12 @@ TEST(Gemv, NormQkvOfEveryHeadSize) {
                  .with_norms = with_norms,
                  .kv_format = quant::KvFormat::f32},
                 {2});
+    }
+  }
+  for (const auto format : {quant::KvFormat::f16, quant::KvFormat::int8, quant::KvFormat::mixed}) {
+    for (const bool with_norms : {false, true}) {
+      QkvCase c{.heads = 2, .kv_heads = 2, .dim = 80, .with_bias = true, .with_norms = with_norms, .kv_format = format};
+      check_qkv(c, {1, 7});
     }
   }
   EXPECT_TRUE(emulation::has_run("norm_qkv_kernel"));

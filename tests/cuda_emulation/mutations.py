@@ -33,7 +33,7 @@ OWN = {
     "matrix": "Gemv.*:ManyRows.*",
     "norm_matrix": "Gemv.*",
     "sampling": "DeviceSampling.*",
-    "": "Elementwise.*:Reduce.*",
+    "": "Elementwise.*:KvCells.*:Reduce.*",
 }
 ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"
 
@@ -136,8 +136,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);\n      sync_block();",
-        "      for (int u = 0; u < kAhead; ++u) next[u] = load(1, first_step, u);",
+        "next_values[u] = load_value(first_step, u);\n      sync_block();",
+        "next_values[u] = load_value(first_step, u);",
         "decode: barrier after scores dropped",
     ),
     Mutation(
@@ -268,8 +268,13 @@ MUTATIONS = (
         "only the first head is rotated",
     ),
     Mutation("elementwise.cu", "if (row >= a.rows) return;", "if (row + 1 >= a.rows) return;", "deviation: last row"),
-    Mutation("elementwise.cu", "y += slot_b % kBlockTokens", "y += slot_a % kBlockTokens", "deviation: slots mixed up"),
-    Mutation("elementwise.cu", "kv_cell(a.b, slot_b", "kv_cell(a.a, slot_b", "deviation: one layer with itself"),
+    Mutation(
+        "elementwise.cu",
+        "y(a.b, slot_b, head)",
+        "y(a.b, slot_a, head)",
+        "deviation: slots mixed up",
+    ),
+    Mutation("elementwise.cu", "y(a.b, slot_b", "y(a.a, slot_b", "deviation: one layer with itself"),
     Mutation(
         "elementwise.cu",
         "dim < a.a.head_dim; dim += 32",
@@ -277,9 +282,40 @@ MUTATIONS = (
         "deviation: tail of a head",
     ),
     Mutation("elementwise.cu", "  sum = warp_sum(sum);\n", "", "deviation: one lane's part"),
+    Mutation(
+        "attention_decode.cuh",
+        "if (values.is_spoilt() && is_hidden(key_at(step, u))) values.forget();",
+        "",
+        "decode: a hidden value that is not finite shows",
+    ),
+    Mutation(
+        "attention_decode.cuh", "score *= keys[u].factor();", "score *= keys[0].factor();", "decode: scales of keys"
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "is_spoilt()) scale = to_float(kFp16Nan);",
+        "is_spoilt()) scale = 0.0f;",
+        "prefill: a value that is not finite counts as zeros",
+    ),
+    Mutation("attention_prefill.cuh", "e % 2 == 0 ? both.x : both.y", "both.x", "prefill: scales of every other key"),
+    # ---- kv_cells.cuh ----
+    Mutation(
+        "kv_cells.cuh",
+        "kv_cell(kv, slot / kBlockTokens, which, head)",
+        "kv_cell(kv, slot / 15, which, head)",
+        "keys in the wrong block",
+    ),
+    Mutation("kv_cells.cuh", "rintf(x.values[4 * w + i] / step)", "floorf(x.values[4 * w + i] / step)", "codes: down"),
+    Mutation(
+        "kv_cells.cuh",
+        "[from / quant::kKvGroup * kBlockTokens + token]",
+        "[token]",
+        "decode: scales of the first group in all groups",
+    ),
+    Mutation("kv_cells.cuh", "low = fminf(low, shuffle_xor(low, step));\n", "", "minimum of 8 dimensions, not of 32"),
+    Mutation("kv_cells.cuh", "words[i] = finite ? low", "words[i] = true ? low", "fp16: NaN in the value"),
     # ---- formulas.cuh ----
     Mutation("formulas.cuh", "-(y * angle[half])", "(y * angle[half])", "rotation: sign"),
-    Mutation("formulas.cuh", "slot / kBlockTokens", "slot / 15", "keys in the wrong block"),
     # ---- gemm.cuh ----
     Mutation("gemm.cuh", "    sync_block();  // this tile", "    // this tile", "gemm: no barrier in the main loop"),
     Mutation(

@@ -30,7 +30,8 @@ void load_matrices(unsigned (&out)[4], const void* row, bool transposed, const e
   emulation::collective(kFullWarp, "ldmatrix", &row, sizeof(row), out, sizeof(out), compute, where);
 }
 
-void multiply_matrices(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const emulation::Where& where) {
+void multiply_matrices(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool are_bf16,
+                       const emulation::Where& where) {
   struct Input {
     unsigned a[4], b[2];
     float d[4];
@@ -39,11 +40,12 @@ void multiply_matrices(float (&d)[4], const unsigned (&a)[4], const unsigned (&b
   std::memcpy(input.a, a, sizeof(a));
   std::memcpy(input.b, b, sizeof(b));
   std::memcpy(input.d, d, sizeof(d));
-  const auto compute = [](emulation::WarpData& data) {
+  const auto compute = [&](emulation::WarpData& data) {
     Input lanes[32];
     for (int lane = 0; lane < 32; ++lane) std::memcpy(&lanes[lane], data.in[lane], sizeof(Input));
-    const auto half = [](unsigned word, int index) {
-      return static_cast<double>(bf16_to_f32(static_cast<std::uint16_t>(index == 0 ? word : word >> 16)));
+    const auto half = [&](unsigned word, int index) {
+      const auto bits = static_cast<std::uint16_t>(index == 0 ? word : word >> 16);
+      return static_cast<double>(are_bf16 ? bf16_to_f32(bits) : f16_to_f32(bits));
     };
     double left[16][16], right[16][8];
     for (int lane = 0; lane < 32; ++lane) {

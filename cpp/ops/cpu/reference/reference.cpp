@@ -202,7 +202,7 @@ void store_groups(const float* values, int dim, uint8_t* out) {
     const auto [low, high] = std::minmax_element(values + begin, values + begin + count);
     const bool finite = all_finite(values + begin, count);
     const uint16_t scale = finite ? to_half((*high - *low) / 15.0f) : uint16_t{0};
-    const uint16_t minimum = finite ? to_half(*low) : kHalfNan;
+    const uint16_t minimum = finite ? to_half(*low + 0.0f) : kHalfNan;  // not -0
     store_u16(scales, scale);
     store_u16(scales + 2, minimum);
     const float step = f16_to_f32(scale), least = f16_to_f32(minimum);

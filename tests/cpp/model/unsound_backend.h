@@ -48,7 +48,7 @@ inline void unsound_norm_qkv(const ops::NormQkvArgs& a, const Part&) {
     normalise_and_round(a.scratch_k, std::int64_t{a.rows} * a.k.rows / dim, dim, a.eps, a.k_norm);
   }
   small.rope({a.scratch_k, a.k.rows, a.rows, a.k.rows / dim, a.key_positions, a.rope}, Part{});
-  small.kv_write({a.scratch_k, a.k.rows, a.scratch_v, a.v.rows, a.rows, a.slots, a.kv}, Part{});
+  small.kv_write({a.scratch_k, a.k.rows, a.scratch_v, a.v.rows, a.rows, a.slots, a.kv, a.open}, Part{});
 }
 
 inline void sound_linear_residual(const ops::LinearResidualArgs& a, const Part&) {

@@ -1,5 +1,8 @@
 #include "engine/batch_builder.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/error.h"
 #include "engine/prompt_scores.h"
 
@@ -22,6 +25,38 @@ void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
   }
 }
 
+/// What the rows see of the sequence's keys, unless it is all; and the run of summaries that stand for the others.
+void add_policy(const PlannedSequence& entry, ops::AttentionSegment& segment, model::StepInputs& inputs) {
+  const Sequence& sequence = *entry.sequence;
+  const ops::KeyPolicy& policy = sequence.request.key_policy;
+  if (entry.first + entry.count <= ops::exact_tokens(policy)) return;
+  segment.policy = static_cast<std::int32_t>(inputs.policies.size());
+  inputs.policies.push_back(policy);
+  const int num_summaries = sequence.summaries.length();
+  if (num_summaries == 0) return;
+  // A row sees a summary from where it does not see the group.
+  inputs.runs.push_back({.block_begin = static_cast<std::int32_t>(inputs.blocks.size()),
+                         .num_keys = num_summaries,
+                         .position_offset = 0,
+                         .positions_begin = static_cast<std::int32_t>(inputs.run_positions.size()),
+                         .score_bias = std::log(static_cast<float>(policy.period))});
+  for (int group = 0; group < num_summaries; ++group) {
+    inputs.run_positions.push_back((group + 1) * policy.period - 1 + policy.window);
+  }
+  const auto blocks = sequence.summaries.blocks();
+  inputs.blocks.insert(inputs.blocks.end(), blocks.begin(), blocks.end());
+  const auto own_blocks = static_cast<std::int32_t>(inputs.blocks.size());  // where the next run's are
+  for (int group = entry.first_summary; group < num_summaries; ++group) {
+    const int begin = group * policy.period;
+    inputs.summaries.push_back({.block_begin = own_blocks,
+                                .first_key = begin,
+                                .num_tokens = policy.period,
+                                .position = begin,
+                                .slot = sequence.summaries.slot_of(group),
+                                .slot_position = begin + policy.period / 2});
+  }
+}
+
 }  // namespace
 
 void add_own_run(const Sequence& sequence, int num_keys, model::StepInputs& inputs) {
@@ -33,7 +68,9 @@ void add_own_run(const Sequence& sequence, int num_keys, model::StepInputs& inpu
     for (int own = 0; own < num_keys; ++own) inputs.run_positions.push_back(sequence.position_of(own));
   }
   inputs.runs.push_back(run);
-  inputs.blocks.insert(inputs.blocks.end(), blocks.begin(), blocks.end());
+  const auto first = inputs.blocks.insert(inputs.blocks.end(), blocks.begin(), blocks.end());
+  // Nobody sees the keys of a hole; any block that may be read stands in for it.
+  if (sequence.table.num_holes() > 0) std::replace(first, inputs.blocks.end(), kNoBlock, blocks.back());
 }
 
 void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bool hides, model::StepInputs& inputs) {
@@ -80,6 +117,7 @@ void build_batch(const StepPlan& plan, const kv::ChunkStore& chunks, StepBatch& 
         if (chunk.begin < inputs.positions.back()) add_chunk_run(chunk, chunks.get(chunk.id).blocks, true, inputs);
       }
     }
+    add_policy(entry, segment, inputs);
     add_own_run(*entry.sequence, entry.first + entry.count, inputs);
     segment.run_count = static_cast<std::int32_t>(inputs.runs.size()) - segment.run_begin;
     inputs.segments.push_back(segment);

@@ -97,6 +97,8 @@ ReuseReport reuse_of(const Sequence& sequence) {
     // A fork shares tokens behind chunks too, which are not exact: they were computed for this prompt.
     report.exact_prefix = std::min(report.exact_prefix, sequence.exact_len());
   }
+  const int num_rows = sequence.len() - (sequence.generates() ? 1 : 0);  // nobody has computed the last output token
+  report.policy_applied = num_rows > ops::exact_tokens(sequence.request.key_policy);
   report.computed = sequence.num_prompt - report.exact_prefix - report.isolated - report.recomputed;
   return report;
 }
@@ -170,6 +172,10 @@ Engine::Engine(const model::Model& model, const EngineOptions& options, std::fun
 std::vector<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
   const int vocab_size = model_.config().vocab_size;
   validate(request, vocab_size, options_.max_model_len);
+  if (request.key_policy.rule != ops::KeyRule::full) ops::require_key_policies(model_.kernels());
+  NB_CHECK(request.key_policy.rule != ops::KeyRule::summary || model_.config().sliding_window == 0, unsupported,
+           "kv_policy chunk_summary is not offered for models whose attention has a window of its own, this one's is ",
+           model_.config().sliding_window);
   RequestTimes times{.submitted = Clock::now()};
   if (request.timeout_seconds > 0.0) times.deadline = deadline_after(times.submitted, request.timeout_seconds);
   if (!request.sampling.seed) request.sampling.seed = random_seed();  // the same for all choices

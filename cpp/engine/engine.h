@@ -52,6 +52,7 @@ struct ReuseReport {
   int isolated = 0;                   ///< taken from chunks as they are
   int recomputed = 0;                 ///< of chunks, computed again
   int computed = 0;                   ///< others
+  bool policy_applied = false;        ///< a token did not see all before it, because of the request's key policy
 };
 
 /// What one step did for one answer to a request.

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "base/error.h"
+#include "ops/check_plan.h"
 
 namespace nb::engine {
 
@@ -42,6 +43,20 @@ void check_chunks(const Request& request, int vocab_size, int max_model_len) {
            "prompt_logprobs need the whole prompt computed: not with reuse of chunks in mode ", to_string(reuse.mode));
 }
 
+void check_policy(const Request& request) {
+  ops::check_policy(request.key_policy);
+  NB_CHECK(request.key_policy.rule != ops::KeyRule::summary || request.key_policy.period % kBlockTokens == 0,
+           invalid_argument, "groups of summaries must be multiples of ", kBlockTokens, " tokens, got ",
+           request.key_policy.period);
+  const bool is_full = request.key_policy.rule == ops::KeyRule::full;
+  NB_CHECK(is_full || request.keeps_kv, invalid_argument, "a request that keeps no KV cannot have a rule for it");
+  if (is_full && request.keeps_kv) return;
+  NB_CHECK(!wants_composition(request) && !request.only_chunks, unsupported,
+           "kv_policy other than full cannot be had together with chunks in mode ", to_string(request.reuse.mode));
+  NB_CHECK(request.keeps_kv || request.n == 1, unsupported, "kv_policy none gives one answer to a prompt, n is ",
+           request.n);
+}
+
 }  // namespace
 
 bool wants_composition(const Request& request) {
@@ -65,6 +80,7 @@ void validate(const Request& request, int vocab_size, int max_model_len) {
   const bool scores = request.prompt_logprobs.has_value() || request.prompt_logits || observes;
   NB_CHECK(!request.prompt.empty(), invalid_argument, "the prompt is empty");
   check_chunks(request, vocab_size, max_model_len);
+  check_policy(request);
   NB_CHECK(request.max_tokens >= 1 || (request.max_tokens == 0 && (scores || request.only_chunks)), invalid_argument,
            "max_tokens must be >= 1 (0 only with prompt_logprobs or prompt_logits), got ", request.max_tokens);
   NB_CHECK(!observes || !wants_composition(request), invalid_argument,

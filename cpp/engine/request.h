@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "ops/key_policy.h"
 #include "sampling/params.h"
 
 namespace nb::engine {
@@ -112,6 +113,9 @@ struct Request {
   /// Nothing but the chunks is computed, and they are kept; max_tokens is 0. The answer ends when they are there.
   bool only_chunks = false;
   bool pin_chunks = false;  ///< with only_chunks: they stay until they are removed
+  /// Which keys each token sees; blocks that nobody will see are given back. Not together with reuse of chunks.
+  ops::KeyPolicy key_policy{};
+  bool keeps_kv = true;  ///< false: nothing stays from one output token to the next, for comparisons; n is 1
 };
 
 /// Whether chunks are to be used as an approximation: not where all of their tokens are computed again anyway.

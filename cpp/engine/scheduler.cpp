@@ -9,9 +9,6 @@ namespace nb::engine {
 
 namespace {
 
-/// Admission leaves this part of the pool for the growth of what runs, and at least a block.
-constexpr int kSpareShare = 100;
-
 /// Tokens at the beginning of both.
 int common_len(std::span<const TokenId> a, std::span<const TokenId> b) {
   const std::size_t most = std::min(a.size(), b.size());
@@ -139,14 +136,19 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
   // Preemption takes from the end, so that an index stays valid.
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.ends_early() || !decodes(sequence) || budget == 0) continue;
-    if (take_blocks(sequence, sequence.own_len())) budget -= add(sequence, budget);
+    if (sequence.ends_early() || sequence.waits() || budget == 0) continue;
+    if (decodes(sequence)) {
+      if (take_blocks(sequence, sequence.own_len())) budget -= add(sequence, budget);
+    } else if (sequence.drops_kv() && sequence.pending_len() > 0) {
+      take_blocks(sequence, std::min(sequence.own_len(), sequence.computed_len() + kBlockTokens));
+    }
   }
   const auto streams = [](const PlannedSequence& entry) { return entry.sequence->request.streams; };
   if (std::none_of(plan_.entries.begin(), plan_.entries.end(), streams)) prompts = {};
   bool must_advance = true;
   const auto add_slice = [&](Sequence& sequence) {
-    const int rows = pay(prompts, sequence, budget, must_advance);
+    const int most = std::min(budget, room_for(sequence));
+    const int rows = most > 0 ? pay(prompts, sequence, most, must_advance) : 0;
     if (rows > 0) budget -= add(sequence, rows);
     must_advance = must_advance && rows == 0;
   };
@@ -190,8 +192,12 @@ int Scheduler::add(Sequence& sequence, int budget) {
   const int count = std::min(sequence.next_rows(), budget);
   const auto fresh = sequence.table.grow_to(first + count);
   fresh_blocks_.insert(fresh_blocks_.end(), fresh.begin(), fresh.end());
+  const int first_summary = sequence.summaries.length();
+  const auto summaries = sequence.summaries.grow_to(num_summaries(sequence, first + count));
+  fresh_blocks_.insert(fresh_blocks_.end(), summaries.begin(), summaries.end());
   const bool samples = count == sequence.pending_len() && sequence.generates();
-  plan_.entries.push_back({.sequence = &sequence, .first = first, .count = count, .samples = samples});
+  plan_.entries.push_back(
+      {.sequence = &sequence, .first = first, .count = count, .samples = samples, .first_summary = first_summary});
   plan_.num_tokens += count;
   return count;
 }
@@ -207,7 +213,7 @@ void Scheduler::follow() {
     }
     if (sequence.leader != nullptr) continue;
     if (follow_sibling(sequence) || find_leader(sequence)) continue;
-    sequence.follows = !take_blocks(sequence, sequence.own_len());
+    sequence.follows = !take_blocks(sequence, wanted_len(sequence, sequence.computed_len()));
     if (!sequence.follows) restore(sequence);
   }
 }
@@ -232,10 +238,12 @@ bool Scheduler::admit_next() {
     adopt(sequence);
     find_leader(sequence);
   }
-  const int shared = std::max(sequence.computed_len(), sequence.shared_len) / kBlockTokens;
-  const int needed = kv::BlockTable::blocks_for(sequence.own_len()) - shared;
-  // A few blocks stay for those that run, so that admission is not followed by preemption at once.
-  const int spare = running_.empty() ? 0 : std::max(1, pool_.num_blocks() / kSpareShare);
+  const int from = std::max(sequence.computed_len(), sequence.shared_len);
+  const int wanted = wanted_len(sequence, from);
+  const int needed = kv::BlockTable::blocks_for(wanted) - from / kBlockTokens +
+                     kv::BlockTable::blocks_for(num_summaries(sequence, wanted));
+  // So that admission is not followed by preemption at once.
+  const int spare = running_.empty() ? 0 : spare_blocks();
   while (pool_.num_available() < needed + spare && saves_.drop_one(freed_blocks_)) continue;
   if (pool_.num_available() < needed + spare) {
     counters_ = before;
@@ -244,7 +252,7 @@ bool Scheduler::admit_next() {
     return false;
   }
   sequence.follows = sequence.leader != nullptr;
-  const bool has_blocks = sequence.follows || sequence.table.reserve(pool_, sequence.own_len());
+  const bool has_blocks = sequence.follows || reserve(sequence, wanted);
   NB_ASSERT(has_blocks);
   if (!sequence.follows) restore(sequence);
   running_.push_back(std::move(*oldest));
@@ -272,6 +280,7 @@ int Scheduler::num_cached(std::span<const TokenId> tokens, std::string_view salt
 /// An answer of which nothing is computed waits for an older one to the same prompt that is computing it.
 bool Scheduler::follow_sibling(Sequence& sequence) {
   if (sequence.computed_len() > 0 || sequence.num_generated() > 0 || sequence.scores_prompt()) return false;
+  if (!sequence.shares_prompt()) return false;
   for (const auto& other : running_) {
     if (other->id != sequence.id || !other->is_older_than(sequence) || other->ends_early()) continue;
     if (other->is_internal() || other->computed_len() >= other->num_own_prompt()) continue;
@@ -307,7 +316,7 @@ bool Scheduler::find_leader(Sequence& sequence) {
 /// Reserves blocks for `num_tokens` tokens, from younger sequences if the pool has none. False if the sequence itself
 /// was the youngest and was preempted.
 bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
-  while (!sequence.table.reserve(pool_, num_tokens)) {
+  while (!reserve(sequence, num_tokens)) {
     if (saves_.drop_one(freed_blocks_)) continue;
     const bool is_youngest = running_.back().get() == &sequence;
     preempt(*running_.back());
@@ -349,6 +358,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     const Sequence* first = std::exchange(sequence->leader, nullptr);
     sequence->follows = !fork(*sequence, first);
   }
+  for (const PlannedSequence& entry : plan.entries) drop_unseen(*entry.sequence);
   finish_restored();
   retire(running_);
   finish_tickets();
@@ -410,7 +420,8 @@ const Sequence* Scheduler::find_sibling(const Sequence& sequence) const {
 /// copy. The last prompt token is computed once more, for logits to draw from. False, and it must compute the prompt
 /// itself, without a sibling or a block for the copy.
 bool Scheduler::fork(Sequence& sequence, const Sequence* sibling) {
-  if (sibling == nullptr || sequence.scores_prompt()) return false;
+  if (sibling == nullptr || sequence.scores_prompt() || !sequence.shares_prompt()) return false;
+  if (sibling->table.num_holes() > 0) return false;
   NB_ASSERT(sequence.computed_len() == 0);
   const int shared = sequence.num_own_prompt() - 1;
   while (!sequence.table.fork(pool_, sibling->table, shared, copies_)) {
@@ -447,8 +458,11 @@ void Scheduler::retire(Sequences& queue) {
 void Scheduler::check_invariants() {
   std::vector<BlockId> owners;
   for (const auto& sequence : running_) {
-    const auto blocks = sequence->table.reserved();
+    const auto blocks = sequence->table.reserved(), summaries = sequence->summaries.reserved();
     owners.insert(owners.end(), blocks.begin(), blocks.end());
+    owners.insert(owners.end(), summaries.begin(), summaries.end());
+    NB_ASSERT(std::count(blocks.begin(), blocks.end(), kNoBlock) == sequence->table.num_holes());
+    NB_ASSERT(sequence->table.num_owned() <= own_need(*sequence) || !sequence->drops_kv());
     NB_ASSERT(sequence->computed_len() <= sequence->table.length());
     NB_ASSERT(sequence->pending_len() >= 1 && sequence->len() <= sequence->max_len);
     NB_ASSERT(!sequence->finished());
@@ -456,7 +470,8 @@ void Scheduler::check_invariants() {
     NB_ASSERT(sequence->load == 0 || (!sequence->follows && sequence->pending_len() > 0));
     NB_ASSERT(sequence->num_published <= std::min(sequence->computed_len(), sequence->exact_len()) / kBlockTokens);
     for (int i = 0; i < sequence->num_published; ++i) {
-      NB_ASSERT(cache_ && cache_->is_published(blocks[static_cast<std::size_t>(i)]));
+      const BlockId block = blocks[static_cast<std::size_t>(i)];
+      NB_ASSERT(block == kNoBlock || (cache_ && cache_->is_published(block)));
     }
     const auto is_leader = [&](const auto& other) { return other.get() == sequence->leader; };
     NB_ASSERT(sequence->leader == nullptr || std::any_of(running_.begin(), running_.end(), is_leader));
@@ -465,6 +480,7 @@ void Scheduler::check_invariants() {
     NB_ASSERT(sequence->table.capacity() == 0 && sequence->computed_len() == 0 && !sequence->finished());
     NB_ASSERT(sequence->load == 0);
   }
+  std::erase(owners, kNoBlock);
   check_owners(std::move(owners));
   if (cache_) cache_->check_invariants();
   NB_ASSERT(num_running() <= limits_.max_num_seqs);

@@ -8,6 +8,10 @@
 // youngest sequence is preempted: it gives its blocks back and waits, in its old place, to be computed again from its
 // tokens. The oldest always goes on, and the pool holds any one sequence, so everything ends.
 //
+// Policies: who gives blocks back while it runs takes them as they are needed for its next slice, so that what it holds
+// stays bounded; commit() gives back those that no later row will see. Who keeps nothing is computed anew, as a prompt,
+// after every token.
+//
 // Chunks: who is put together from chunks takes hold of them when it is the oldest that waits, is admitted when they
 // are ready, and holds them to its end. One that is not there is computed by a sequence of its own, which stands right
 // before. What chunks hold always leaves room for any running sequence; who would break that waits.
@@ -79,8 +83,9 @@ struct PlannedSequence {
   Sequence* sequence;
   int first;  ///< computed_len at planning time
   int count;
-  bool samples;          ///< the last row yields a new token
-  bool selects = false;  ///< see Composition::selecting()
+  bool samples;           ///< the last row yields a new token
+  bool selects = false;   ///< see Composition::selecting()
+  int first_summary = 0;  ///< summaries from this one on are to be made
 };
 
 struct StepPlan {
@@ -145,9 +150,9 @@ class Scheduler {
 
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   int num_running() const { return static_cast<int>(running_.size()); }
-  KvUse kv_use() const {
-    KvUse use;
-    for (const auto& sequence : running_) use.add(static_cast<std::int64_t>(sequence->table.blocks().size()));
+  auto kv_use() const {
+    std::array<KvUse, kKvPolicyNames.size()> use;
+    for (const auto& sequence : running_) use[sequence->kv_kind()].add(sequence->num_owned_blocks());
     return use;
   }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
@@ -186,7 +191,7 @@ class Scheduler {
   std::unique_ptr<Sequence> make_encoder(const Sequence& wanted_by, kv::ChunkId id);
   void prepare(Sequence& sequence) const;
   bool make_room(int num_blocks, const Sequence& sequence);
-  static int own_need(const Sequence& sequence);
+  int own_need(const Sequence& sequence) const;
   static int blocks_of_chunks(const Sequence& sequence);
   bool has_chunks(const Sequence& sequence) const;
   void finish_restored();
@@ -208,6 +213,12 @@ class Scheduler {
   bool follow_sibling(Sequence& sequence);
   bool find_leader(Sequence& sequence);
   bool take_blocks(Sequence& sequence, int num_tokens);
+  int wanted_len(const Sequence& sequence, int from) const;
+  static int num_summaries(const Sequence& sequence, int num_tokens);
+  bool reserve(Sequence& sequence, int num_tokens);
+  int room_for(Sequence& sequence);
+  int spare_blocks() const;
+  void drop_unseen(Sequence& sequence);
   void preempt(Sequence& sequence);
   void leave(const Sequence& leader);
   static void advance(const PlannedSequence& entry, TokenId sampled);

@@ -29,7 +29,7 @@ void Scheduler::begin_chunk(Sequence& sequence) {
 /// Whole blocks, under the rules of the prefix cache.
 void Scheduler::begin_prefix(Sequence& sequence) {
   const int first = sequence.computed_len() / kBlockTokens;
-  const int most = sequence.reusable_blocks();
+  const int most = std::min(sequence.reusable_blocks(), sequence.table.capacity() / kBlockTokens);
   if (!cache_ || first >= most) return;
   const auto count = static_cast<std::size_t>(most);
   const auto tokens = std::span<const TokenId>(sequence.tokens).first(count * kBlockTokens);
@@ -85,9 +85,11 @@ void Scheduler::take_restored(Sequence& sequence, int num_tokens) {
 /// behind them; only after an error nothing of the sequence is trusted.
 void Scheduler::keep_prefix(Sequence& sequence) {
   if (archive_ == nullptr || !sequence.error.empty() || sequence.num_published == 0) return;
-  const auto count = static_cast<std::size_t>(sequence.num_published);
+  const auto published = sequence.table.reserved().first(static_cast<std::size_t>(sequence.num_published));
+  const auto hole = std::find(published.begin(), published.end(), kNoBlock);
+  const auto count = static_cast<std::size_t>(hole - published.begin());
   cache_->extend_keys(sequence.prefix, sequence.tokens, count);  // whoever forked another one has not needed them
-  saves_.add_prefix(sequence.prefix, sequence.tokens, sequence.table.reserved().first(count));
+  saves_.add_prefix(sequence.prefix, sequence.tokens, published.first(count));
 }
 
 void Scheduler::drop_saves() {

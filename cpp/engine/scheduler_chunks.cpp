@@ -8,13 +8,6 @@
 
 namespace nb::engine {
 
-/// Blocks of its own that a sequence may need.
-int Scheduler::own_need(const Sequence& sequence) {
-  // Those of a chunk being computed count as the chunk's.
-  if (sequence.is_internal() || sequence.request.only_chunks) return 0;
-  return kv::BlockTable::blocks_for(sequence.max_own_len());
-}
-
 /// Blocks of the chunks that a sequence wants.
 int Scheduler::blocks_of_chunks(const Sequence& sequence) {
   int blocks = 0;

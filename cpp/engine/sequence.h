@@ -58,8 +58,16 @@ class Sequence {
     if (own >= num_own_prompt()) return num_prompt + own - num_own_prompt();
     return composition->positions()[static_cast<std::size_t>(own)];
   }
-  /// Tokens from the beginning whose KV is exact once it is computed.
-  int exact_len() const { return composition ? composition->lead_len() : len(); }
+  /// Tokens from the beginning whose KV is exact once it is computed, and which may be taken from others: of a sequence
+  /// that keeps nothing, none.
+  int exact_len() const {
+    if (!request.keeps_kv) return 0;
+    return composition ? composition->lead_len() : std::min(len(), ops::exact_tokens(request.key_policy));
+  }
+  /// Whether it gives blocks back while it runs, and so takes them slice by slice.
+  bool drops_kv() const { return !request.keeps_kv || request.key_policy.rule != ops::KeyRule::full; }
+  /// Whether all of its prompt may be shared with further answers to it.
+  bool shares_prompt() const { return !drops_kv() || exact_len() >= num_prompt; }
   /// Blocks that need not be computed if somebody has them: all full exact ones but for the last token, which must be
   /// computed for its logits.
   int reusable_blocks() const {
@@ -94,12 +102,20 @@ class Sequence {
     early_end = reason;
     return true;
   }
+  /// Which of kKvPolicyNames it counts under.
+  std::size_t kv_kind() const {
+    return request.keeps_kv ? static_cast<std::size_t>(request.key_policy.rule) : kKvPolicyNames.size() - 1;
+  }
+  /// Blocks that it has references to; not those of chunks.
+  int num_owned_blocks() const { return table.num_owned() + summaries.num_owned(); }
   /// Order of arrival.
   bool is_older_than(const Sequence& other) const { return id != other.id ? id < other.id : choice < other.choice; }
 
   /// Back to a sequence of which nothing is computed. Appends the blocks that became free to `freed`.
   void forget_blocks(kv::BlockPool& pool, std::vector<BlockId>& freed) {
     table.release(pool, freed);
+    summaries.release(pool, freed);
+    tail_block = 0;
     if (composition) composition->restart();
     computed_len_ = 0;
     num_published = 0;
@@ -133,6 +149,8 @@ class Sequence {
   bool is_placed = false;                       ///< it holds all that it needs
   kv::ChunkId encodes = 0;                      ///< the chunk whose KV it computes, or 0
   kv::BlockTable table;
+  kv::BlockTable summaries;    ///< of groups of tokens, a slot each, where its policy makes them
+  int tail_block = 0;          ///< of the row before which blocks were last given back
   kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks
   int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
   Sequence* leader = nullptr;  ///< a running sequence that computes tokens this one needs too, which it waits for

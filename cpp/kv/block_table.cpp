@@ -34,6 +34,7 @@ void BlockTable::publish(PrefixCache& cache, BlockPool& pool, PrefixKeys& keys, 
 bool BlockTable::fork(BlockPool& pool, const BlockTable& other, int num_tokens, std::vector<BlockCopy>& copies) {
   NB_ASSERT(blocks_.empty() && num_tokens >= 0 && num_tokens <= other.length_);
   const std::size_t shared = static_cast<std::size_t>(num_tokens / kBlockTokens);
+  NB_ASSERT(other.num_holes_ == 0);
   const bool has_rest = num_tokens % kBlockTokens != 0;
   blocks_.reserve(shared + 1);
   copies.reserve(copies.size() + 1);
@@ -56,10 +57,22 @@ std::span<const BlockId> BlockTable::grow_to(int num_tokens) {
 int BlockTable::slot_of(int position) const {
   NB_CHECK(position >= 0 && position < length_, internal, "position ", position, " of a block table of length ",
            length_);
-  return blocks_[static_cast<std::size_t>(position / kBlockTokens)] * kBlockTokens + position % kBlockTokens;
+  const BlockId block = blocks_[static_cast<std::size_t>(position / kBlockTokens)];
+  NB_CHECK(block != kNoBlock, internal, "position ", position, " of a block table is in a block that was given back");
+  return block * kBlockTokens + position % kBlockTokens;
+}
+
+void BlockTable::drop(BlockPool& pool, int index, std::vector<BlockId>& freed) {
+  NB_ASSERT(index >= 0 && (index + 1) * kBlockTokens <= length_);
+  BlockId& block = blocks_[static_cast<std::size_t>(index)];
+  if (block == kNoBlock) return;
+  if (pool.release(block)) freed.push_back(block);
+  block = kNoBlock;
+  ++num_holes_;
 }
 
 std::vector<BlockId> BlockTable::detach() {
+  NB_ASSERT(num_holes_ == 0);
   length_ = 0;
   return std::exchange(blocks_, {});
 }
@@ -68,9 +81,10 @@ void BlockTable::release(BlockPool& pool, std::vector<BlockId>& freed) {
   while (!blocks_.empty()) {
     const BlockId block = blocks_.back();
     blocks_.pop_back();
-    if (pool.release(block)) freed.push_back(block);
+    if (block != kNoBlock && pool.release(block)) freed.push_back(block);
   }
   length_ = 0;
+  num_holes_ = 0;
 }
 
 }  // namespace nb::kv

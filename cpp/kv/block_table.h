@@ -3,8 +3,9 @@
 //   reserved:  [b0][b1][b2][b3]     owned
 //   in use:    [b0][b1]             positions [0, length) may be read
 //
-// Blocks may be shared with other sequences: then they are full and nobody writes them. Not for who else owns a block
-// (block_pool.h). Used by the thread that runs steps.
+// Blocks may be shared with other sequences: then they are full and nobody writes them. Blocks that nobody will read
+// any more may be given back one by one and leave holes (kNoBlock). Not for who else owns a block (block_pool.h). Used
+// by the thread that runs steps.
 #pragma once
 
 #include <span>
@@ -47,8 +48,12 @@ class BlockTable {
   /// before the step. Never shrinks. Throws internal beyond the reservation.
   std::span<const BlockId> grow_to(int num_tokens);
 
-  /// block * 16 + index in block. Throws internal unless 0 <= position < length().
+  /// block * 16 + index in block. Throws internal unless 0 <= position < length(), and in a hole.
   int slot_of(int position) const;
+
+  /// Gives block `index`, which is in use and full, back, if that has not been done: a hole is left. Appends it to
+  /// `freed` if it became free.
+  void drop(BlockPool& pool, int index, std::vector<BlockId>& freed);
 
   /// Gives every block back; appends those that became free to `freed`, last position first, so that the pool hands
   /// the sequence's first blocks out next.
@@ -57,20 +62,25 @@ class BlockTable {
   /// Hands every block to the caller, with its reference; the table is empty afterwards.
   std::vector<BlockId> detach();
 
+  /// Blocks owned: those reserved, without holes.
+  int num_owned() const { return static_cast<int>(blocks_.size()) - num_holes_; }
+  int num_holes() const { return num_holes_; }
+
   /// Usable positions.
   int length() const { return length_; }
   /// Positions covered by the reservation, a multiple of 16.
   int capacity() const { return static_cast<int>(blocks_.size()) * kBlockTokens; }
-  /// Blocks of positions [0, length()).
+  /// Blocks of positions [0, length()), and holes.
   std::span<const BlockId> blocks() const {
     return std::span(blocks_).first(static_cast<std::size_t>(blocks_for(length_)));
   }
-  /// Every block the sequence owns.
+  /// Every block the sequence owns, and holes.
   std::span<const BlockId> reserved() const { return blocks_; }
 
  private:
   std::vector<BlockId> blocks_;
   int length_ = 0;
+  int num_holes_ = 0;
 };
 
 }  // namespace nb::kv

@@ -35,8 +35,10 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
                          ops::ExecContext& ctx, const LayerObserver& observer, const kv::KvStorage* written) const {
   const std::int64_t num_tokens = inputs.num_tokens();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  const ops::AttentionPlan plan{inputs.positions, inputs.segments,      inputs.runs,
-                                inputs.blocks,    inputs.run_positions, inputs.hidden};
+  const ops::AttentionPlan plan{inputs.positions,     inputs.segments, inputs.runs,    inputs.blocks,
+                                inputs.run_positions, inputs.hidden,   inputs.policies};
+  NB_CHECK(written == nullptr || inputs.summaries.empty(), unsupported,
+           "summaries of keys and values that are written apart from those that rows attend to are not offered");
   for (int i = first; i < last; ++i) {
     const Workspace::Scope scope(*ctx.workspace);
     const auto rows = [&](int cols) {
@@ -52,6 +54,7 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     Tensor attended = rows(config_.q_size());
     observe(LayerInput::qkv, hidden);
     project(q, hidden, layer, inputs, written == nullptr ? kv_layer : written->layer(i), ctx);
+    if (!inputs.summaries.empty()) ops::summarize_kv(kv_layer, inputs.summaries, inputs.blocks, rope_, ctx);
     ops::attention(attended, q, config_.num_heads, scale, config_.sliding_window, rope_, kv_layer, plan, ctx);
     observe(LayerInput::attention_out, attended);
     ops::linear_residual(hidden, attended, layer.attention_out, Tensor(), ctx);

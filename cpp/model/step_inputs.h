@@ -26,6 +26,11 @@ struct StepInputs {
   std::vector<std::int32_t> blocks;
   std::vector<std::int32_t> run_positions;  ///< AttentionArgs::key_positions
   std::vector<std::uint16_t> hidden;        ///< AttentionArgs::hidden
+  std::vector<ops::KeyPolicy> policies;     ///< AttentionArgs::policies
+
+  /// Groups that become summaries in this step, of `blocks`: in each layer once the step's keys are there and before
+  /// its rows attend. The slots are not among `slots`.
+  std::vector<ops::KvSummary> summaries;
 
   /// Rows whose logits are needed, ascending.
   std::vector<std::int32_t> logit_rows;
@@ -38,6 +43,7 @@ struct StepInputs {
     for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows}) array->reserve(tokens);
     segments.reserve(static_cast<std::size_t>(max_sequences));
     runs.reserve(static_cast<std::size_t>(max_sequences));
+    policies.reserve(static_cast<std::size_t>(max_sequences));
     blocks.reserve(static_cast<std::size_t>(max_blocks));
   }
 
@@ -47,6 +53,8 @@ struct StepInputs {
     runs.clear();
     run_positions.clear();
     hidden.clear();
+    policies.clear();
+    summaries.clear();
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 
+#include "ops/key_policy.h"
 #include "quant/format_id.h"
 
 namespace nb::ops {
@@ -74,6 +75,9 @@ struct RopeTable {
 /// Keys that are not contiguous have a position each: with positions_begin >= 0 key i stands at
 /// key_positions[positions_begin + i], ascending, to which it was rotated too, and position_offset is 0. With
 /// hidden_begin >= 0 nobody sees key i if bit i % 16 of hidden[hidden_begin + i / 16] is set.
+///
+/// `score_bias` is added to the scores of all keys: with the natural logarithm of n each weighs as much as n of its
+/// kind.
 struct AttentionRun {
   int32_t block_begin;
   int32_t num_keys;
@@ -81,6 +85,7 @@ struct AttentionRun {
   int32_t first_key = 0;
   int32_t hidden_begin = -1;
   int32_t positions_begin = -1;
+  float score_bias = 0.0f;
 };
 
 /// Consecutive rows of one sequence and the runs they attend to, in order. A row at position p sees the key at
@@ -91,6 +96,10 @@ struct AttentionRun {
 /// runs with positions of their own. Offsets, first keys and hidden keys may differ: they concern the rows. A backend
 /// may read such keys once for the rows of both; no row's result depends on it. In trie order (blocks compared from the
 /// first on) segments i < j have in common the least of what segments i + 1 .. j share.
+///
+/// With `policy` >= 0 the rows' positions ascend, and of the keys of the last run, which begins at position 0, a row
+/// sees those that policies[policy] shows it. What it shows to no row of the segment may lie anywhere: blocks are then
+/// valid ones with finite content, which counts for nothing.
 struct AttentionSegment {
   int32_t row_begin;
   int32_t row_count;
@@ -98,6 +107,7 @@ struct AttentionSegment {
   int32_t run_count;
   int32_t shared_keys = 0;
   int32_t shared_runs = 0;
+  int32_t policy = -1;
 
   bool shares() const { return shared_runs > 0 || shared_keys > 0; }
 };
@@ -171,6 +181,27 @@ struct KeyDeviationArgs {
   float* out;  ///< [rows]
 };
 
+/// A group of tokens of one sequence that is to be seen as one. Token i is key first_key + i of the blocks from
+/// blocks[block_begin] on, rotated to position + i.
+struct KvSummary {
+  int32_t block_begin;
+  int32_t first_key;
+  int32_t num_tokens;
+  int32_t position;
+  int32_t slot;           ///< where the summary goes, none of the group's
+  int32_t slot_position;  ///< to which its key is rotated
+};
+
+/// Stores the mean of each group's values, and of its keys as they are before rotation, rotated again; in all KV heads.
+struct SummarizeKvArgs {
+  KvLayer kv;
+  const KvSummary* summaries;
+  int32_t num_summaries;
+  const int32_t* blocks;
+  RopeTable rope;
+  float* scratch;  ///< [threads, 2 * D]; null on a device
+};
+
 /// Segments of up to this many rows count as decoding where a device has kernels of its own for that.
 inline constexpr int kDecodeRows = 8;
 
@@ -191,6 +222,8 @@ struct AttentionArgs {
   const int32_t* blocks;
   const int32_t* key_positions;  ///< of runs with positions of their own; null if there is none
   const uint16_t* hidden;        ///< of runs with hidden keys; null if there is none
+  const KeyPolicy* policies;     ///< [num_policies], of segments that have one
+  int32_t num_policies;
   // What devices need to know before they start a kernel, and how a row finds its segment.
   int32_t rows;               ///< T
   int32_t max_segment_rows;   ///< rows of the longest segment

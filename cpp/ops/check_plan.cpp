@@ -1,6 +1,7 @@
 #include "ops/check_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/align.h"
 #include "base/error.h"
@@ -14,6 +15,7 @@ void check_runs(const AttentionPlan& plan) {
   for (const AttentionRun& run : plan.runs) {
     NB_CHECK(run.first_key >= 0 && run.first_key <= run.num_keys, invalid_argument, "attention: a run of ",
              run.num_keys, " keys begins at key ", run.first_key);
+    NB_CHECK(std::isfinite(run.score_bias), invalid_argument, "attention: a run has score bias ", run.score_bias);
     if (run.hidden_begin >= 0) {
       NB_CHECK(run.hidden_begin + ceil_div(run.num_keys, kBlockTokens) <= static_cast<int>(plan.hidden.size()),
                invalid_argument, "attention: hidden keys of a run of ", run.num_keys, " keys are not all given");
@@ -79,12 +81,83 @@ void check_shared_keys(const AttentionPlan& plan) {
   }
 }
 
+// A policy goes by the index of a key, which must be its position.
+void check_policies(const AttentionPlan& plan) {
+  for (const KeyPolicy& policy : plan.policies) check_policy(policy);
+  for (std::size_t i = 0; i < plan.segments.size(); ++i) {
+    const AttentionSegment& segment = plan.segments[i];
+    if (segment.policy == -1) continue;
+    const auto count = static_cast<int32_t>(plan.policies.size());
+    NB_CHECK(segment.policy >= 0 && segment.policy < count, invalid_argument, "attention: segment ", i, " has policy ",
+             segment.policy, " of ", count);
+    const bool summarized = plan.policies[static_cast<std::size_t>(segment.policy)].rule == KeyRule::summary;
+    NB_CHECK(segment.run_count == 1 || (summarized && segment.run_count == 2), invalid_argument, "attention: segment ",
+             i, " has a policy and ", segment.run_count, " runs");
+    const AttentionRun* runs = plan.runs.data() + segment.run_begin;
+    const AttentionRun& own = runs[segment.run_count - 1];
+    NB_CHECK(own.position_offset == 0 && own.positions_begin < 0, invalid_argument, "attention: segment ", i,
+             " has a policy and keys that do not stand from position 0 on");
+    NB_CHECK(segment.run_count == 1 || runs[0].positions_begin >= 0, invalid_argument, "attention: segment ", i,
+             " has summaries without positions of their own");
+    const auto rows = plan.positions.begin() + segment.row_begin;
+    NB_CHECK(std::is_sorted(rows, rows + segment.row_count), invalid_argument, "attention: segment ", i,
+             " has a policy and rows whose positions do not ascend");
+  }
+}
+
 }  // namespace
+
+void check_policy(const KeyPolicy& policy) {
+  NB_CHECK(policy.rule <= KeyRule::summary, invalid_argument, "key policy: there is no rule ",
+           static_cast<int>(policy.rule));
+  if (policy.rule == KeyRule::full) return;
+  NB_CHECK(policy.prefix >= 0, invalid_argument, "key policy: prefix is ", policy.prefix, ", must be at least 0");
+  NB_CHECK(policy.window >= 1, invalid_argument, "key policy: window is ", policy.window, ", must be at least 1");
+  if (policy.rule == KeyRule::strided || policy.rule == KeyRule::summary) {
+    NB_CHECK(policy.period >= 1, invalid_argument, "key policy: period is ", policy.period, ", must be at least 1");
+  } else if (policy.rule == KeyRule::block) {
+    NB_CHECK(policy.period >= kBlockTokens && policy.period % kBlockTokens == 0, invalid_argument,
+             "key policy: period is ", policy.period, ", must be a multiple of ", kBlockTokens);
+    NB_CHECK(policy.keep >= 0 && policy.keep <= policy.period && policy.keep % kBlockTokens == 0, invalid_argument,
+             "key policy: keep is ", policy.keep, ", must be a multiple of ", kBlockTokens, " up to the period of ",
+             policy.period);
+  } else if (policy.rule == KeyRule::budget) {
+    NB_CHECK(policy.keep >= 0, invalid_argument, "key policy: keep is ", policy.keep, ", must be at least 0");
+  }
+}
+
+void check_summaries(std::span<const KvSummary> summaries, std::span<const int32_t> blocks, const RopeTable& table) {
+  for (std::size_t i = 0; i < summaries.size(); ++i) {
+    const KvSummary& summary = summaries[i];
+    NB_CHECK(summary.num_tokens >= 1 && summary.first_key >= 0 && summary.block_begin >= 0, invalid_argument,
+             "summary ", i, " is of ", summary.num_tokens, " tokens from key ", summary.first_key, " of block ",
+             summary.block_begin, " on");
+    const std::int64_t keys = std::int64_t{summary.first_key} + summary.num_tokens;
+    NB_CHECK(summary.block_begin + ceil_div<std::int64_t>(keys, kBlockTokens) <= std::int64_t(blocks.size()),
+             invalid_argument, "summary ", i, ": its tokens are not all in the ", blocks.size(), " blocks");
+    NB_CHECK(summary.position >= 0 && std::int64_t{summary.position} + summary.num_tokens <= table.num_positions,
+             invalid_argument, "summary ", i, ": positions from ", summary.position, " on are outside the rotation ",
+             "table of ", table.num_positions);
+    NB_CHECK(summary.slot_position >= 0 && summary.slot_position < table.num_positions, invalid_argument, "summary ", i,
+             ": position ", summary.slot_position, " is outside the rotation table of ", table.num_positions);
+    const auto first = blocks.begin() + summary.block_begin + summary.first_key / kBlockTokens;
+    const auto last =
+        blocks.begin() + summary.block_begin + (summary.first_key + summary.num_tokens - 1) / kBlockTokens;
+    NB_CHECK(summary.slot >= 0 && std::find(first, last + 1, summary.slot / kBlockTokens) == last + 1, invalid_argument,
+             "summary ", i, ": slot ", summary.slot, " is in a block of its own tokens");
+  }
+}
+
+bool uses_policies(const AttentionPlan& plan) {
+  return std::any_of(plan.segments.begin(), plan.segments.end(), [](const auto& s) { return s.policy >= 0; }) ||
+         std::any_of(plan.runs.begin(), plan.runs.end(), [](const auto& run) { return run.score_bias != 0.0f; });
+}
 
 void check_plan(const AttentionPlan& plan, const RopeTable& table) {
   check_runs(plan);
   check_distances(plan, table);
   check_shared_keys(plan);
+  check_policies(plan);
 }
 
 }  // namespace nb::ops

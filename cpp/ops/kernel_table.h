@@ -59,8 +59,10 @@ struct KernelTable {
   const DeviceMemory* memory = nullptr;
 
   void (*key_deviation)(const KeyDeviationArgs&, const Part&) = nullptr;
+  void (*summarize_kv)(const SummarizeKvArgs&, const Part&) = nullptr;
 
   uint32_t kv_formats = kPlainKvFormats;  ///< formats of keys and values that the kernels store and read
+  bool key_policies = false;              ///< attention knows AttentionSegment::policy and AttentionRun::score_bias
 };
 
 }  // namespace nb::ops

@@ -192,6 +192,10 @@ void require_kv_format(const KernelTable& kernels, quant::KvFormat format) {
        ", which has: ", offered);
 }
 
+void require_key_policies(const KernelTable& kernels) {
+  NB_CHECK(kernels.key_policies, unsupported, "KV policies are not offered by backend ", kernels.name);
+}
+
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx) {
   require_kv_format(*ctx.kernels, kv.format);
   const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
@@ -237,6 +241,19 @@ void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32
                           static_cast<int32_t>(out.size()), found},
          "key_deviation", ctx);
   copy_out(out, static_cast<const float*>(found), ctx);
+}
+
+void summarize_kv(const KvLayer& kv, std::span<const KvSummary> summaries, std::span<const int32_t> blocks,
+                  const RopeTable& rope_table, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, kv.format);
+  check_summaries(summaries, blocks, rope_table);
+  const Workspace::Scope scope(*ctx.workspace);
+  const int threads = ctx.kernels->memory == nullptr ? ctx.pool->num_threads() : 0;
+  const Tensor scratch = allocate_f32(threads, 2 * kv.head_dim, *ctx.workspace);
+  launch(ctx.kernels->summarize_kv,
+         SummarizeKvArgs{kv, ctx.workspace->on_device(summaries), static_cast<int32_t>(summaries.size()),
+                         ctx.workspace->on_device(blocks), rope_table, scratch.as<float>()},
+         "summarize_kv", ctx);
 }
 
 void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, ExecContext& ctx) {
@@ -332,6 +349,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
   check_plan(plan, rope_table);
+  if (uses_policies(plan)) require_key_policies(*ctx.kernels);
   AttentionArgs args{};
   args.q = q.as<const float>();
   args.q_stride = q.row_stride;
@@ -349,6 +367,8 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   args.blocks = ctx.workspace->on_device(plan.blocks);
   args.key_positions = plan.key_positions.empty() ? nullptr : ctx.workspace->on_device(plan.key_positions);
   args.hidden = plan.hidden.empty() ? nullptr : ctx.workspace->on_device(plan.hidden);
+  args.policies = plan.policies.empty() ? nullptr : ctx.workspace->on_device(plan.policies);
+  args.num_policies = static_cast<int32_t>(plan.policies.size());
   args.rows = static_cast<int32_t>(num_rows);
   const Workspace::Scope scope(*ctx.workspace);
   if (ctx.kernels->memory != nullptr) describe_to_device(plan, args, ctx);

@@ -31,6 +31,7 @@ struct AttentionPlan {
   std::span<const int32_t> blocks;
   std::span<const int32_t> key_positions{};  ///< see AttentionRun
   std::span<const uint16_t> hidden{};        ///< likewise
+  std::span<const KeyPolicy> policies{};     ///< see AttentionSegment
 };
 
 /// Normalisation facts of a layer. `weight` f32[cols].
@@ -69,12 +70,20 @@ void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, 
 /// Throws unsupported, naming format and backend, if the kernels cannot store and read keys and values of that format.
 void require_kv_format(const KernelTable& kernels, quant::KvFormat format);
 
+/// Throws unsupported, naming the backend, if its attention knows no key policies and no biases of scores.
+void require_key_policies(const KernelTable& kernels);
+
 /// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index.
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx);
 
 /// out[t] = squared distance between two stored keys of all heads, of slots_a[t] in `a` and of slots_b[t] in `b`.
 void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
                    std::span<const int32_t> slots_b, ExecContext& ctx);
+
+/// Stores each group's mean value and mean key, taken from its place and rotated to another, in a slot. `blocks` as in
+/// AttentionPlan.
+void summarize_kv(const KvLayer& kv, std::span<const KvSummary> summaries, std::span<const int32_t> blocks,
+                  const RopeTable& rope, ExecContext& ctx);
 
 /// out = silu(gate) * up, all f32[T, cols].
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx);

@@ -11,9 +11,9 @@ enum class Format : uint8_t { f32, bf16, f16, q4_0, q4_1, q8_0, q5_0, q5_1, q4_k
 
 inline constexpr int kNumFormats = 14;
 
-enum class KvFormat : uint8_t { f32, bf16, int8, mixed };
+enum class KvFormat : uint8_t { f32, bf16, f16, int8, mixed };
 
-inline constexpr int kNumKvFormats = 4;
+inline constexpr int kNumKvFormats = 5;
 
 /// Dimensions that share a scale and a minimum in the values of `mixed`.
 inline constexpr int kKvGroup = 32;

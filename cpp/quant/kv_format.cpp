@@ -31,6 +31,7 @@ constexpr const char* kPlainLayout = "[block][layer][K|V][head][token][dim]";
 constexpr KvFormatInfo kFormats[] = {
     {KvFormat::f32, "f32", kPlainLayout, plain_cell<4>, plain_cell<4>},
     {KvFormat::bf16, "bf16", kPlainLayout, plain_cell<2>, plain_cell<2>},
+    {KvFormat::f16, "f16", kPlainLayout, plain_cell<2>, plain_cell<2>},
     {KvFormat::int8, "int8", "[block][layer][K|V][head]: codes, fp16 scales", int8_cell, int8_cell, 0.006},
     {KvFormat::mixed, "mixed", "[block][layer][K|V][head]: codes of 8|4 bits, fp16 scales, V: fp16 minima of 32",
      int8_cell, nibble_cell, 0.036},

@@ -4,6 +4,10 @@
 // belongs to the backend; how numbers are rounded belongs to the format and is the same everywhere. Quantized formats
 // quantize a token when it is stored, by itself: its scales depend on no other token. Safe from any thread.
 //
+// f16: to nearest even; what is beyond 65504 becomes 65504 with its sign. Where a key or a value of a token and head
+// has an infinity or a NaN, all of the key becomes NaN and all of the value zeros, so that who reads the token sees NaN
+// and, since NaN scores of keys that are not seen are dropped, no other token does.
+//
 // int8: keys and values of a token and head have one scale, fp16(largest magnitude / 127) and at most 65504; a code is
 // x / scale to the nearest even, within +-127. mixed: keys as int8; values in groups of 32 dimensions (the last has the
 // rest) with a minimum, fp16(smallest), and a scale, fp16((largest - smallest) / 15), both within +-65504; a code is

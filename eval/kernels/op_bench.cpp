@@ -358,8 +358,8 @@ void bench(const std::string& backend, int num_threads, ceilings::Ceilings limit
   bench_head(machine, usual, 576, 49152, filter);
   bench_head(machine, usual, 896, 151936, filter);
   bench_head(machine, on_device ? Format::bf16 : Format::q6_k, 1536, 151936, filter);
-  for (auto format :
-       {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f32, nb::quant::KvFormat::int8, nb::quant::KvFormat::mixed}) {
+  for (auto format : {nb::quant::KvFormat::bf16, nb::quant::KvFormat::f16, nb::quant::KvFormat::f32,
+                      nb::quant::KvFormat::int8, nb::quant::KvFormat::mixed}) {
     if ((machine.backend.kernels->kv_formats & nb::ops::kv_bit(format)) == 0) continue;
     if (!filter.keeps("attention", nb::quant::to_string(format))) continue;
     bench_attention(machine, format, 2048, 1);

@@ -178,6 +178,22 @@ engine::BlendSelection parse_selection(const std::string& name) {
   return name == "first" ? engine::BlendSelection::first : engine::BlendSelection::deviation;
 }
 
+// (rule, prefix, window, period, keep), see ops::KeyPolicy; the rule may also be none.
+using KeyPolicyOption = std::tuple<std::string, int, int, int, int>;
+
+void set_policy(engine::Request& request, const KeyPolicyOption& option) {
+  const auto& [rule, prefix, window, period, keep] = option;
+  request.keeps_kv = rule != "none";
+  if (!request.keeps_kv) return;
+  using ops::KeyRule;
+  static const std::map<std::string, KeyRule> kRules = {{"full", KeyRule::full},       {"window", KeyRule::window},
+                                                        {"strided", KeyRule::strided}, {"block", KeyRule::block},
+                                                        {"budget", KeyRule::budget},   {"summary", KeyRule::summary}};
+  const auto found = kRules.find(rule);
+  NB_CHECK(found != kRules.end(), invalid_argument, "there is no rule '", rule, "' of keys");
+  request.key_policy = {.rule = found->second, .prefix = prefix, .window = window, .period = period, .keep = keep};
+}
+
 // A function of the engine that is called between two steps.
 template <class Function>
 auto between_steps(ModelEngine& self, Function function) {
@@ -237,7 +253,8 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
                  const FileTokenizer* stop_tokenizer, std::vector<std::string> stop, double timeout_seconds,
                  const py::object& guided, bool streams,
                  const std::vector<std::tuple<int, int, std::vector<TokenId>>>& chunks, const std::string& reuse,
-                 bool mask_sink, double ratio, const std::string& select, bool only_chunks, bool pin_chunks) {
+                 bool mask_sink, double ratio, const std::string& select, bool only_chunks, bool pin_chunks,
+                 const KeyPolicyOption& key_policy) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -267,6 +284,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
       .mode = parse_mode(reuse), .mask_sink = mask_sink, .ratio = ratio, .selection = parse_selection(select)};
   request.only_chunks = only_chunks;
   request.pin_chunks = pin_chunks;
+  set_policy(request, key_policy);
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
@@ -340,6 +358,7 @@ py::dict reuse_of(const engine::StepOutput& output) {
   out["isolated"] = output.reuse.isolated;
   out["recomputed"] = output.reuse.recomputed;
   out["computed"] = output.reuse.computed;
+  out["policy_applied"] = output.reuse.policy_applied;
   return out;
 }
 
@@ -440,7 +459,8 @@ void bind_engine(py::module_& module) {
            py::arg("timeout_seconds") = 0.0, py::arg("guided") = py::none(), py::arg("streams") = true,
            py::arg("chunks") = std::vector<std::tuple<int, int, std::vector<TokenId>>>{}, py::arg("reuse") = "exact",
            py::arg("mask_sink") = true, py::arg("ratio") = 0.15, py::arg("select") = "deviation",
-           py::arg("only_chunks") = false, py::arg("pin_chunks") = false)
+           py::arg("only_chunks") = false, py::arg("pin_chunks") = false,
+           py::arg("key_policy") = KeyPolicyOption{"full", 0, 1, 0, 0})
       .def("num_cached", &num_cached, py::arg("token_ids"), py::arg("cache_salt") = "")
       .def("find_chunk", &find_chunk, py::arg("token_ids"), py::arg("anchor_token_ids"), py::arg("cache_salt") = "")
       .def("list_chunks", &list_chunks, py::arg("cache_salt") = "")

@@ -8,7 +8,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from nanobraid import _logging
+from nanobraid import _logging, kv_policy
 from nanobraid._core import __version__
 from nanobraid.chat_template import ChatTemplate
 from nanobraid.chunk_cache import ChunkCache, ChunkInfo
@@ -30,6 +30,7 @@ from nanobraid.errors import (
     UnsupportedError,
 )
 from nanobraid.guided import Guided
+from nanobraid.kv_policy import KvPolicy
 from nanobraid.llm import LLM
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
@@ -66,6 +67,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidCompositionError",
     "Isolated",
+    "KvPolicy",
     "Logprob",
     "ModelIOError",
     "ModelNotFoundError",
@@ -84,6 +86,7 @@ __all__ = [
     "UnsupportedError",
     "WarmReport",
     "__version__",
+    "kv_policy",
 ]
 
 

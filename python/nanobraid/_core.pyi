@@ -370,10 +370,12 @@ class Engine:
         select: str = "deviation",
         only_chunks: bool = False,
         pin_chunks: bool = False,
+        key_policy: tuple[str, int, int, int, int] = ...,
     ) -> int:
         """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
         prompt_logprobs, prompt_logits or only_chunks.
         `chunks` are (begin, count, anchor token ids) of parts of the prompt, `reuse` says how they are used.
+        `key_policy` is `KvPolicy.key_rule`.
         With `only_chunks` nothing but them is computed.
         `guided` is None or has ``matcher()``, which is called for each answer (see nanobraid.guided).
         Prompts that are computed beside a request that `streams` are cut so that steps stay short.

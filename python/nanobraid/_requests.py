@@ -8,6 +8,7 @@ from typing import Any
 
 from nanobraid.errors import InvalidArgumentError
 from nanobraid.guided import plan_for
+from nanobraid.kv_policy import KvPolicy, parse
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.tokenizer import Tokenizer
 
@@ -76,6 +77,7 @@ def request_options(
     room: int,
     max_model_len: int,
     default_seed: int | None,
+    default_policy: KvPolicy,
 ) -> dict[str, Any]:
     """Returns what the engine needs to know about a request.
 
@@ -87,6 +89,7 @@ def request_options(
         room: The least number of new tokens.
         max_model_len: Tokens of the context.
         default_seed: For parameters without one.
+        default_policy: For parameters without one.
 
     Raises:
         InvalidArgumentError: The prompt is empty or too long, or a parameter names a token that does not exist.
@@ -112,6 +115,7 @@ def request_options(
                 raise InvalidArgumentError(f"{field} must hold token ids in [0, {last}], got {token_id}")
     space = max_model_len - len(ids)
     seed = default_seed if params.seed is None else params.seed  # -1 asks for a random one
+    policy = default_policy if params.kv_policy is None else parse(params.kv_policy)
     max_tokens = space if params.max_tokens is None else min(params.max_tokens, space)
     return {
         "max_tokens": max_tokens,
@@ -132,6 +136,7 @@ def request_options(
         "logprobs": params.logprobs,
         "prompt_logprobs": params.prompt_logprobs,
         "n": params.n,
+        "key_policy": policy.key_rule,
         "stop": list(params.stop),
         "stop_tokenizer": tokenizer.core,
         "guided": None if params.guided is None else plan_for(params.guided, tokenizer),

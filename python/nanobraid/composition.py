@@ -81,6 +81,7 @@ class ReuseReport:
         recomputed: Tokens of chunks that were computed again.
         computed: All others.
         ttft_ms: From the submission to the first token; of an answer without tokens, to its end.
+        policy_applied: Whether `SamplingParams.kv_policy` kept a token from seeing all before it.
         downgrade_reason: Why the request was served in the mode ``exact``, if it could not be as it was meant.
     """
 
@@ -92,11 +93,12 @@ class ReuseReport:
     computed: int
     ttft_ms: float
     downgrade_reason: str | None = None
+    policy_applied: bool = False
 
     @property
     def is_exact(self) -> bool:
-        """Whether the answer is what a request without chunks would give."""
-        return self.mode_served == "exact"
+        """Whether the answer is what a request without chunks and policy would give."""
+        return self.mode_served == "exact" and not self.policy_applied
 
 
 def reuse_options(reuse: Reuse) -> dict[str, Any]:
@@ -152,4 +154,5 @@ def report_of(requested: str, output: _core.StepOutput, reason: str | None) -> R
         computed=reuse["computed"],
         ttft_ms=output.metrics["ttft_ms"],
         downgrade_reason=reason,
+        policy_applied=reuse["policy_applied"],
     )

@@ -25,16 +25,16 @@ from nanobraid._options import (
     trace_file,
 )
 from nanobraid._requests import Prompts, call_options, encode_prompts, params_for, request_options
+from nanobraid._scoring import Scoring
 from nanobraid.chat_template import ChatTemplate, Message
 from nanobraid.chunk_cache import ChunkCache
 from nanobraid.errors import core_errors
-from nanobraid.outputs import RequestOutput, ScoreOutput, StreamPiece
+from nanobraid.kv_policy import KvPolicy, parse
+from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams, require_int
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
     from nanobraid._chat_inputs import ChatOptions
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 _MAX_THREADS = 256
 _DTYPES = ("auto", "int8", "bf16", "f32")
-_KV_DTYPES = ("auto", "bf16", "f32", "int8", "mixed")
+_KV_DTYPES = ("auto", "bf16", "f16", "f32", "int8", "mixed")
 
 
-class LLM(Composing):
+class LLM(Composing, Scoring):
     """A language model loaded for generation on this machine.
 
     Several threads may use one LLM at the same time, and several streams may be open at once: all their requests share
@@ -62,11 +62,13 @@ class LLM(Composing):
         dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default on the CPU),
             ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
             ones become bf16.
-        kv_dtype: Type of the stored keys and values: ``bf16``, ``f32``, ``int8`` (8.25 bits a number) or ``mixed``
-            (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``; a GPU has these two.
+        kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
+            number) or ``mixed`` (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``;
+            a GPU has bf16 and f32.
             The first time that a model is loaded with a quantized type, a self-test measures what that changes.
         force_kv_dtype: Use `kv_dtype` even if that changes the predictions of this model too much; see
             ``config["kv_selftest"]``.
+        kv_policy: Which keys and values requests keep and see that do not say it themselves, see `SamplingParams`.
         num_threads: Threads of computation; None for one per processor that this process may use.
         max_model_len: Longest prompt plus answer in tokens; None for what the model file states.
         max_num_seqs: Most requests computed in one step.
@@ -110,6 +112,7 @@ class LLM(Composing):
         dtype: str = "auto",
         kv_dtype: str = "auto",
         force_kv_dtype: bool = False,
+        kv_policy: KvPolicy | str = "full",
         num_threads: int | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 16,
@@ -142,6 +145,7 @@ class LLM(Composing):
         is_deterministic = require_flag("deterministic", deterministic, False)
         is_forced = require_flag("force_kv_dtype", force_kv_dtype, False)
         self._seed = SamplingParams(seed=seed).seed
+        self._kv_policy = parse(kv_policy)
         trace = trace_file(trace_path)
         store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
 
@@ -212,7 +216,7 @@ class LLM(Composing):
 
         ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
         ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``,
-        ``kv_dtype``, ``num_threads``, ``max_model_len``, ``enable_prefix_caching``, ``weight_bytes`` and
+        ``kv_dtype``, ``kv_policy``, ``num_threads``, ``max_model_len``, ``enable_prefix_caching``, ``weight_bytes`` and
         ``load_seconds`` of this LLM.
         ``fusion`` says which ``operators`` are ``fused`` or ``composed``, and the ``errors`` that were measured: each
         of one operator, with its bound and the layer it was found in.
@@ -226,6 +230,7 @@ class LLM(Composing):
             "dtype": self._model.dtype,
             "kv_dtype": self._kv_dtype,
             "kv_selftest": self._kv_selftest,
+            "kv_policy": str(self._kv_policy),
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
             "enable_prefix_caching": self._enable_prefix_caching,
@@ -240,7 +245,7 @@ class LLM(Composing):
         Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
         and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps. The prefix
         ``disk_`` is about `kv_store_path`: tokens and chunks that came from there, misses by reason, writes.
-        ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each kind of them: how many ``running``
+        ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each policy: how many ``running``
         requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
         them behind a further ``_``.
@@ -433,51 +438,6 @@ class LLM(Composing):
             self._chat_template = ChatTemplate.of(self._tokenizer)
         return self._chat_template.encode(messages, self._tokenizer, **options)
 
-    def score(self, text_or_ids: str | Sequence[int]) -> ScoreOutput:
-        """Returns how likely each token of a text is, given those before it.
-
-        Args:
-            text_or_ids: A text or a list of token ids, at most `max_model_len` tokens.
-
-        Raises:
-            InvalidArgumentError: It is empty, too long or has ids outside the vocabulary.
-        """
-        ids, output = self._evaluate(text_or_ids, prompt_logprobs=0)
-        return ScoreOutput(ids, [None, *(row[0][1] for row in output.prompt_logprobs or ())])
-
-    def logits(self, text_or_ids: str | Sequence[int]) -> NDArray[np.float32]:
-        """Returns the logits after every token, for evaluation.
-
-        Args:
-            text_or_ids: A text or a list of T token ids, at most `max_model_len`.
-
-        Returns:
-            float32[T, V]; row i are the logits for the token after token i. 4 * T * V bytes.
-
-        Raises:
-            InvalidArgumentError: As `score`.
-        """
-        _, output = self._evaluate(text_or_ids, prompt_logits=True)
-        logits = output.prompt_logits
-        assert logits is not None
-        return logits
-
-    def _evaluate(self, text_or_ids: str | Sequence[int], **what: Any) -> tuple[list[int], _core.StepOutput]:
-        prompt: Any = text_or_ids if isinstance(text_or_ids, str) else [text_or_ids]
-        _, (ids,) = encode_prompts(self._tokenizer, prompt)
-        options = self._request(ids, SamplingParams(temperature=0.0), room=0)
-        options.update(what, max_tokens=0)
-        call = Call(streams=False)
-        try:
-            self._driver.submit(call, 0, ids, **options)
-            while True:
-                for _, output in self._driver.wait(call):
-                    if output.finish_reason is not None:
-                        return ids, output
-        except BaseException:
-            self._driver.cancel(call)
-            raise
-
     def _request(
         self, ids: list[int], params: SamplingParams, index: int | None = None, room: int = 1
     ) -> dict[str, Any]:
@@ -490,6 +450,7 @@ class LLM(Composing):
             room=room,
             max_model_len=self._max_model_len,
             default_seed=self._seed,
+            default_policy=self._kv_policy,
         )
 
 

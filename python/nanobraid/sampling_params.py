@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nanobraid.errors import InvalidArgumentError, UnsupportedError
 from nanobraid.guided import Guided
+from nanobraid.kv_policy import KvPolicy, parse
 
 _MAX_SEED = 2**64 - 1
 _MAX_INT = 2**31 - 1
@@ -98,6 +99,8 @@ class SamplingParams:
         guided: What the answer must look like, see `Guided`. It ends when it is complete and nothing may follow, or
             with the end-of-sequence token or one of `stop_token_ids`, which are chosen only where it is complete.
             `max_tokens` and stop strings may end it before. Not together with `ignore_eos`.
+        kv_policy: Which keys and values are kept and seen, see `nanobraid.kv_policy`: a policy, or its name with
+            options as in ``"sliding_window(192, sinks=4)"``. None takes the engine's.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
@@ -127,6 +130,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     guided: Guided | None = None
     keep_special_token_ids: Sequence[int] = ()
+    kv_policy: KvPolicy | str | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -170,6 +174,8 @@ class SamplingParams:
         if not isinstance(self.include_stop_str_in_output, bool):
             raise _refuse("include_stop_str_in_output", self.include_stop_str_in_output, "True or False")
         self._check_guided()
+        if self.kv_policy is not None:
+            put("kv_policy", parse(self.kv_policy))
         if self.best_of is not None:
             raise UnsupportedError(f"best_of={self.best_of!r} is not supported; leave it out")
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from nanobraid.errors import DownloadError, InvalidArgumentError
+from nanobraid.kv_policy import NAMES
 from nanobraid.llm import LLM
 from nanobraid.models import DEFAULT_MODEL, Offer, ensure
 from nanobraid.sampling_params import SamplingParams
@@ -16,6 +17,7 @@ _MODEL_FIELDS = (
     "dtype",
     "kv_dtype",
     "force_kv_dtype",
+    "kv_policy",
     "num_threads",
     "max_model_len",
     "max_num_seqs",
@@ -55,7 +57,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
     group.add_argument(
-        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f32, int8 or mixed (default: auto)"
+        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f16, f32, int8 or mixed (default: auto)"
+    )
+    group.add_argument(
+        "--kv-policy",
+        default="full",
+        metavar="POLICY",
+        help=f"keys and values that requests keep and see: {', '.join(NAMES)}, with options as in "
+        "'sliding_window(1024, sinks=4)' (default: full)",
     )
     group.add_argument(
         "--force-kv-dtype",

@@ -22,6 +22,7 @@ EXTENSIONS = (
     "frequency_penalty",
     "ignore_eos",
     "include_stop_str_in_output",
+    "kv_policy",
     "logit_bias",
     "min_p",
     "min_tokens",

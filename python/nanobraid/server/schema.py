@@ -172,6 +172,7 @@ class Generation(Request):
     structured_outputs: Object | None = None
     # ours
     timeout_s: float | None = Field(None, gt=0)
+    kv_policy: str | None = Field(None, min_length=1, max_length=200)
     chunks: list[Any] | None = Field(None, max_length=256)
     reuse: Any = None
 

@@ -280,6 +280,7 @@ class Service:
             "include_stop_str_in_output": request.include_stop_str_in_output,
             "stop": request.stop,
             "stop_token_ids": request.stop_token_ids,
+            "kv_policy": request.kv_policy,
             "n": request.n,
         }
         try:

@@ -107,6 +107,66 @@ TEST(BatchBuilder, AWarmBatchKeepsItsAddresses) {
   EXPECT_EQ(addresses(), before);
 }
 
+TEST(BatchBuilder, APolicyIsSaidWhereItHidesAndHolesAreFilled) {
+  Scheduler scheduler({.max_batch_tokens = 40, .max_num_seqs = 4}, 50);
+  Request request = make_request(100, 5);
+  request.key_policy = {.rule = ops::KeyRule::window, .prefix = 4, .window = 40};
+  scheduler.submit(make_sequence(1, request));
+  StepBatch batch;
+  const auto& inputs = batch.inputs;
+  const StepPlan* plan = &scheduler.plan();
+  build_batch(*plan, scheduler.chunks(), batch);  // rows 0 to 39 see all before them
+  EXPECT_EQ(inputs.segments[0].policy, -1);
+  EXPECT_TRUE(inputs.policies.empty());
+  commit(scheduler, *plan, 99);
+  plan = &scheduler.plan();
+  build_batch(*plan, scheduler.chunks(), batch);
+  ASSERT_EQ(inputs.segments[0].policy, 0);
+  EXPECT_EQ(inputs.policies[0].window, 40);
+  EXPECT_EQ(inputs.blocks, (Ints{0, 1, 2, 3, 4}));
+  commit(scheduler, *plan, 99);
+  plan = &scheduler.plan();  // row 80 sees 41 on, and sinks in block 0
+  build_batch(*plan, scheduler.chunks(), batch);
+  EXPECT_EQ(plan->entries[0].sequence->table.num_holes(), 1);
+  EXPECT_EQ(inputs.blocks, (Ints{0, 6, 2, 3, 4, 1, 6}));  // block 1 was given back and is the sixth now
+  EXPECT_EQ(inputs.runs[0].num_keys, 100);
+}
+
+TEST(BatchBuilder, SummariesAreARunAndMadeOnce) {
+  Scheduler scheduler({.max_batch_tokens = 48, .max_num_seqs = 4}, 50);
+  Request request = make_request(100, 5);
+  request.key_policy = {.rule = ops::KeyRule::summary, .window = 20, .period = 32};
+  scheduler.submit(make_sequence(1, request));
+  StepBatch batch;
+  const auto& inputs = batch.inputs;
+  const StepPlan* plan = &scheduler.plan();
+  build_batch(*plan, scheduler.chunks(), batch);  // up to row 47: the tail of 47 begins with 28, in group 0
+  EXPECT_EQ(inputs.runs.size(), 1u);
+  EXPECT_TRUE(inputs.summaries.empty());
+  commit(scheduler, *plan, 99);
+  plan = &scheduler.plan();  // up to row 95: the tail of 95 begins with 76, in group 2
+  build_batch(*plan, scheduler.chunks(), batch);
+  ASSERT_EQ(inputs.runs.size(), 2u);
+  EXPECT_EQ(inputs.segments[0].run_count, 2);
+  EXPECT_EQ(inputs.runs[0].num_keys, 2);
+  EXPECT_FLOAT_EQ(inputs.runs[0].score_bias, 3.4657359f);  // log(32)
+  EXPECT_EQ(inputs.run_positions, (Ints{51, 83}));         // the first rows whose tails begin behind the groups
+  EXPECT_EQ(inputs.runs[1].block_begin, 1);
+  ASSERT_EQ(inputs.summaries.size(), 2u);
+  EXPECT_EQ(inputs.summaries[1].block_begin, 1);
+  EXPECT_EQ(inputs.summaries[1].first_key, 32);
+  EXPECT_EQ(inputs.summaries[1].num_tokens, 32);
+  EXPECT_EQ(inputs.summaries[1].position, 32);
+  EXPECT_EQ(inputs.summaries[1].slot_position, 48);
+  EXPECT_EQ(inputs.summaries[1].slot, inputs.blocks[0] * 16 + 1);
+  commit(scheduler, *plan, 99);
+  plan = &scheduler.plan();
+  build_batch(*plan, scheduler.chunks(), batch);
+  EXPECT_TRUE(inputs.summaries.empty());
+  EXPECT_EQ(inputs.runs[0].num_keys, 2);
+  EXPECT_EQ(plan->entries[0].sequence->table.num_holes(), 4);
+}
+
 TEST(BatchBuilder, AnEmptyPlanGivesAnEmptyBatch) {
   StepBatch batch;
   kv::BlockPool pool(1);

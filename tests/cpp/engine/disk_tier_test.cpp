@@ -226,6 +226,7 @@ TEST(DiskTier, FingerprintHasEveryFact) {
   const auto model = make_tiny_model();
   EXPECT_EQ(kv_fingerprint(*model, quant::KvFormat::f32, content), all.front()) << "and nothing else";
   all.push_back(kv_fingerprint(*model, quant::KvFormat::bf16, content));
+  all.push_back(kv_fingerprint(*model, quant::KvFormat::f16, content));
   all.push_back(kv_fingerprint(*model, quant::KvFormat::int8, content));
   all.push_back(kv_fingerprint(*model, quant::KvFormat::mixed, content));
   all.push_back(kv_fingerprint(*model, quant::KvFormat::f32, digest_of("other content")));

@@ -121,12 +121,12 @@ inline void PrintTo(const KvCase& kv_case, std::ostream* out) {
 
 class EveryKvFormat : public testing::TestWithParam<KvCase> {};
 
-/// Every one of these backends with its default and with the quantized formats.
+/// Every one of these backends with its default and with the formats that are nobody's default.
 inline std::vector<KvCase> kv_cases() {
   std::vector<KvCase> cases;
   for (const std::string& backend : engine_backends()) {
     cases.push_back({backend, std::nullopt});
-    for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+    for (const quant::KvFormat format : {quant::KvFormat::f16, quant::KvFormat::int8, quant::KvFormat::mixed}) {
       if ((ops::find_backend(backend).kernels->kv_formats & ops::kv_bit(format)) != 0) {
         cases.push_back({backend, format});
       }

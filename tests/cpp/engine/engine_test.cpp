@@ -337,7 +337,7 @@ TEST(Engine, AKvFormatThatTheBackendLacksIsRefused) {
   model::ModelWeights weights = model::TinyWeights(options, backend, *pool).build(config);
   const model::Model poor(std::move(config), std::move(weights), backend, std::move(pool));
   EXPECT_NO_THROW(Engine(poor, {.kv_format = quant::KvFormat::bf16}));
-  for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+  for (const quant::KvFormat format : {quant::KvFormat::f16, quant::KvFormat::int8, quant::KvFormat::mixed}) {
     EXPECT_NO_THROW(Engine(*model, {.kv_format = format}));
     try {
       Engine(poor, {.kv_format = format});

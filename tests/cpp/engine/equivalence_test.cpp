@@ -2,8 +2,8 @@
 //
 // A run draws a backend, 1 or 2 threads, slices, number of sequences, cache on or off, and a pool that is ample or a
 // fifth of what its answers need; then arrivals, lengths, shared beginnings, continued conversations, namespaces,
-// several answers, sampling options, scores, prompts composed of chunks and cancellations. The oracle answers each
-// request by itself, without a cache, with chunks of its own and with as much memory as it likes.
+// several answers, sampling options, scores, prompts composed of chunks, policies of keys and cancellations. The oracle
+// answers each request by itself, without a cache, with chunks of its own and with as much memory as it likes.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -60,6 +60,7 @@ struct Totals {
   std::int64_t evictions = 0;
   std::int64_t measured = 0;
   std::int64_t no_room = 0;
+  std::int64_t lossy = 0;
 };
 
 class RandomEngineRun {
@@ -174,15 +175,34 @@ class RandomEngineRun {
     if (pick(0, 4) == 0) request.n = pick(2, 4);
     if (pick(0, 4) == 0) request.cache_salt = "other";
     if (pick(0, 9) == 0) request.prompt_logprobs = pick(0, 2);
-    if (pick(0, 2) == 0) compose(request);
+    if (pick(0, 2) == 0) {
+      compose(request);
+    } else if (pick(0, 2) == 0) {
+      draw_policy(request);
+    }
     if (pick(0, 3) == 0) {
       for (int i = 0; i < 12; ++i) request.stop_token_ids.push_back(pick(1, kVocab - 1));
     }
     return request;
   }
 
+  void draw_policy(Request& request) {
+    ops::KeyPolicy& policy = request.key_policy;
+    policy.rule = static_cast<ops::KeyRule>(pick(0, 5));
+    if (policy.rule == ops::KeyRule::full) {
+      request.keeps_kv = request.n > 1;
+      return;
+    }
+    policy.window = one_of({1, pick(1, 30), pick(1, 200)});
+    if (policy.rule != ops::KeyRule::summary) policy.prefix = one_of({0, 4, pick(0, 40)});
+    policy.period = pick(1, 4) * (policy.rule == ops::KeyRule::strided ? 1 : kBlockTokens);
+    if (policy.rule == ops::KeyRule::block) policy.keep = pick(0, policy.period / kBlockTokens) * kBlockTokens;
+    if (policy.rule == ops::KeyRule::budget) policy.keep = pick(0, 4);
+  }
+
   static int blocks_of(const Request& request) {
     int blocks = kv::BlockTable::blocks_for(static_cast<int>(request.prompt.size()) + request.max_tokens);
+    if (request.key_policy.rule == ops::KeyRule::summary) blocks += 2;
     for (const ChunkSpan& chunk : request.chunks) {
       blocks += kv::BlockTable::blocks_for(chunk.count + static_cast<int>(chunk.anchor.size()));
     }
@@ -271,6 +291,7 @@ class RandomEngineRun {
       }
       ++(answer.finish_reason == FinishReason::stop ? totals.stopped : totals.completed);
       if (!request.chunks.empty()) ++totals.composed;
+      if (request.key_policy.rule != ops::KeyRule::full) ++totals.lossy;
       EXPECT_EQ(answer.finish_reason, wanted.finish_reason);
       EXPECT_EQ(answer.tokens, wanted.tokens);
       EXPECT_TRUE(same_bits(answer.logprobs, wanted.logprobs));
@@ -317,6 +338,7 @@ TEST(Equivalence, EveryAnswerIsThatOfTheRequestAlone) {
   EXPECT_GT(totals.measured, 10 * num_seeds);
   EXPECT_GT(totals.evictions, num_seeds / 10);
   EXPECT_LT(totals.no_room, num_seeds);
+  EXPECT_GT(totals.lossy, num_seeds / 2);
 }
 
 }  // namespace

@@ -13,12 +13,12 @@ namespace {
 constexpr int kVocab = 50;
 constexpr int kContext = 20;
 
-void expect_refused(const Request& request, const std::string& part) {
+void expect_refused(const Request& request, const std::string& part, ErrorCode code = ErrorCode::invalid_argument) {
   try {
     validate(request, kVocab, kContext);
     ADD_FAILURE() << "accepted; expected '" << part << "'";
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    EXPECT_EQ(error.code(), code);
     EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
   }
 }
@@ -61,6 +61,30 @@ TEST(Request, RefusesByNameAndValue) {
   expect_refused(bad, "prompt_logprobs must be in [0, 20], got 21");
   bad.prompt_logprobs = -1;
   expect_refused(bad, "prompt_logprobs must be in [0, 20], got -1");
+}
+
+TEST(Request, RefusesPoliciesByNameAndValue) {
+  Request request = make_request(5, 1);
+  request.key_policy = {.rule = ops::KeyRule::window, .prefix = 4, .window = 1};
+  validate(request, kVocab, kContext);
+  request.key_policy.window = 0;
+  expect_refused(request, "window is 0");
+  request.key_policy = {.rule = ops::KeyRule::summary, .window = 8, .period = 24};
+  expect_refused(request, "multiples of 16 tokens, got 24");
+  request.key_policy.period = 32;
+  validate(request, kVocab, kContext);
+  request.keeps_kv = false;
+  expect_refused(request, "keeps no KV");
+  request.key_policy = {};
+  validate(request, kVocab, kContext);
+  request.n = 2;
+  expect_refused(request, "one answer to a prompt, n is 2", ErrorCode::unsupported);
+  request = make_request(5, 1);
+  request.key_policy = {.rule = ops::KeyRule::window, .window = 4};
+  request.chunks = {{.begin = 1, .count = 2}};
+  validate(request, kVocab, kContext);  // in the mode `exact` chunks are plain tokens
+  request.reuse.mode = ReuseMode::isolated;
+  expect_refused(request, "chunks in mode isolated", ErrorCode::unsupported);
 }
 
 // A chunk at the beginning whose anchor stands before it: queries are rotated to their distance from the anchor.

@@ -54,5 +54,15 @@ TEST(StepTraffic, AWindowLimitsTheKeysThatAreRead) {
   EXPECT_EQ(traffic.bytes(inputs_of({{8, 100}}), 0), fixed + 8 * kRow + (32 + 7) * kToken);
 }
 
+TEST(StepTraffic, APolicyLimitsTheBlocksThatAreRead) {
+  const auto model = model::make_tiny_model();
+  const StepTraffic traffic(*model, kShape);
+  model::StepInputs inputs = inputs_of({{1, 100}});
+  inputs.positions = {99};
+  inputs.policies = {{.rule = ops::KeyRule::window, .prefix = 4, .window = 20}};
+  inputs.segments[0].policy = 0;
+  EXPECT_EQ(traffic.bytes(inputs, 0), 2 * kLayer + kRow + (16 + 20) * kToken);  // the sinks' block, and from 80 on
+}
+
 }  // namespace
 }  // namespace nb::engine

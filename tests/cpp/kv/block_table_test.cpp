@@ -140,5 +140,42 @@ TEST(BlockTable, AForkSharesFullBlocksAndCopiesTheRest) {
   pool.check_invariants(owners);
 }
 
+TEST(BlockTable, ADroppedBlockLeavesAHole) {
+  BlockPool pool(4);
+  BlockTable table;
+  ASSERT_TRUE(table.reserve(pool, 64));
+  table.grow_to(40);
+  const std::vector<BlockId> blocks(table.reserved().begin(), table.reserved().end());
+  std::vector<BlockId> freed;
+  table.drop(pool, 1, freed);
+  table.drop(pool, 1, freed);  // once is enough
+  EXPECT_EQ(freed, std::vector<BlockId>{blocks[1]});
+  EXPECT_EQ(pool.num_free(), 1);
+  EXPECT_EQ(table.num_holes(), 1);
+  EXPECT_EQ(table.num_owned(), 3);
+  EXPECT_EQ(table.blocks()[1], kNoBlock);
+  EXPECT_EQ(table.slot_of(39), blocks[2] * 16 + 7);
+  EXPECT_THROW(table.slot_of(20), Error);  // there is no such place any more
+  EXPECT_TRUE(table.reserve(pool, 80));    // of five blocks four are owned
+  freed.clear();
+  table.release(pool, freed);
+  EXPECT_EQ(freed.size(), 4u);
+  EXPECT_EQ(pool.num_free(), 4);
+  EXPECT_EQ(table.num_holes(), 0);
+}
+
+TEST(BlockTable, ADroppedBlockStaysWithOthersWhoShareIt) {
+  BlockPool pool(3);
+  BlockTable table, fork;
+  std::vector<BlockCopy> copies;
+  std::vector<BlockId> freed;
+  ASSERT_TRUE(table.reserve(pool, 32));
+  table.grow_to(32);
+  ASSERT_TRUE(fork.fork(pool, table, 32, copies));
+  table.drop(pool, 0, freed);
+  EXPECT_TRUE(freed.empty());
+  EXPECT_EQ(pool.ref_count(fork.blocks()[0]), 1);
+}
+
 }  // namespace
 }  // namespace nb::kv

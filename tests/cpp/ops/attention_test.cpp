@@ -135,7 +135,7 @@ const Problem kPlainProblems[] = {
 std::vector<Problem> problems_of_formats() {
   std::vector<Problem> problems(std::begin(kPlainProblems), std::end(kPlainProblems));
   for (Problem problem : kPlainProblems) {
-    for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::mixed}) {
+    for (const quant::KvFormat format : {quant::KvFormat::f16, quant::KvFormat::int8, quant::KvFormat::mixed}) {
       problem.format = format;
       problems.push_back(problem);
     }
@@ -366,7 +366,7 @@ struct SharedProblem {
     const int shapes[][3] = {{9, 3, 16}, {4, 4, 16}, {14, 2, 32}, {30, 1, 16}};
     const auto& shape = shapes[draw(0, 3)];
     num_heads = shape[0], num_kv_heads = shape[1], head_dim = shape[2];
-    format = kv_formats()[static_cast<std::size_t>(draw(0, 3))];
+    format = kv_formats()[static_cast<std::size_t>(draw(0, quant::kNumKvFormats - 1))];
     const int windows[] = {0, 0, 0, 17, 100, 300};
     window = windows[draw(0, 5)];
     std::vector<int32_t> previous;

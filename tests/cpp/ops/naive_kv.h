@@ -47,10 +47,17 @@ inline std::vector<double> naive_groups(const std::vector<float>& x) {
   return kept;
 }
 
+inline std::vector<double> naive_halves(const std::vector<float>& x) {
+  std::vector<double> kept;
+  for (const float value : x) kept.push_back(static_cast<double>(nearest_half(value)));
+  return kept;
+}
+
 /// What a token's key (or value) of one head is when it is read again. All of it is finite.
 inline std::vector<double> naive_stored(quant::KvFormat format, bool is_key, const std::vector<float>& x) {
   if (format == quant::KvFormat::int8 || (format == quant::KvFormat::mixed && is_key)) return naive_int8(x);
   if (format == quant::KvFormat::mixed) return naive_groups(x);
+  if (format == quant::KvFormat::f16) return naive_halves(x);
   std::vector<double> kept;
   for (const float value : x) {
     kept.push_back(static_cast<double>(format == quant::KvFormat::bf16 ? bf16_to_f32(f32_to_bf16(value)) : value));

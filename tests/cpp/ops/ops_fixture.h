@@ -123,7 +123,8 @@ inline bool is_usable(const std::string& name) {
 
 /// All formats of keys and values.
 inline std::vector<quant::KvFormat> kv_formats() {
-  return {quant::KvFormat::f32, quant::KvFormat::bf16, quant::KvFormat::int8, quant::KvFormat::mixed};
+  return {quant::KvFormat::f32, quant::KvFormat::bf16, quant::KvFormat::f16, quant::KvFormat::int8,
+          quant::KvFormat::mixed};
 }
 
 /// How far attention may be off the reference, relative to the largest output. A table that multiplies bf16 pairs
@@ -131,6 +132,7 @@ inline std::vector<quant::KvFormat> kv_formats() {
 /// is rounded to 2^-15 of its peak; and codes and minima are larger than what is left of them in a sum.
 inline double attention_tolerance(const std::string& backend, quant::KvFormat format) {
   if (format == quant::KvFormat::f32) return 5e-6;
+  if (format == quant::KvFormat::f16) return 3e-5;
   if (format != quant::KvFormat::bf16) return 4e-4;
   return find_backend(backend).kernels->packs_bf16 ? 6e-3 : 3e-5;
 }

@@ -112,8 +112,8 @@ TEST_P(Ops, KeyDeviationFollowsTheDefinition) {
   for (const quant::KvFormat format : kv_formats()) {
     for (const auto& [heads, dim] : {std::pair{1, 16}, {2, 24}, {3, 64}, {1, 80}, {2, 128}}) {
       // Tiled backends quantize vectors of up to 16 dimensions; the model refuses other heads.
-      const bool plain = format == quant::KvFormat::f32 || format == quant::KvFormat::bf16;
-      if (dim % 16 != 0 && !plain) continue;
+      const bool quantized = format == quant::KvFormat::int8 || format == quant::KvFormat::mixed;
+      if (dim % 16 != 0 && quantized) continue;
       Bench one(GetParam(), 1), two(GetParam(), 2);
       kv::KvStorage stored_a({format, 2, heads, dim}, kBlocksA), stored_b({format, 3, heads, dim}, kBlocksB);
       Matrix a = Matrix::random(kBlocksA * kBlockTokens, heads * dim, 1);

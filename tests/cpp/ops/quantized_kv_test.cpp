@@ -1,4 +1,5 @@
-// Quantized keys and values on every backend, against softmax in double over what the formats say is kept.
+// Quantized keys and values, and those of fp16, on every backend, against softmax in double over what the formats say
+// is kept.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -114,7 +115,7 @@ class QuantizedKv : public EveryBackend {};
 
 TEST_P(QuantizedKv, AttentionFollowsTheDefinition) {
   Bench bench(GetParam(), 2);
-  for (const KvFormat format : {KvFormat::int8, KvFormat::mixed}) {
+  for (const KvFormat format : {KvFormat::f16, KvFormat::int8, KvFormat::mixed}) {
     for (const auto& [heads, kv_heads, dim] :
          {std::tuple{2, 1, 16}, {3, 1, 32}, {6, 2, 48}, {9, 3, 64}, {1, 1, 80}, {7, 1, 96}, {4, 2, 128}}) {
       Sequence sequence(format, heads, kv_heads, dim, 150);
@@ -129,7 +130,7 @@ TEST_P(QuantizedKv, AttentionFollowsTheDefinition) {
 // Who sees one key gets its value: every code, scale and minimum, at the ends of what halves hold too.
 TEST_P(QuantizedKv, ARowThatSeesOneKeyGetsItsStoredValue) {
   Bench bench(GetParam(), 2);
-  for (const KvFormat format : {KvFormat::int8, KvFormat::mixed}) {
+  for (const KvFormat format : {KvFormat::f16, KvFormat::int8, KvFormat::mixed}) {
     for (const int dim : {16, 48, 64, 80, 128}) {
       Sequence sequence(format, 4, 2, dim, 100);
       const float sizes[] = {1.0f, 1e-3f, 6e4f, 1e-6f, 3e-7f, 1e3f, 1e-8f, 5e5f, 3e9f, 1e-40f, 1e37f};
@@ -166,7 +167,7 @@ TEST_P(QuantizedKv, WhatIsNotFiniteConcernsWhoSeesIt) {
   Bench bench(GetParam(), 2);
   constexpr int kBad = 37, kWindow = 20;
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  for (const KvFormat format : {KvFormat::int8, KvFormat::mixed}) {
+  for (const KvFormat format : {KvFormat::f16, KvFormat::int8, KvFormat::mixed}) {
     for (const float bad : {infinity, -infinity, nan}) {
       for (const bool in_keys : {false, true}) {
         Sequence sequence(format, 2, 1, 64, 100);
@@ -176,7 +177,7 @@ TEST_P(QuantizedKv, WhatIsNotFiniteConcernsWhoSeesIt) {
         for (int t = 0; t < 100; ++t) {
           if (t < kBad || t >= kBad + kWindow) {
             for (int i = 0; i < 128; ++i) ASSERT_EQ(out.at(t, i), good.at(t, i)) << t << ", " << i << ", " << bad;
-          } else if (!in_keys) {
+          } else if (!in_keys || format == KvFormat::f16) {
             EXPECT_TRUE(std::isnan(out.at(t, 5)) && std::isnan(out.at(t, 64 + 5))) << t << ", " << bad;
           }
         }

@@ -164,6 +164,7 @@ TEST(KvFormat, TableNamesAndCells) {
   };
   expect_cells(KvFormat::bf16, 64, 2048, 2048);
   expect_cells(KvFormat::f32, 64, 4096, 4096);
+  expect_cells(KvFormat::f16, 80, 2560, 2560);
   expect_cells(KvFormat::int8, 64, 16 * 66, 16 * 66);
   expect_cells(KvFormat::mixed, 64, 16 * 66, 16 * (32 + 2 * 4));
   expect_cells(KvFormat::mixed, 80, 16 * 82, 16 * (40 + 3 * 4));  // the last group has 16 dimensions

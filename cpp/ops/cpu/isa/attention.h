@@ -5,13 +5,13 @@
 // everything else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of
 // 64; each split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in
 // order. A sliding window moves no cut: a split of which a column sees nothing is the empty state, a tile of which it
-// sees nothing changes no state, so both may be skipped where no column of the tile of columns sees them.
-// When there are few columns and many keys, splits are shared out between threads and folded after a barrier: the
-// same arithmetic, in the same order. Segments that share leading runs or blocks form a bundle; a tile of columns takes
-// rows from all of a bundle, and loads a tile of keys once for neighbours whose blocks are the same there, wherever
-// these keys stand for each of them. That changes which columns are computed side by side and nothing else. Source of
-// the online softmax: Milakov & Gimelshein 2018, Dao et al. 2022; of reading shared prefixes once: Juravsky et al. 2024
-// (Hydragen).
+// sees nothing changes no state, so both may be skipped where no column of the tile of columns sees them. A policy
+// hides keys row by row: it is a sliding window with holes. When there are few columns and many keys, splits are shared
+// out between threads and folded after a barrier: the same arithmetic, in the same order. Segments that share leading
+// runs or blocks form a bundle; a tile of columns takes rows from all of a bundle, and loads a tile of keys once for
+// neighbours whose blocks are the same there, wherever these keys stand for each of them. That changes which columns
+// are computed side by side and nothing else. Source of the online softmax: Milakov & Gimelshein 2018, Dao et al. 2022;
+// of reading shared prefixes once: Juravsky et al. 2024 (Hydragen).
 #pragma once
 
 constexpr int kSplitKeys = kSplitTokens;
@@ -175,6 +175,20 @@ inline KeyRange visible_keys(const AttentionArgs& a, const AttentionRun& run, in
   return {first, limit < run.num_keys ? limit : run.num_keys};
 }
 
+// The policy that hides keys of run `index` of a segment, or null.
+inline const KeyPolicy* policy_of(const AttentionArgs& a, const AttentionSegment& segment, int index) {
+  return segment.policy >= 0 && index == segment.run_count - 1 ? a.policies + segment.policy : nullptr;
+}
+
+// Which keys of the tile at `key` a policy hides from the row at `position`, key k bit k.
+inline uint64_t hidden_in_tile(const KeyPolicy& policy, int position, int key) {
+  uint64_t bits = 0;
+  for (int b = 0; b < kTileKeys / 16; ++b) {
+    bits |= static_cast<uint64_t>(hidden_bits(policy, position, key / 16 + b)) << 16 * b;
+  }
+  return bits;
+}
+
 // Run `index` of a span's segment.
 inline const AttentionRun& run_of(const AttentionArgs& a, const TileSpan& span, int index) {
   return a.runs[span.segment->run_begin + index];
@@ -188,16 +202,18 @@ inline int shared_keys_of(const AttentionSegment& segment, int index) {
   return index == segment.shared_runs ? segment.shared_keys : 0;
 }
 
-// What all columns of a tile see of a run, the columns of each span, and each column.
+// What all columns of a tile see of a run, the columns of each span, and each column; of that, policies hide some.
 struct Visibility {
   KeyRange all;
   KeyRange span[kMaxColumns];
   KeyRange column[kMaxColumns];
+  bool has_policies;
 };
 
 inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, int run_index) {
   Visibility seen;
   seen.all = kNoKeys;
+  seen.has_policies = false;
   for (int i = 0; i < tile.num_spans; ++i) {
     const TileSpan& span = tile.spans[i];
     seen.span[i] = kNoKeys;
@@ -209,8 +225,49 @@ inline Visibility visibility(const AttentionArgs& a, const ColumnTile& tile, int
       widen(seen.span[i], keys);
     }
     widen(seen.all, seen.span[i]);
+    if (policy_of(a, *span.segment, run_index) != nullptr) seen.has_policies = true;
   }
   return seen;
+}
+
+// The first row of a span: under a policy no other one of it sees an earlier key that this one does not.
+inline int first_position(const AttentionArgs& a, const ColumnTile& tile, const TileSpan& span) {
+  return a.positions[tile.row_of(span.first_column)];
+}
+
+// Where the first tile of 64 keys begins, from that at `begin` on, of which a column of spans [first, last) sees
+// anything; behind all keys if there is none.
+inline int next_tile(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int first, int last,
+                     const Visibility& seen) {
+  if (!seen.has_policies) return begin;
+  int next = 0x7fffffff / kSplitKeys * kSplitKeys;
+  for (int i = first; i < last; ++i) {
+    const TileSpan& span = tile.spans[i];
+    int key = seen.span[i].begin > begin ? seen.span[i].begin : begin;
+    if (key >= seen.span[i].end) continue;
+    const KeyPolicy* policy = policy_of(a, *span.segment, run_index);
+    if (policy != nullptr) {
+      const int block = next_seen_block(*policy, first_position(a, tile, span), key / 16);
+      if (16 * block > key) key = 16 * block;
+    }
+    if (key < seen.span[i].end && key < next) next = key;
+  }
+  return next / kTileKeys * kTileKeys;
+}
+
+// The blocks [begin, end) of the tile of keys at `key` outside of which policies show the columns of spans [first,
+// last) nothing.
+inline KeyRange shown_blocks(const AttentionArgs& a, const ColumnTile& tile, int run_index, int key, int first,
+                             int last) {
+  KeyRange shown = kNoKeys;
+  for (int i = first; i < last; ++i) {
+    const KeyPolicy* policy = policy_of(a, *tile.spans[i].segment, run_index);
+    const int position = first_position(a, tile, tile.spans[i]);
+    for (int b = 0; b < kTileKeys / 16; ++b) {
+      if (policy == nullptr || !is_dead(*policy, position, key / 16 + b)) widen(shown, {b, b + 1});
+    }
+  }
+  return shown;
 }
 
 inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, ColumnScratch& s) {
@@ -233,27 +290,39 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
 
 // Makes weights of the scores of columns [first, last) against the tile of keys at `begin`, of which each sees its
 // part. What one number a column is needed of is computed for many columns at once. The values of the keys are in
-// cells [first_block, num_blocks) of `values`.
+// cells [first_block, num_blocks) of `values`. Who sees a token in `not_finite`, a bit for each key, gets NaN.
 template <quant::KvFormat kFormat>
 inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin,
                            const uint8_t* const* values, int first_block, int num_blocks, int first_span, int last_span,
-                           const Visibility& seen, ColumnScratch& s) {
+                           const Visibility& seen, uint64_t not_finite, ColumnScratch& s) {
   constexpr int kSlots = (kMaxColumns + kLanes - 1) / kLanes * kLanes;
   const int dim = a.kv.head_dim;
   [[maybe_unused]] const int groups = scale_groups(kFormat, dim);
   float before[kSlots], next[kSlots], rescale[kSlots];
+  uint32_t spoilt = 0;  // columns that see a token which is not finite, a bit each
   const int first = tile.spans[first_span].first_column;
   int last = first;
   for (int i = first_span; i < last_span; ++i) {
     const AttentionRun& run = run_of(a, tile.spans[i], run_index);
+    const int end = last + tile.spans[i].num_columns;
     HiddenKeys hidden;
     if (run.hidden_begin >= 0) expand_hidden(a.hidden + run.hidden_begin + begin / 16, num_blocks, hidden);
-    for (const int end = last + tile.spans[i].num_columns; last < end; ++last) {
+    // Of a span's rows the last one sees least, so most often there is nothing to hide.
+    const KeyPolicy* policy = policy_of(a, *tile.spans[i].segment, run_index);
+    if (policy != nullptr && hidden_in_tile(*policy, a.positions[tile.row_of(end - 1)], begin) == 0) policy = nullptr;
+    const uint64_t hidden_from_all = run.hidden_begin >= 0 ? hidden.bits : 0;
+    for (; last < end; ++last) {
       float* scores = s.scores + last * kTileKeys;
+      if (run.score_bias != 0.0f) add_to_scores(run.score_bias, scores);
       KeyRange own = {seen.column[last].begin - begin, seen.column[last].end - begin};
       if (own.begin < 0) own.begin = 0;
       if (own.end > kTileKeys) own.end = kTileKeys;
-      if (run.hidden_begin >= 0 && own.begin < own.end) hide_keys(hidden, scores, own);
+      if (policy != nullptr && last % tile.num_heads == 0) {
+        expand_bits(hidden_from_all | hidden_in_tile(*policy, a.positions[tile.row_of(last)], begin), hidden);
+      }
+      const bool hides = run.hidden_begin >= 0 || policy != nullptr;
+      if (hides && own.begin < own.end) hide_keys(hidden, scores, own);
+      if (seen_of_tile(hides ? hidden.bits : 0, own, not_finite)) spoilt |= 1u << (last - first);
       before[last - first] = s.split[last].max;
       next[last - first] = own.begin < own.end ? largest_score(scores, own) : -__builtin_inff();
     }
@@ -271,6 +340,7 @@ inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int r
     float* scores = s.scores + (first + c) * kTileKeys;
     if (sees[c]) {
       soften_column(scores, next[c], rescale[c], s.split[first + c], s.acc + (first + c) * dim, dim);
+      if ((spoilt >> c & 1) != 0) s.split[first + c].sum = __builtin_nanf("");
       if (kPacksPairs<kFormat>) pack_bf16(scores, kTileKeys, scores);
       if constexpr (kIsQuantized<kFormat>) {
         pack_column_weights<kFormat>(scores, values, first_block, num_blocks, dim, s.weights + (first + c) * groups);
@@ -284,18 +354,28 @@ inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int r
 }
 
 // Adds the tile of keys [begin, begin + 64) of a run to the split states of spans [first_span, last_span), which have
-// the same blocks there and together see `range` of the keys.
+// the same blocks there and together see `range` of the keys. `next` is the tile that is likely to follow.
 template <quant::KvFormat kFormat>
-inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int end,
+inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int end, int next,
                         int first_span, int last_span, const KeyRange& range, const Visibility& seen,
                         ColumnScratch& s) {
   const int dim = a.kv.head_dim, kv_head = tile.kv_head;
   const int first = tile.spans[first_span].first_column;
   const int last = tile.spans[last_span - 1].first_column + tile.spans[last_span - 1].num_columns;
   const int32_t* blocks = a.blocks + run_of(a, tile.spans[first_span], run_index).block_begin;
-  const int first_block = range.begin > begin ? (range.begin - begin) / 16 : 0;
+  int first_block = range.begin > begin ? (range.begin - begin) / 16 : 0;
   const int keys = range.end - begin < kTileKeys ? range.end - begin : kTileKeys;
-  const int num_blocks = (keys + 15) / 16;
+  int num_blocks = (keys + 15) / 16;
+  if (seen.has_policies) {
+    const KeyRange shown = shown_blocks(a, tile, run_index, begin, first_span, last_span);
+    if (shown.begin > first_block) first_block = shown.begin;
+    if (shown.end < num_blocks) num_blocks = shown.end;
+    for (int c = first; c < last; ++c) {
+      float* const scores = s.scores + c * kTileKeys;
+      for (int k = 0; k < 16 * first_block; ++k) scores[k] = 0.0f;
+      for (int k = 16 * num_blocks; k < kTileKeys; ++k) scores[k] = 0.0f;
+    }
+  }
   const uint8_t* cells[kTileKeys / 16];
   for (int b = first_block; b < num_blocks; ++b) cells[b] = key_cell(a.kv, blocks[begin / 16 + b], kv_head);
   const uint8_t* values[kTileKeys / 16];
@@ -313,12 +393,19 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
       }
     });
   });
-  soften_columns<kFormat>(a, tile, run_index, begin, values, first_block, num_blocks, first_span, last_span, seen, s);
-  const int more = (range.end < end ? range.end : end) - begin - kTileKeys;
+  uint64_t not_finite = 0;
+  if constexpr (kFormat == quant::KvFormat::f16) {
+    for (int b = first_block; b < num_blocks; ++b) {
+      not_finite |= static_cast<uint64_t>(tokens_not_finite(cells[b])) << 16 * b;
+    }
+  }
+  soften_columns<kFormat>(a, tile, run_index, begin, values, first_block, num_blocks, first_span, last_span, seen,
+                          not_finite, s);
+  const int more = (range.end < end ? range.end : end) - next;
   const uint8_t* later[kTileKeys / 16];
   for (int b = first_block; b < num_blocks; ++b) {
-    const int next = begin / 16 + kTileKeys / 16 + b - first_block;
-    later[b] = 16 * (b - first_block) < more ? key_cell(a.kv, blocks[next], kv_head) : values[b];
+    const int ahead = next / 16 + b - first_block;
+    later[b] = 16 * (b - first_block) < more ? key_cell(a.kv, blocks[ahead], kv_head) : values[b];
   }
   [[maybe_unused]] const int groups = scale_groups(kFormat, dim);
   // A vector of values has a dimension in every lane, or two of them.
@@ -359,9 +446,12 @@ inline void attend_spans(const AttentionArgs& a, const ColumnTile& tile, int run
     if (own < shared) shared = own;
   }
   if (range.end < end) end = range.end;
-  for (; begin < end && begin + kTileKeys <= shared; begin += kTileKeys) {
+  const auto from = [&](int key) { return next_tile(a, tile, run_index, key, first, last, seen); };
+  int next_begin;
+  for (begin = from(begin); begin < end && begin + kTileKeys <= shared; begin = next_begin) {
+    next_begin = from(begin + kTileKeys);
     if (begin + kTileKeys <= range.begin) continue;
-    attend_tile<kFormat>(a, tile, run_index, begin, end, first, last, range, seen, s);
+    attend_tile<kFormat>(a, tile, run_index, begin, end, next_begin, first, last, range, seen, s);
   }
   if (begin >= end) return;
   int next;
@@ -380,9 +470,12 @@ inline void attend_keys(const AttentionArgs& a, const ColumnTile& tile, int run_
     attend_spans<kFormat>(a, tile, run_index, 0, tile.num_spans, begin, end, seen, s);
     return;
   }
-  for (; begin < end && begin < seen.all.end; begin += kTileKeys) {
+  const auto from = [&](int key) { return next_tile(a, tile, run_index, key, 0, 1, seen); };
+  int next;
+  for (begin = from(begin); begin < end && begin < seen.all.end; begin = next) {
+    next = from(begin + kTileKeys);
     if (begin + kTileKeys <= seen.all.begin) continue;
-    attend_tile<kFormat>(a, tile, run_index, begin, end, 0, 1, seen.all, seen, s);
+    attend_tile<kFormat>(a, tile, run_index, begin, end, next, 0, 1, seen.all, seen, s);
   }
 }
 
@@ -400,6 +493,8 @@ inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run
       return attend_keys<quant::KvFormat::f32>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::bf16:
       return attend_keys<quant::KvFormat::bf16>(a, tile, run_index, begin, end, seen, s);
+    case quant::KvFormat::f16:
+      return attend_keys<quant::KvFormat::f16>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::int8:
       return attend_keys<quant::KvFormat::int8>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::mixed:
@@ -449,6 +544,8 @@ inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit
   for (int r = 0; r < runs; ++r) {
     const Visibility seen = visibility(a, tile, r);
     for (int split = seen.all.begin / kSplitKeys; split * kSplitKeys < seen.all.end; ++split) {
+      split = next_tile(a, tile, r, split * kSplitKeys, 0, tile.num_spans, seen) / kSplitKeys;
+      if (split * kSplitKeys >= seen.all.end) break;
       visit(r, split * kSplitKeys, number + split, seen);
     }
     int keys = 0;

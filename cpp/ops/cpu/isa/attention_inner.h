@@ -59,6 +59,43 @@ constexpr bool kPacksPairs = kFormat == quant::KvFormat::bf16&& kBf16Dot;
 template <quant::KvFormat kFormat>
 constexpr int kWeightFloats = kPacksPairs<kFormat> ? 8 : 16;
 
+template <quant::KvFormat kFormat>
+constexpr bool kHasPairs = kFormat == quant::KvFormat::bf16 || kFormat == quant::KvFormat::f16;
+
+// The fp16 number in the upper half of every lane, in which there are no others. The exponent moves from bias 15 to 127
+// by a product, which is exact for subnormal numbers too; NaN becomes a number, so that it can weigh nothing.
+inline F upper_half(I halves) {
+  const I moved = shift_right_signed<3>(halves) & i_set1(static_cast<int32_t>(0x8fffe000u));
+  return bits_to_float(moved) * f_set1(0x1p112f);
+}
+
+// The two numbers of every lane of a pair as they are stored.
+struct TwoNumbers {
+  F first, second;
+};
+
+template <quant::KvFormat kFormat>
+inline TwoNumbers two_numbers(I pair) {
+  const I first = shift_left<16>(pair), second = pair & i_set1(static_cast<int32_t>(0xffff0000u));
+  if constexpr (kFormat == quant::KvFormat::f16) return {upper_half(first), upper_half(second)};
+  return {bits_to_float(first), bits_to_float(second)};
+}
+
+// Which of the 16 tokens of a cell of fp16 keys are not finite, a bit each: their keys are NaN.
+inline uint32_t tokens_not_finite(const uint8_t* cell) {
+  int8_t flags[16];
+  for (int part = 0; part < kParts; ++part) {
+    const I magnitude = i_load(cell + part * kLanes * 4) & i_set1(0x7fff);
+    store_low_bytes(flags + part * kLanes, shift_right<15>(magnitude + i_set1(0x3ff)));  // 1 above 0x7c00
+  }
+  uint64_t halves[2];
+  memcpy(halves, flags, sizeof(halves));
+  if ((halves[0] | halves[1]) == 0) return 0;
+  uint32_t bits = 0;
+  for (int t = 0; t < 16; ++t) bits |= static_cast<uint32_t>(flags[t]) << t;
+  return bits;
+}
+
 // Scores of kColumns columns against the 16 keys of each of kCells cells. Fetches what lies `ahead` of each line as it
 // is used: blocks lie too far apart for the processor to guess, and to ask for whole cells at once would wait.
 template <quant::KvFormat kFormat, int kColumns, int kCells>
@@ -83,14 +120,14 @@ inline void score_cells(const uint8_t* const* cells, int dim, const float* q, fl
           for (int i = 0; i < kCells; ++i) acc[i][c] = dot_bf16(acc[i][c], key[i], query);
         }
       }
-    } else if constexpr (kFormat == quant::KvFormat::bf16) {
+    } else if constexpr (kHasPairs<kFormat>) {
       for (int d = 0; d < dim; d += 2) {
         F first[kCells], second[kCells];
         for (int i = 0; i < kCells; ++i) {
           fetch_line(keys[i] + d * 32, ahead);
-          const I pair = i_load(keys[i] + d * 32);
-          first[i] = bits_to_float(shift_left<16>(pair));
-          second[i] = bits_to_float(pair & i_set1(static_cast<int32_t>(0xffff0000u)));
+          const TwoNumbers both = two_numbers<kFormat>(i_load(keys[i] + d * 32));
+          first[i] = both.first;
+          second[i] = both.second;
         }
         for (int c = 0; c < kColumns; ++c) {
           const F query = f_set1(q[c * dim + d]);
@@ -146,14 +183,14 @@ inline void value_cells(const uint8_t* const* cells, int begin, int end, int dim
           for (int v = 0; v < kVectors; ++v) sums[v][c] = dot_bf16(sums[v][c], value[v], weights);
         }
       }
-    } else if constexpr (kFormat == quant::KvFormat::bf16) {
+    } else if constexpr (kHasPairs<kFormat>) {
       for (int pair = 0; pair < 8; ++pair, values += dim * 4) {
         F first[kVectors], second[kVectors];
         for (int v = 0; v < kVectors; ++v) {
           fetch_line(values + v * kLanes * 4, ahead);
-          const I both = i_load(values + v * kLanes * 4);
-          first[v] = bits_to_float(shift_left<16>(both));
-          second[v] = bits_to_float(both & i_set1(static_cast<int32_t>(0xffff0000u)));
+          const TwoNumbers both = two_numbers<kFormat>(i_load(values + v * kLanes * 4));
+          first[v] = both.first;
+          second[v] = both.second;
         }
         for (int c = 0; c < kColumns; ++c) {
           const F weight = f_set1(p[c * kTileKeys + 2 * pair]);
@@ -214,10 +251,29 @@ struct HiddenKeys {
   float added[kTileKeys];  // to its score: -infinity or 0
 };
 
+inline void expand_bits(uint64_t bits, HiddenKeys& keys) {
+  keys.bits = bits;
+  for (int k = 0; k < kTileKeys; ++k) keys.added[k] = (bits >> k & 1) != 0 ? -__builtin_inff() : 0.0f;
+}
+
 inline void expand_hidden(const uint16_t* hidden, int num_blocks, HiddenKeys& keys) {
-  keys.bits = 0;
-  for (int b = 0; b < num_blocks; ++b) keys.bits |= static_cast<uint64_t>(hidden[b]) << 16 * b;
-  for (int k = 0; k < kTileKeys; ++k) keys.added[k] = (keys.bits >> k & 1) != 0 ? -__builtin_inff() : 0.0f;
+  uint64_t bits = 0;
+  for (int b = 0; b < num_blocks; ++b) bits |= static_cast<uint64_t>(hidden[b]) << 16 * b;
+  expand_bits(bits, keys);
+}
+
+// Adds the bias of a run, a natural logarithm, to the scores of a column.
+inline void add_to_scores(float bias, float* scores) {
+  constexpr float kLog2e = 1.44269504f;
+  for (int k = 0; k < kTileKeys; k += kLanes) f_store(scores + k, f_load(scores + k) + f_set1(bias * kLog2e));
+}
+
+// Whether a column that sees `seen` but for the `hidden` keys of a tile sees one of `keys`, a bit each.
+inline bool seen_of_tile(uint64_t hidden, KeyRange seen, uint64_t keys) {
+  if (keys == 0 || seen.begin >= seen.end) return false;
+  const int count = seen.end - seen.begin;
+  const uint64_t in_range = (count == kTileKeys ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << seen.begin;
+  return (keys & in_range & ~hidden) != 0;
 }
 
 // Makes hidden keys weigh nothing in a column that sees `seen`, which becomes empty if no key of it is left.

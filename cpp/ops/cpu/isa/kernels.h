@@ -26,6 +26,8 @@ namespace {
 #include "ops/cpu/isa/rows.h"
 // rows.h uses linear.h; what follows uses both.
 #include "ops/cpu/isa/kv_cells.h"
+// summarize.h uses kv_cells.h and rows.h.
+#include "ops/cpu/isa/summarize.h"
 // kv_cells.h has what attention reads.
 #include "ops/cpu/isa/attention_inner.h"
 // attention_int.h has the same for quantized keys and values.
@@ -55,7 +57,9 @@ constexpr KernelTable kTable = {
     .packs_bf16 = kBf16Dot,
     .fused_exact = true,
     .key_deviation = key_deviation,
+    .summarize_kv = summarize_kv,
     .kv_formats = kAllKvFormats,
+    .key_policies = true,
 };
 
 }  // namespace

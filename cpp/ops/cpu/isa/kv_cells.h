@@ -4,10 +4,10 @@
 // tokens of a cell side by side. How quantized formats round is in quant/kv_format.h.
 //
 // Keys lie with 16 tokens side by side, so that scores come out 16 at a time without horizontal sums:
-//   f32   [head_dim][16 tokens]            bf16  [head_dim / 2][16 tokens][2 dims]
+//   f32   [head_dim][16 tokens]            bf16, f16  [head_dim / 2][16 tokens][2 dims]
 //   int8, mixed  [head_dim / 4][16 tokens][4 dims] of code + 128, then [16 tokens] fp16 scales
 // Values lie with dimensions side by side:
-//   f32   [16 tokens][head_dim]            bf16  [8 token pairs][head_dim][2 tokens]
+//   f32   [16 tokens][head_dim]            bf16, f16  [8 token pairs][head_dim][2 tokens]
 //   int8  [4 token quads][head_dim][4 tokens] of code + 128, then [16 tokens] fp16 scales
 //   mixed [4 token quads][head_dim / 2][4 tokens] of two codes of 4 bits, then fp16 scales [groups][16 tokens], then
 //         minima likewise. A byte has dimension i of the first half of a group below that of its second half.
@@ -134,6 +134,34 @@ inline void store_value_mixed(uint8_t* cell, int dim, int token, const float* va
   }
 }
 
+// Whether bf16 and f16 lie side by side in pairs.
+inline bool has_pairs(quant::KvFormat format) {
+  return format == quant::KvFormat::bf16 || format == quant::KvFormat::f16;
+}
+
+/// Rounds to fp16 within its finite numbers.
+inline uint16_t to_near_half(float value) {
+  const float most = value < kLargestHalf ? value : kLargestHalf;
+  return to_half(most > -kLargestHalf ? most : -kLargestHalf);
+}
+
+inline bool all_finite(const float* x, int count) {
+  float zeros = 0.0f;
+  for (int i = 0; i < count; ++i) zeros += x[i] * 0.0f;
+  return zeros == 0.0f;
+}
+
+// Of a token and head, both: a NaN in one of them is kept in the key alone; see quant/kv_format.h.
+inline void store_halves(uint8_t* keys, uint8_t* values, int dim, int token, const float* key, const float* value) {
+  uint16_t* const k = reinterpret_cast<uint16_t*>(keys) + token * 2;
+  uint16_t* const v = reinterpret_cast<uint16_t*>(values) + token / 2 * dim * 2 + token % 2;
+  const bool finite = all_finite(key, dim) && all_finite(value, dim);
+  for (int d = 0; d < dim; ++d) {
+    k[d / 2 * 32 + d % 2] = finite ? to_near_half(key[d]) : kHalfNan;
+    v[d * 2] = finite ? to_near_half(value[d]) : uint16_t{0};
+  }
+}
+
 inline void store_key(const KvLayer& kv, uint8_t* cell, int token, const float* key) {
   if (kv.format == quant::KvFormat::f32) {
     float* out = reinterpret_cast<float*>(cell);
@@ -161,8 +189,10 @@ inline void store_value(const KvLayer& kv, uint8_t* cell, int token, const float
 }
 
 inline void store_kv_head(const KvLayer& kv, int slot, int head, const float* key, const float* value) {
-  store_key(kv, key_cell(kv, slot / 16, head), slot % 16, key);
-  store_value(kv, value_cell(kv, slot / 16, head), slot % 16, value);
+  uint8_t *const keys = key_cell(kv, slot / 16, head), *const values = value_cell(kv, slot / 16, head);
+  if (kv.format == quant::KvFormat::f16) return store_halves(keys, values, kv.head_dim, slot % 16, key, value);
+  store_key(kv, keys, slot % 16, key);
+  store_value(kv, values, slot % 16, value);
 }
 
 inline void kv_write(const KvWriteArgs& a, const Part& part) {
@@ -177,12 +207,34 @@ inline void kv_write(const KvWriteArgs& a, const Part& part) {
 
 inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) {
   if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[d * 16 + token];
-  if (kv.format == quant::KvFormat::bf16) {
-    const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(d / 2 * 16 + token) * 2 + d % 2];
-    return __builtin_bit_cast(float, bits << 16);
+  if (has_pairs(kv.format)) {
+    const uint8_t* const at = cell + ((d / 2 * 16 + token) * 2 + d % 2) * 2;
+    if (kv.format == quant::KvFormat::f16) return load_half(at);
+    uint16_t bits;
+    memcpy(&bits, at, sizeof(bits));
+    return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
   }
   const int code = cell[(d / 4 * 16 + token) * 4 + d % 4] - 128;
   return static_cast<float>(code) * load_half(cell + kv.head_dim * 16 + token * 2);
+}
+
+inline float load_value(const KvLayer& kv, const uint8_t* cell, int token, int d) {
+  const int dim = kv.head_dim;
+  if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[token * dim + d];
+  if (kv.format == quant::KvFormat::bf16) {
+    const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(token / 2 * dim + d) * 2 + token % 2];
+    return __builtin_bit_cast(float, bits << 16);
+  }
+  if (kv.format == quant::KvFormat::int8) {
+    const int code = cell[(token / 4 * dim + d) * 4 + token % 4] - 128;
+    return static_cast<float>(code) * load_half(cell + dim * 16 + token * 2);
+  }
+  const int group = d / quant::kKvGroup, begin = group * quant::kKvGroup, within = d - begin;
+  const int half = (dim - begin < quant::kKvGroup ? dim - begin : quant::kKvGroup) / 2;
+  const int byte = cell[(token / 4 * (dim / 2) + begin / 2 + within % half) * 4 + token % 4];
+  const uint8_t* scale = cell + dim * 8 + group * 32 + token * 2;
+  const int code = within < half ? byte & 15 : byte >> 4;
+  return static_cast<float>(code) * load_half(scale) + load_half(scale + value_groups(dim) * 32);
 }
 
 // A row reads as many bytes as one key of attention does, and rows are few: no vectors.

@@ -60,6 +60,10 @@ template <int kBits>
 inline I shift_right(I a) {
   return {_mm512_srli_epi32(a.v, kBits)};
 }
+template <int kBits>
+inline I shift_right_signed(I a) {
+  return {_mm512_srai_epi32(a.v, kBits)};
+}
 inline I operator|(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 /// One byte per lane.
 inline I i_load_u8(const uint8_t* p) {
@@ -155,6 +159,10 @@ inline I shift_left(I a) {
 template <int kBits>
 inline I shift_right(I a) {
   return {_mm256_srli_epi32(a.v, kBits)};
+}
+template <int kBits>
+inline I shift_right_signed(I a) {
+  return {_mm256_srai_epi32(a.v, kBits)};
 }
 inline I operator|(I a, I b) { return {_mm256_or_si256(a.v, b.v)}; }
 inline I i_load_u8(const uint8_t* p) {
@@ -253,6 +261,10 @@ inline I shift_left(I a) {
 template <int kBits>
 inline I shift_right(I a) {
   NB_EACH_LANE(I, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> kBits));
+}
+template <int kBits>
+inline I shift_right_signed(I a) {
+  NB_EACH_LANE(I, a.v[i] >> kBits);
 }
 inline I operator|(I a, I b) { NB_EACH_LANE(I, a.v[i] | b.v[i]); }
 inline I i_load_u8(const uint8_t* p) { NB_EACH_LANE(I, p[i]); }

@@ -65,6 +65,10 @@ template <int kBits>
 inline I shift_right(I a) {
   return {shift_right_unsigned<kBits>(a.low), shift_right_unsigned<kBits>(a.high)};
 }
+template <int kBits>
+inline I shift_right_signed(I a) {
+  return {vshrq_n_s32(a.low, kBits), vshrq_n_s32(a.high, kBits)};
+}
 inline I i_load_u8(const uint8_t* p) {
   const uint16x8_t wide = vmovl_u8(vld1_u8(p));
   return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide))), vreinterpretq_s32_u32(vmovl_high_u16(wide))};

@@ -212,6 +212,15 @@ void store_groups(const float* values, int dim, uint8_t* out) {
   }
 }
 
+// Of a token and head, both.
+void store_halves(const float* key, const float* value, int dim, uint8_t* key_out, uint8_t* value_out) {
+  const bool finite = all_finite(key, dim) && all_finite(value, dim);
+  for (int i = 0; i < dim; ++i) {
+    store_u16(key_out + 2 * i, finite ? to_half(key[i]) : kHalfNan);
+    store_u16(value_out + 2 * i, finite ? to_half(value[i]) : uint16_t{0});
+  }
+}
+
 bool has_groups(const KvLayer& kv, int which) { return kv.format == quant::KvFormat::mixed && which == 1; }
 
 void store_kv(const KvLayer& kv, int which, const float* values, uint8_t* out) {
@@ -228,6 +237,7 @@ void store_kv(const KvLayer& kv, int which, const float* values, uint8_t* out) {
 
 float load_kv(const KvLayer& kv, int which, const uint8_t* row, int i) {
   if (kv.format == quant::KvFormat::bf16) return bf16_to_f32(load_u16(row + 2 * i));
+  if (kv.format == quant::KvFormat::f16) return f16_to_f32(load_u16(row + 2 * i));
   if (has_groups(kv, which)) {
     const uint8_t* scales = row + (kv.head_dim + 1) / 2 + i / quant::kKvGroup * 4;
     const int code = row[i / 2] >> i % 2 * 4 & 15;
@@ -246,8 +256,16 @@ void kv_write(const KvWriteArgs& a, const Part& part) {
   for (int t = rows.begin; t < rows.end; ++t) {
     const int block = a.slots[t] / kBlockTokens, token = a.slots[t] % kBlockTokens;
     for (int h = 0; h < a.kv.num_kv_heads; ++h) {
-      store_kv(a.kv, 0, a.k + t * a.k_stride + h * a.kv.head_dim, cell_element(a.kv, block, 0, h, token));
-      store_kv(a.kv, 1, a.v + t * a.v_stride + h * a.kv.head_dim, cell_element(a.kv, block, 1, h, token));
+      const float* const key = a.k + t * a.k_stride + h * a.kv.head_dim;
+      const float* const value = a.v + t * a.v_stride + h * a.kv.head_dim;
+      uint8_t* const key_out = cell_element(a.kv, block, 0, h, token);
+      uint8_t* const value_out = cell_element(a.kv, block, 1, h, token);
+      if (a.kv.format == quant::KvFormat::f16) {
+        store_halves(key, value, a.kv.head_dim, key_out, value_out);
+      } else {
+        store_kv(a.kv, 0, key, key_out);
+        store_kv(a.kv, 1, value, value_out);
+      }
     }
   }
 }
@@ -269,6 +287,39 @@ void key_deviation(const KeyDeviationArgs& a, const Part& part) {
   }
 }
 
+// The mean of a group's keys before rotation and of its values; the key rotated to the place of the summary.
+void summarize_head(const SummarizeKvArgs& a, const KvSummary& summary, int head) {
+  const int dim = a.kv.head_dim, half = dim / 2;
+  std::vector<double> keys(static_cast<size_t>(dim), 0.0), values(static_cast<size_t>(dim), 0.0);
+  for (int t = 0; t < summary.num_tokens; ++t) {
+    const int at = summary.first_key + t, block = a.blocks[summary.block_begin + at / kBlockTokens];
+    const uint8_t* key = cell_element(a.kv, block, 0, head, at % kBlockTokens);
+    const uint8_t* value = cell_element(a.kv, block, 1, head, at % kBlockTokens);
+    const float* angles = a.rope.cos_sin + static_cast<int64_t>(summary.position + t) * dim;
+    for (int i = 0; i < half; ++i) {
+      const double x = load_kv(a.kv, 0, key, i), y = load_kv(a.kv, 0, key, i + half);
+      const double cos = angles[i], sin = angles[i + half], square = cos * cos + sin * sin;
+      keys[static_cast<size_t>(i)] += (x * cos + y * sin) / square;
+      keys[static_cast<size_t>(i + half)] += (y * cos - x * sin) / square;
+    }
+    for (int i = 0; i < dim; ++i) values[static_cast<size_t>(i)] += static_cast<double>(load_kv(a.kv, 1, value, i));
+  }
+  std::vector<float> mean_key, mean_value;
+  for (const double sum : keys) mean_key.push_back(static_cast<float>(sum / summary.num_tokens));
+  for (const double sum : values) mean_value.push_back(static_cast<float>(sum / summary.num_tokens));
+  rotate(mean_key.data(), a.rope, summary.slot_position, mean_key.data());
+  const int block = summary.slot / kBlockTokens, token = summary.slot % kBlockTokens;
+  store_kv(a.kv, 0, mean_key.data(), cell_element(a.kv, block, 0, head, token));
+  store_kv(a.kv, 1, mean_value.data(), cell_element(a.kv, block, 1, head, token));
+}
+
+void summarize_kv(const SummarizeKvArgs& a, const Part& part) {
+  const Range items = share(a.num_summaries * a.kv.num_kv_heads, part);
+  for (int item = items.begin; item < items.end; ++item) {
+    summarize_head(a, a.summaries[item / a.kv.num_kv_heads], item % a.kv.num_kv_heads);
+  }
+}
+
 // One row and one head: softmax over all visible keys of all runs at once, in double.
 void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int head) {
   const int dim = a.kv.head_dim;
@@ -278,6 +329,8 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
   std::vector<float> q(static_cast<size_t>(dim));
   for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
     const AttentionRun& run = a.runs[r];
+    const bool is_last = r == segment.run_begin + segment.run_count - 1;
+    const KeyPolicy* policy = is_last && segment.policy >= 0 ? a.policies + segment.policy : nullptr;
     const int position = a.positions[t] - run.position_offset;  // of the row, counted from the run's first key
     if (position < 0) continue;
     rotate(a.q + t * a.q_stride + head * dim, a.rope, position, q.data());
@@ -286,11 +339,13 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
       if (key_position > position || (a.window > 0 && key_position <= position - a.window)) continue;
       if (run.hidden_begin >= 0 && (a.hidden[run.hidden_begin + i / kBlockTokens] >> i % kBlockTokens & 1) != 0)
         continue;
+      if (policy != nullptr && (hidden_bits(*policy, position, i / kBlockTokens) >> i % kBlockTokens & 1) != 0)
+        continue;
       const int block = a.blocks[run.block_begin + i / kBlockTokens];
       const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
       double score = 0.0;
       for (int d = 0; d < dim; ++d) score += static_cast<double>(q[static_cast<size_t>(d)]) * load_kv(a.kv, 0, key, d);
-      scores.push_back(score * static_cast<double>(a.scale));
+      scores.push_back(score * static_cast<double>(a.scale) + static_cast<double>(run.score_bias));
       values.push_back(cell_element(a.kv, block, 1, kv_head, i % kBlockTokens));
     }
   }
@@ -369,7 +424,9 @@ const KernelTable& reference_kernels() {
       .norm_gate_up = nullptr,
       .head = nullptr,
       .key_deviation = key_deviation,
+      .summarize_kv = summarize_kv,
       .kv_formats = kAllKvFormats,
+      .key_policies = true,
   };
   return table;
 }

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import nanobraid as nb
-from oracle import mean_kl
+from nanobraid.bench_kv.divergence import mean_kl
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 Prompts = list[list[int]]

@@ -25,7 +25,7 @@ import numpy as np
 import nanobraid as nb
 from nanobraid import models
 from nanobraid._core import ModelFile
-from oracle import log_softmax, mean_kl
+from nanobraid.bench_kv.divergence import mean_kl, negative_log_likelihood
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 BOUNDS = {"f32": 0.0, "keep": 1e-4, "bf16": 1e-4, "f16": 1e-4, "w8": 1e-3}
@@ -73,7 +73,7 @@ def quality(path: Path, windows: list[list[int]], reference: list[Any]) -> dict[
     kl, nll, agree = [], [], []
     for ids, theirs, ours in zip(windows, reference, logits_of(path, windows), strict=True):
         kl.extend(mean_kl(theirs, ours))
-        nll.extend(-log_softmax(ours[:-1])[np.arange(len(ids) - 1), ids[1:]])
+        nll.extend(negative_log_likelihood(ours, ids))
         agree.extend(theirs.argmax(axis=1) == ours.argmax(axis=1))
     return {"kl": float(np.mean(kl)), "perplexity": float(np.exp(np.mean(nll))), "same_greedy": float(np.mean(agree))}
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kv_plans import Case, Piece
-from oracle import log_softmax, mean_kl
+from nanobraid.bench_kv.divergence import log_softmax, mean_kl, same_tokens, same_top1
 
 Values = NDArray[np.float64]
 Logits = NDArray[np.float32]
@@ -111,7 +111,7 @@ def compare(case: Case, full: Logits, other: Logits, greedy: list[int], recomput
     gold = log_softmax(other)[np.arange(len(case.answer)), case.answer]
     if not (np.isfinite(kl).all() and np.isfinite(gold).all()):
         raise ValueError(f"{case.name}: a divergence is not finite")
-    return Row(case.name, kl, full.argmax(axis=1) == other.argmax(axis=1), gold, greedy, recomputed)
+    return Row(case.name, kl, same_top1(full, other), gold, greedy, recomputed)
 
 
 def measure(
@@ -151,12 +151,6 @@ def interval(per_text: Values) -> list[float]:
 def means(rows: Sequence[Row]) -> Values:
     """Mean KL of every text."""
     return np.array([row.kl.mean() for row in rows])
-
-
-def same_tokens(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many greedy tokens agree before the first that does not."""
-    pairs = zip(ours, theirs, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
 def summary(rows: Sequence[Row], full: Sequence[Row], baseline: Sequence[Row] | None) -> dict[str, Any]:

@@ -109,16 +109,3 @@ def add_facts(config: Any, path: Path) -> NDArray[np.float32] | None:
         if tensor.name == "rope_freqs.weight":
             return np.array(tensor.data, dtype=np.float32)
     return None
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Row-wise, in float64."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    return np.asarray(wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True)))
-
-
-def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """KL(reference || other) of each row in nats, float64[T]."""
-    p, q = log_softmax(reference), log_softmax(other)
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1))

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 import nanobraid as nb
 from nanobraid._core import available_backends
-from oracle import Oracle, log_softmax, mean_kl, source_of
+from nanobraid.bench_kv.divergence import mean_kl, negative_log_likelihood, same_top1
+from oracle import Oracle, source_of
 
 TEXT = Path(__file__).parent / "text" / "mixed.txt"
 Logits = Callable[[list[int]], NDArray[np.float32]]
@@ -45,11 +46,6 @@ def open_other(name: str, model: str, device: str, dtype: str, kv_dtype: str) ->
     }
 
 
-def negative_log_likelihood(logits: NDArray[np.float32], ids: list[int]) -> NDArray[np.float64]:
-    logprobs = log_softmax(logits[:-1])
-    return np.asarray(-logprobs[np.arange(len(ids) - 1), ids[1:]])
-
-
 def evaluate(llm: nb.LLM, other: Logits | None, windows: list[list[int]]) -> dict[str, Any]:
     nll: list[float] = []
     other_nll: list[float] = []
@@ -67,7 +63,7 @@ def evaluate(llm: nb.LLM, other: Logits | None, windows: list[list[int]]) -> dic
             )
         other_nll.extend(negative_log_likelihood(theirs, ids))
         kl.extend(mean_kl(theirs, ours))
-        agree.extend(ours.argmax(axis=-1) == theirs.argmax(axis=-1))
+        agree.extend(same_top1(theirs, ours))
     report: dict[str, Any] = {"positions": len(nll), "perplexity": float(np.exp(np.mean(nll)))}
     if other is not None:
         report["other_perplexity"] = float(np.exp(np.mean(other_nll)))

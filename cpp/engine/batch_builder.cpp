@@ -23,6 +23,10 @@ void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
     }
     add_row(sequence, position, position, sequence.table.slot_of(own), inputs);  // rotated to its place
   }
+  if (!sequence.open.is_there()) return;
+  // Nobody but who computes a chunk is ever in its last group.
+  const bool seals_rest = sequence.is_internal() && entry.first + entry.count == sequence.own_len();
+  add_open_rows(sequence, entry.first, entry.count, seals_rest, inputs);
 }
 
 /// What the rows see of the sequence's keys, unless it is all; and the run of summaries that stand for the others.

@@ -57,7 +57,8 @@ kv::KvStorage make_storage(const model::Model& model, const EngineOptions& optio
     budget.available_bytes = static_cast<std::int64_t>(device->free_bytes());
     budget.share = kDeviceShare;
   }
-  return {shape, choose_num_blocks(budget), device};
+  const bool seals = quant::seals_keys(shape.format);
+  return {shape, choose_num_blocks(budget), device, seals ? 2 * options.max_num_seqs : 0};
 }
 
 /// Everything but tokens that the KV of this engine depends on; nothing if it keeps none.
@@ -150,7 +151,8 @@ Engine::Engine(const model::Model& model, const EngineOptions& options, std::fun
       storage_(make_storage(model, options_)),
       scheduler_({.max_batch_tokens = options_.max_batch_tokens,
                   .max_num_seqs = options_.max_num_seqs,
-                  .max_waiting = options_.max_waiting},
+                  .max_waiting = options_.max_waiting,
+                  .seals_keys = quant::seals_keys(*options_.kv_format)},
                  storage_.num_blocks(), fingerprint_of(model, options_)),
       memory_(CachingPool::create(model.memory())),
       workspace_(memory_),
@@ -176,6 +178,8 @@ std::vector<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
   NB_CHECK(request.key_policy.rule != ops::KeyRule::summary || model_.config().sliding_window == 0, unsupported,
            "kv_policy chunk_summary is not offered for models whose attention has a window of its own, this one's is ",
            model_.config().sliding_window);
+  NB_CHECK(request.key_policy.rule != ops::KeyRule::summary || !quant::seals_keys(*options_.kv_format), unsupported,
+           "kv_policy chunk_summary is not offered with kv_dtype ", quant::to_string(*options_.kv_format));
   RequestTimes times{.submitted = Clock::now()};
   if (request.timeout_seconds > 0.0) times.deadline = deadline_after(times.submitted, request.timeout_seconds);
   if (!request.sampling.seed) request.sampling.seed = random_seed();  // the same for all choices

@@ -37,7 +37,11 @@ bool decodes(const Sequence& sequence) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits, int num_blocks, std::optional<std::string> fingerprint)
-    : limits_(limits), pool_(num_blocks), chunks_(pool_), saves_(pool_) {
+    : limits_(limits),
+      pool_(num_blocks),
+      open_pairs_(limits.seals_keys ? limits.max_num_seqs : 0),
+      chunks_(pool_),
+      saves_(pool_) {
   NB_CHECK(limits.max_batch_tokens >= 1, invalid_argument, "max_batch_tokens must be >= 1, got ",
            limits.max_batch_tokens);
   NB_CHECK(limits.max_num_seqs >= 1, invalid_argument, "max_num_seqs must be >= 1, got ", limits.max_num_seqs);
@@ -190,6 +194,7 @@ Demand Scheduler::demand() const {
 int Scheduler::add(Sequence& sequence, int budget) {
   const int first = sequence.computed_len();
   const int count = std::min(sequence.next_rows(), budget);
+  if (limits_.seals_keys && !sequence.open.is_there()) open_pairs_.take(sequence.open);
   const auto fresh = sequence.table.grow_to(first + count);
   fresh_blocks_.insert(fresh_blocks_.end(), fresh.begin(), fresh.end());
   const int first_summary = sequence.summaries.length();
@@ -330,6 +335,7 @@ void Scheduler::preempt(Sequence& sequence) {
   NB_ASSERT(running_.back().get() == &sequence);
   leave(sequence);
   stop_load(sequence);
+  open_pairs_.give_back(sequence.open);
   sequence.forget_blocks(pool_, freed_blocks_);
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
@@ -356,7 +362,8 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     if (sequence->leader == nullptr || !sequence->forks_leader) continue;
     if (sequence->leader->computed_len() < sequence->num_own_prompt()) continue;
     const Sequence* first = std::exchange(sequence->leader, nullptr);
-    sequence->follows = !fork(*sequence, first);
+    // Of a rest that could not be copied it needs blocks before it goes on.
+    sequence->follows = !fork(*sequence, first) || sequence->pending_len() > 1;
   }
   for (const PlannedSequence& entry : plan.entries) drop_unseen(*entry.sequence);
   finish_restored();
@@ -375,6 +382,7 @@ void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
     return;
   }
   sequence.computed_len_ += entry.count;
+  if (sequence.open.is_there()) sequence.open.advance(entry.first, entry.count);
   if (!sequence.error.empty()) {
     sequence.finish_reason = FinishReason::error;
     return;
@@ -417,13 +425,14 @@ const Sequence* Scheduler::find_sibling(const Sequence& sequence) const {
 }
 
 /// An answer of which nothing is computed shares the prompt of another one: full blocks as they are, the rest as a
-/// copy. The last prompt token is computed once more, for logits to draw from. False, and it must compute the prompt
-/// itself, without a sibling or a block for the copy.
+/// copy, or to be computed if keys are sealed. The last prompt token is computed once more, for logits to draw from.
+/// False, and it must compute the prompt itself, without a sibling or a block for the copy.
 bool Scheduler::fork(Sequence& sequence, const Sequence* sibling) {
   if (sibling == nullptr || sequence.scores_prompt() || !sequence.shares_prompt()) return false;
   if (sibling->table.num_holes() > 0) return false;
   NB_ASSERT(sequence.computed_len() == 0);
-  const int shared = sequence.num_own_prompt() - 1;
+  int shared = sequence.num_own_prompt() - 1;
+  if (limits_.seals_keys) shared -= shared % kBlockTokens;  // keys in open cells are the sibling's
   while (!sequence.table.fork(pool_, sibling->table, shared, copies_)) {
     if (!saves_.drop_one(freed_blocks_)) return false;
   }
@@ -449,6 +458,7 @@ void Scheduler::retire(Sequences& queue) {
     if (sequence->is_internal()) end_encoding(*sequence);
     keep_prefix(*sequence);
     release_chunks(*sequence);
+    open_pairs_.give_back(sequence->open);
     sequence->forget_blocks(pool_, freed_blocks_);
     finished_.push_back(std::move(sequence));
   }
@@ -478,9 +488,12 @@ void Scheduler::check_invariants() {
   }
   for (const auto& sequence : waiting_) {
     NB_ASSERT(sequence->table.capacity() == 0 && sequence->computed_len() == 0 && !sequence->finished());
-    NB_ASSERT(sequence->load == 0);
+    NB_ASSERT(sequence->load == 0 && !sequence->open.is_there());
   }
   std::erase(owners, kNoBlock);
+  const auto holds_open = [](const auto& sequence) { return sequence->open.is_there(); };
+  const auto num_open = std::count_if(running_.begin(), running_.end(), holds_open);
+  NB_ASSERT(!limits_.seals_keys || open_pairs_.num_free() + num_open == limits_.max_num_seqs);
   check_owners(std::move(owners));
   if (cache_) cache_->check_invariants();
   NB_ASSERT(num_running() <= limits_.max_num_seqs);

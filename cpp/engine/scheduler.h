@@ -48,6 +48,7 @@ struct SchedulerLimits {
   int max_batch_tokens = 512;  ///< rows of one step
   int max_num_seqs = 16;       ///< sequences that run at a time
   int max_waiting = 0;         ///< sequences beyond max_num_seqs that may wait; 0 = any number
+  bool seals_keys = false;     ///< the KV format does: see open_groups.h
 };
 
 /// What prompts may compute in a step while others decode. A row weighs `row_weight` and, for each key it attends to,
@@ -230,6 +231,7 @@ class Scheduler {
 
   SchedulerLimits limits_;
   kv::BlockPool pool_;
+  OpenPairs open_pairs_;
   std::optional<kv::PrefixCache> cache_;
   kv::ChunkStore chunks_;
   BlockArchive* archive_ = nullptr;  // none: nothing is kept

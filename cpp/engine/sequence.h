@@ -15,6 +15,7 @@
 #include "engine/block_archive.h"
 #include "engine/composition.h"
 #include "engine/metrics.h"
+#include "engine/open_groups.h"
 #include "engine/request.h"
 #include "kv/block_table.h"
 #include "sampling/logprobs.h"
@@ -151,6 +152,7 @@ class Sequence {
   kv::BlockTable table;
   kv::BlockTable summaries;    ///< of groups of tokens, a slot each, where its policy makes them
   int tail_block = 0;          ///< of the row before which blocks were last given back
+  OpenPair open;               ///< cells of keys, while it runs, of KV formats that seal
   kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks
   int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
   Sequence* leader = nullptr;  ///< a running sequence that computes tokens this one needs too, which it waits for

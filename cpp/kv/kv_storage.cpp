@@ -17,11 +17,14 @@ std::int64_t KvShape::block_bytes() const {
   return (key_cell_bytes() + value_cell_bytes()) * num_kv_heads * num_layers;
 }
 
-KvStorage::KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device)
+KvStorage::KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device, int num_open_cells)
     : shape_(shape), num_blocks_(num_blocks), device_(device) {
   NB_CHECK(num_blocks > 0, invalid_argument, "a KV storage needs at least one block, got ", num_blocks);
   const auto size = static_cast<std::size_t>(bytes());
   memory_ = device == nullptr ? HostArena::create(1)->allocate(size) : allocate_on(*device, size);
+  NB_CHECK(num_open_cells == 0 || (quant::seals_keys(shape.format) && device == nullptr), unsupported, "KV format ",
+           quant::to_string(shape.format), " has no open cells", device == nullptr ? "" : " on a device");
+  if (num_open_cells > 0) open_cells_.emplace(shape, num_open_cells);
 }
 
 std::uint8_t* KvStorage::block(BlockId id) const {

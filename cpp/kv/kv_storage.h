@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "base/ids.h"
+#include "kv/open_cells.h"
 #include "ops/args.h"
 #include "tensor/allocator.h"
 
@@ -31,8 +33,8 @@ struct KvShape {
 class KvStorage {
  public:
   /// Reserves address space for `num_blocks` blocks; pages become resident when first written. With a device: allocates
-  /// them there. Throws out_of_memory.
-  KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device = nullptr);
+  /// them there. `num_open_cells`: see OpenCells; of formats that seal. Throws out_of_memory.
+  KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* device = nullptr, int num_open_cells = 0);
 
   const KvShape& shape() const { return shape_; }
   int num_blocks() const { return num_blocks_; }
@@ -40,6 +42,9 @@ class KvStorage {
 
   /// The cells of one layer, as kernels see them.
   ops::KvLayer layer(int index) const;
+
+  /// The open cells of one layer; none if there are none.
+  ops::OpenKeys open_layer(int index) const { return open_cells_ ? open_cells_->layer(index) : ops::OpenKeys{}; }
 
   /// Clears a block before its first use: masked positions must add exact zeros, so nothing may be NaN.
   void zero(BlockId block);
@@ -73,6 +78,7 @@ class KvStorage {
   int num_blocks_;
   const DeviceMemory* device_;  // null: the host
   Buffer memory_;
+  std::optional<OpenCells> open_cells_;
   std::int64_t used_bytes_ = 0;     // up to the end of the last block ever used
   std::int64_t touched_bytes_ = 0;  // what the system has provided, at least
 };

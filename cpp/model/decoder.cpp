@@ -53,9 +53,9 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     Tensor q = rows(config_.q_size());
     Tensor attended = rows(config_.q_size());
     observe(LayerInput::qkv, hidden);
-    project(q, hidden, layer, inputs, written == nullptr ? kv_layer : written->layer(i), ctx);
+    const ops::OpenKeys open = project(q, hidden, i, layer, inputs, written == nullptr ? kv : *written, ctx);
     if (!inputs.summaries.empty()) ops::summarize_kv(kv_layer, inputs.summaries, inputs.blocks, rope_, ctx);
-    ops::attention(attended, q, config_.num_heads, scale, config_.sliding_window, rope_, kv_layer, plan, ctx);
+    ops::attention(attended, q, config_.num_heads, scale, config_.sliding_window, rope_, kv_layer, plan, ctx, open);
     observe(LayerInput::attention_out, attended);
     ops::linear_residual(hidden, attended, layer.attention_out, Tensor(), ctx);
     observe(LayerInput::gate_up, hidden);
@@ -67,11 +67,26 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
   }
 }
 
-void Decoder::project(Tensor q, Tensor hidden, const LayerWeights& layer, const StepInputs& inputs,
-                      const ops::KvLayer& kv, ops::ExecContext& ctx) const {
-  ops::norm_qkv(q, kv, hidden, {layer.attention_norm, config_.rms_norm_eps}, layer.qkv,
+/// Queries, and keys and values into `kv`. Returns where keys are that are in no block yet.
+ops::OpenKeys Decoder::project(Tensor q, Tensor hidden, int index, const LayerWeights& layer, const StepInputs& inputs,
+                               const kv::KvStorage& kv, ops::ExecContext& ctx) const {
+  ops::OpenKeys open = kv.open_layer(index);
+  const bool seals = quant::seals_keys(kv.shape().format);
+  if (seals) {
+    const std::int64_t cell_floats = std::int64_t{config_.kv_size()} * kBlockTokens;
+    open.step_cells =
+        ctx.workspace->allocate_array<float>(static_cast<std::size_t>(inputs.num_step_cells * cell_floats));
+    open.row_cells = inputs.open_cells.data();
+    open.row_groups = inputs.open_groups.data();
+    // Normalisation takes the bias away, or makes something else of it.
+    if (layer.k_bias && !layer.k_norm) open.bias = layer.k_bias.as<const float>();
+  }
+  const ops::KvLayer kv_layer = kv.layer(index);
+  ops::norm_qkv(q, kv_layer, hidden, {layer.attention_norm, config_.rms_norm_eps}, layer.qkv,
                 {layer.q_bias, layer.k_bias, layer.v_bias, layer.q_norm, layer.k_norm}, inputs.key_positions,
-                inputs.slots, rope_, ctx);
+                inputs.slots, rope_, ctx, open);
+  if (seals) ops::kv_seal(kv_layer, open, inputs.seals, ctx);
+  return open;
 }
 
 void Decoder::store_kv(Tensor hidden, int layer, const StepInputs& inputs, const kv::KvStorage& kv,
@@ -81,7 +96,7 @@ void Decoder::store_kv(Tensor hidden, int layer, const StepInputs& inputs, const
   Tensor q(ctx.workspace->allocate_array<float>(static_cast<std::size_t>(count)), DType::f32,
            {inputs.num_tokens(), config_.q_size()});
   const LayerWeights& weights = weights_.acquire(layer);
-  project(q, hidden, weights, inputs, kv.layer(layer), ctx);
+  project(q, hidden, layer, weights, inputs, kv, ctx);
   weights_.release(layer);
 }
 

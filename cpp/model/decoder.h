@@ -50,8 +50,8 @@ class Decoder {
   int max_positions() const { return max_positions_; }
 
  private:
-  void project(Tensor q, Tensor hidden, const LayerWeights& layer, const StepInputs& inputs, const ops::KvLayer& kv,
-               ops::ExecContext& ctx) const;
+  ops::OpenKeys project(Tensor q, Tensor hidden, int index, const LayerWeights& layer, const StepInputs& inputs,
+                        const kv::KvStorage& kv, ops::ExecContext& ctx) const;
 
   const ModelConfig& config_;
   const ModelWeights& weights_;

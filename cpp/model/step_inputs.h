@@ -32,6 +32,12 @@ struct StepInputs {
   /// its rows attend. The slots are not among `slots`.
   std::vector<ops::KvSummary> summaries;
 
+  // Only of KV formats that seal: see ops::OpenKeys.
+  std::vector<std::int32_t> open_cells;   ///< one entry per row
+  std::vector<std::int32_t> open_groups;  ///< likewise
+  std::vector<ops::SealItem> seals;       ///< what is sealed, in every layer, before rows attend
+  int num_step_cells = 0;                 ///< cells ~0, ~1, ... that do not outlive the step
+
   /// Rows whose logits are needed, ascending.
   std::vector<std::int32_t> logit_rows;
 
@@ -40,7 +46,10 @@ struct StepInputs {
   /// Makes room, so that steps within these limits never allocate.
   void reserve(int max_tokens, int max_sequences, int max_blocks) {
     const auto tokens = static_cast<std::size_t>(max_tokens);
-    for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows}) array->reserve(tokens);
+    for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows, &open_cells, &open_groups}) {
+      array->reserve(tokens);
+    }
+    seals.reserve(tokens / kBlockTokens + static_cast<std::size_t>(max_sequences));
     segments.reserve(static_cast<std::size_t>(max_sequences));
     runs.reserve(static_cast<std::size_t>(max_sequences));
     policies.reserve(static_cast<std::size_t>(max_sequences));
@@ -48,7 +57,12 @@ struct StepInputs {
   }
 
   void clear() {
-    for (auto* array : {&token_ids, &positions, &key_positions, &slots, &logit_rows, &blocks}) array->clear();
+    for (auto* array :
+         {&token_ids, &positions, &key_positions, &slots, &logit_rows, &blocks, &open_cells, &open_groups}) {
+      array->clear();
+    }
+    seals.clear();
+    num_step_cells = 0;
     segments.clear();
     runs.clear();
     run_positions.clear();

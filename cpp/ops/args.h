@@ -62,6 +62,27 @@ struct KvLayer {
   quant::KvFormat format;
 };
 
+/// Where keys are that no block has yet, of formats that seal (quant::seals_keys); all null of others. Cell c >= 0 has
+/// the keys of up to 16 tokens of head h at cells + c * cell_stride + h * head_dim * 16, as [head_dim][16], before
+/// rotation; cell c < 0 likewise at step_cells + ~c * num_kv_heads * head_dim * 16: those do not outlive a step. A
+/// row's key is number slot % 16 of its cell. A row sees the keys of block `row_groups` of the last run of its segment
+/// in its cell, where its own key is, and all others in their blocks; with -1 all.
+struct OpenKeys {
+  float* cells = nullptr;
+  int64_t cell_stride = 0;
+  float* step_cells = nullptr;
+  const float* bias = nullptr;          ///< [num_kv_heads * head_dim] or null: keys are stored less it
+  const int32_t* row_cells = nullptr;   ///< [T]
+  const int32_t* row_groups = nullptr;  ///< [T]
+};
+
+/// The keys of the first `num_tokens` tokens of an open cell that become those of a block.
+struct SealItem {
+  int32_t block;
+  int32_t cell;
+  int32_t num_tokens;
+};
+
 /// Rotation table: row p holds cos(p * f_i) for i < D/2, then sin(p * f_i).
 struct RopeTable {
   const float* cos_sin;
@@ -168,10 +189,19 @@ struct KvWriteArgs {
   int32_t rows;
   const int32_t* slots;  ///< [rows]
   KvLayer kv;
+  OpenKeys open;  ///< where keys go instead, if the format seals
+};
+
+/// Quantizes keys into their blocks.
+struct KvSealArgs {
+  KvLayer kv;
+  OpenKeys open;
+  const SealItem* items;
+  int32_t num_items;
 };
 
 /// out[t] = sum over heads and dimensions of (key of slots_a[t] in a - key of slots_b[t] in b)^2. Both layers have one
-/// shape and format; keys count as they are stored.
+/// shape and format; keys count as they are stored. If the format seals, those of a are in the open cells of the rows.
 struct KeyDeviationArgs {
   KvLayer a;
   KvLayer b;
@@ -179,6 +209,7 @@ struct KeyDeviationArgs {
   const int32_t* slots_b;  ///< [rows]
   int32_t rows;
   float* out;  ///< [rows]
+  OpenKeys open;
 };
 
 /// A group of tokens of one sequence that is to be seen as one. Token i is key first_key + i of the blocks from
@@ -215,6 +246,7 @@ struct AttentionArgs {
   int32_t window;  ///< keys a row sees at most, its own included; 0 = all
   RopeTable rope;
   KvLayer kv;
+  OpenKeys open;
   const int32_t* positions;  ///< [T]
   const AttentionSegment* segments;
   int32_t num_segments;
@@ -328,6 +360,7 @@ struct NormQkvArgs {
   const int32_t* slots;          ///< [rows]
   RopeTable rope;
   KvLayer kv;
+  OpenKeys open;  ///< where keys go, not rotated, if the format seals
   ActType act_type;
   Activation* scratch_act;
   float* scratch_k;  ///< [rows, k.rows]

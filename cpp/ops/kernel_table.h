@@ -61,6 +61,8 @@ struct KernelTable {
   void (*key_deviation)(const KeyDeviationArgs&, const Part&) = nullptr;
   void (*summarize_kv)(const SummarizeKvArgs&, const Part&) = nullptr;
 
+  void (*kv_seal)(const KvSealArgs&, const Part&) = nullptr;  ///< of backends with a format that seals
+
   uint32_t kv_formats = kPlainKvFormats;  ///< formats of keys and values that the kernels store and read
   bool key_policies = false;              ///< attention knows AttentionSegment::policy and AttentionRun::score_bias
 };

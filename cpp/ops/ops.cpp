@@ -107,6 +107,11 @@ T* writable(std::span<T> out, ExecContext& ctx) {
   return ctx.kernels->memory == nullptr ? out.data() : ctx.workspace->allocate_array<T>(out.size());
 }
 
+void check_open(const KvLayer& kv, const OpenKeys& open, const char* what) {
+  NB_CHECK(!quant::seals_keys(kv.format) || open.row_cells != nullptr, invalid_argument, what, ": KV format ",
+           quant::to_string(kv.format), " needs open cells, and which of them each row has");
+}
+
 void check_bias(const Tensor& bias, const LinearSegment& weight) {
   if (bias) check_tensor(bias, "bias", DType::f32, {weight.rows});
 }
@@ -196,15 +201,28 @@ void require_key_policies(const KernelTable& kernels) {
   NB_CHECK(kernels.key_policies, unsupported, "KV policies are not offered by backend ", kernels.name);
 }
 
-void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx) {
+void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx,
+              const OpenKeys& open) {
   require_kv_format(*ctx.kernels, kv.format);
+  check_open(kv, open, "kv_write");
   const std::int64_t cols = std::int64_t{kv.num_kv_heads} * kv.head_dim;
   check_tensor(k, "kv_write: k", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
   check_tensor(v, "kv_write: v", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
   launch(ctx.kernels->kv_write,
          KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k),
-                     ctx.workspace->on_device(slots), kv},
+                     ctx.workspace->on_device(slots), kv, open},
          "kv_write", ctx);
+}
+
+void kv_seal(const KvLayer& kv, const OpenKeys& open, std::span<const SealItem> items, ExecContext& ctx) {
+  require_kv_format(*ctx.kernels, kv.format);
+  check_open(kv, open, "kv_seal");
+  for (const SealItem& item : items) {
+    NB_CHECK(item.num_tokens >= 1 && item.num_tokens <= kBlockTokens, invalid_argument, "kv_seal: block ", item.block,
+             " of ", item.num_tokens, " tokens");
+  }
+  if (items.empty()) return;
+  launch(ctx.kernels->kv_seal, KvSealArgs{kv, open, items.data(), static_cast<int32_t>(items.size())}, "kv_seal", ctx);
 }
 
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx) {
@@ -228,8 +246,9 @@ void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx) {
 }
 
 void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
-                   std::span<const int32_t> slots_b, ExecContext& ctx) {
+                   std::span<const int32_t> slots_b, ExecContext& ctx, const OpenKeys& open) {
   require_kv_format(*ctx.kernels, a.format);
+  check_open(a, open, "key_deviation");
   NB_CHECK(slots_a.size() == out.size() && slots_b.size() == out.size(), invalid_argument,
            "key_deviation: one slot of each side per row");
   NB_CHECK(a.format == b.format && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim, invalid_argument,
@@ -238,7 +257,7 @@ void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32
   float* const found = writable(out, ctx);
   launch(ctx.kernels->key_deviation,
          KeyDeviationArgs{a, b, ctx.workspace->on_device(slots_a), ctx.workspace->on_device(slots_b),
-                          static_cast<int32_t>(out.size()), found},
+                          static_cast<int32_t>(out.size()), found, open},
          "key_deviation", ctx);
   copy_out(out, static_cast<const float*>(found), ctx);
 }
@@ -275,8 +294,9 @@ void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, Exec
 
 void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
               const QkvExtras& extras, std::span<const int32_t> key_positions, std::span<const int32_t> slots,
-              const RopeTable& rope_table, ExecContext& ctx) {
+              const RopeTable& rope_table, ExecContext& ctx, const OpenKeys& open) {
   require_kv_format(*ctx.kernels, kv.format);
+  check_open(kv, open, "norm_qkv");
   const LinearSegment &q = qkv.segments[0], &k = qkv.segments[1], &v = qkv.segments[2];
   const auto num_rows = static_cast<std::int64_t>(slots.size());
   check_tensor(x, "norm_qkv: x", DType::f32, {num_rows, q.cols});
@@ -290,6 +310,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   check_bias(extras.q_bias, q);
   check_bias(extras.k_bias, k);
   check_bias(extras.v_bias, v);
+  const Tensor k_bias = open.bias == nullptr ? extras.k_bias : Tensor();
   const Workspace::Scope scope(*ctx.workspace);
   Tensor keys = allocate_f32(num_rows, k.rows, *ctx.workspace);
   Tensor values = allocate_f32(num_rows, v.rows, *ctx.workspace);
@@ -304,7 +325,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
     args.k = k;
     args.v = v;
     args.q_bias = optional(extras.q_bias);
-    args.k_bias = optional(extras.k_bias);
+    args.k_bias = optional(k_bias);
     args.v_bias = optional(extras.v_bias);
     args.q_norm = optional(extras.q_norm);
     args.k_norm = optional(extras.k_norm);
@@ -312,6 +333,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
     args.slots = ctx.workspace->on_device(slots);
     args.rope = rope_table;
     args.kv = kv;
+    args.open = open;
     args.act_type = qkv.act_type;
     args.scratch_act = allocate_scratch(qkv.act_type, args.rows, q.cols, ctx);
     args.scratch_k = keys.as<float>();
@@ -325,7 +347,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   rms_norm(normed, x, norm, ctx);
   const Activation act = prepare(normed, qkv.act_type, ctx);
   linear(q_out, act, q, extras.q_bias, false, ctx);
-  linear(keys, act, k, extras.k_bias, false, ctx);
+  linear(keys, act, k, k_bias, false, ctx);
   linear(values, act, v, extras.v_bias, false, ctx);
   if (extras.q_norm) {
     const auto heads = [&](const Tensor& rows) {
@@ -334,13 +356,16 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
     rms_norm(heads(q_out), heads(q_out), Norm{extras.q_norm, norm.eps}, ctx);
     rms_norm(heads(keys), heads(keys), Norm{extras.k_norm, norm.eps}, ctx);
   }
-  rope(keys, key_positions, rope_table, ctx);
-  kv_write(kv, keys, values, slots, ctx);
+  if (!quant::seals_keys(kv.format)) rope(keys, key_positions, rope_table, ctx);
+  kv_write(kv, keys, values, slots, ctx, open);
 }
 
 void attention(Tensor out, Tensor q, int num_heads, float scale, int window, const RopeTable& rope_table,
-               const KvLayer& kv, const AttentionPlan& plan, ExecContext& ctx) {
+               const KvLayer& kv, const AttentionPlan& plan, ExecContext& ctx, const OpenKeys& open) {
   require_kv_format(*ctx.kernels, kv.format);
+  check_open(kv, open, "attention");
+  NB_CHECK(!quant::seals_keys(kv.format) || open.row_groups != nullptr, invalid_argument, "attention: KV format ",
+           quant::to_string(kv.format), " needs the group of each row");
   const auto num_rows = static_cast<std::int64_t>(plan.positions.size());
   check_tensor(q, "attention: q", DType::f32, {num_rows, std::int64_t{num_heads} * kv.head_dim});
   check_tensor(out, "attention: out", DType::f32, {num_rows, q.dim(1)});
@@ -360,6 +385,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   args.window = window;
   args.rope = rope_table;
   args.kv = kv;
+  args.open = open;
   args.positions = ctx.workspace->on_device(plan.positions);
   args.segments = ctx.workspace->on_device(plan.segments);
   args.num_segments = static_cast<int32_t>(plan.segments.size());

@@ -73,12 +73,18 @@ void require_kv_format(const KernelTable& kernels, quant::KvFormat format);
 /// Throws unsupported, naming the backend, if its attention knows no key policies and no biases of scores.
 void require_key_policies(const KernelTable& kernels);
 
-/// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index.
-void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx);
+/// Stores k, v f32[T, Hkv * D] at slots[t] = block * 16 + index. Of a format that seals, keys go to `open` (there: not
+/// rotated, less their bias).
+void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx,
+              const OpenKeys& open = {});
+
+/// Quantizes the keys of open cells into their blocks, of a format that seals. Nobody else writes these cells
+/// meanwhile.
+void kv_seal(const KvLayer& kv, const OpenKeys& open, std::span<const SealItem> items, ExecContext& ctx);
 
 /// out[t] = squared distance between two stored keys of all heads, of slots_a[t] in `a` and of slots_b[t] in `b`.
 void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32_t> slots_a, const KvLayer& b,
-                   std::span<const int32_t> slots_b, ExecContext& ctx);
+                   std::span<const int32_t> slots_b, ExecContext& ctx, const OpenKeys& open = {});
 
 /// Stores each group's mean value and mean key, taken from its place and rotated to another, in a slot. `blocks` as in
 /// AttentionPlan.
@@ -98,16 +104,17 @@ void sample(std::span<int32_t> out, Tensor logits, const SampleRow* params, Exec
 
 // ---- the operators the decoder speaks in ----
 
-/// q_out f32[T, Hq * D] = un-rotated queries; keys (rotated by key_positions) and values go to slots of kv.
+/// q_out f32[T, Hq * D] = un-rotated queries; keys (rotated by key_positions) and values go to slots of kv. Of a format
+/// that seals, keys go to `open` instead, not rotated and less open.bias, which is k_bias then.
 void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const LinearWeight& qkv,
               const QkvExtras& extras, std::span<const int32_t> key_positions, std::span<const int32_t> slots,
-              const RopeTable& rope, ExecContext& ctx);
+              const RopeTable& rope, ExecContext& ctx, const OpenKeys& open = {});
 
 /// out f32[T, Hq * D] = softmax(q k^T * scale) v over the runs of each segment; q is rotated here, by p - offset.
 /// A row sees at most the last `window` keys up to its own; 0 = all. Runs are cut at multiples of 256 keys; partial
 /// states are folded in order (see ARCHITECTURE.md).
 void attention(Tensor out, Tensor q, int num_heads, float scale, int window, const RopeTable& rope, const KvLayer& kv,
-               const AttentionPlan& plan, ExecContext& ctx);
+               const AttentionPlan& plan, ExecContext& ctx, const OpenKeys& open = {});
 
 /// residual += x W^T (+ bias). x f32[T, cols].
 void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tensor bias, ExecContext& ctx);

@@ -11,11 +11,14 @@ enum class Format : uint8_t { f32, bf16, f16, q4_0, q4_1, q8_0, q5_0, q5_1, q4_k
 
 inline constexpr int kNumFormats = 14;
 
-enum class KvFormat : uint8_t { f32, bf16, f16, int8, mixed };
+enum class KvFormat : uint8_t { f32, bf16, f16, int8, mixed, int4 };
 
-inline constexpr int kNumKvFormats = 5;
+inline constexpr int kNumKvFormats = 6;
 
-/// Dimensions that share a scale and a minimum in the values of `mixed`.
+/// Whether keys are quantized when the 16 of a block are there, and lie un-rotated in an open cell until then.
+inline constexpr bool seals_keys(KvFormat format) { return format == KvFormat::int4; }
+
+/// Dimensions that share a scale and a minimum in the values of `mixed` and `int4`.
 inline constexpr int kKvGroup = 32;
 
 }  // namespace nb::quant

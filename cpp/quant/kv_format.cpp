@@ -20,6 +20,11 @@ std::int64_t nibble_cell(int head_dim) {
   return std::int64_t{kBlockTokens} * ((head_dim + 1) / 2 + 4 * groups);
 }
 
+std::int64_t sealed_cell(int head_dim) {
+  const int words = (head_dim / 2 + 3) / 4;
+  return std::int64_t{kBlockTokens} * 4 * words + std::int64_t{2} * head_dim + 4;
+}
+
 constexpr const char* kPlainLayout = "[block][layer][K|V][head][token][dim]";
 
 // Limits of most_kl: four times what the format costs a healthy model of 135M parameters, where the figures of
@@ -35,6 +40,10 @@ constexpr KvFormatInfo kFormats[] = {
     {KvFormat::int8, "int8", "[block][layer][K|V][head]: codes, fp16 scales", int8_cell, int8_cell, 0.006},
     {KvFormat::mixed, "mixed", "[block][layer][K|V][head]: codes of 8|4 bits, fp16 scales, V: fp16 minima of 32",
      int8_cell, nibble_cell, 0.036},
+    {KvFormat::int4, "int4",
+     "[block][layer][K|V][head]: K: codes of 4 bits before rotation, scale and base of each dimension as bytes, fp16 "
+     "unit, bits of tokens that are not finite; V: codes of 4 bits, fp16 scales, fp16 minima of 32",
+     sealed_cell, nibble_cell, 0.08},
 };
 static_assert(std::size(kFormats) == kNumKvFormats);
 

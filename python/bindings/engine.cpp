@@ -184,13 +184,10 @@ void set_policy(engine::Request& request, const KeyPolicyOption& option) {
   const auto& [rule, prefix, window, period, keep] = option;
   request.keeps_kv = rule != "none";
   if (!request.keeps_kv) return;
-  using ops::KeyRule;
-  static const std::map<std::string, KeyRule> kRules = {{"full", KeyRule::full},       {"window", KeyRule::window},
-                                                        {"strided", KeyRule::strided}, {"block", KeyRule::block},
-                                                        {"budget", KeyRule::budget},   {"summary", KeyRule::summary}};
-  const auto found = kRules.find(rule);
+  static const std::vector<std::string> kRules = {"full", "window", "strided", "block", "budget", "summary"};
+  const auto found = std::find(kRules.begin(), kRules.end(), rule);
   NB_CHECK(found != kRules.end(), invalid_argument, "there is no rule '", rule, "' of keys");
-  request.key_policy = {.rule = found->second, .prefix = prefix, .window = window, .period = period, .keep = keep};
+  request.key_policy = {static_cast<ops::KeyRule>(found - kRules.begin()), prefix, window, period, keep};
 }
 
 // A function of the engine that is called between two steps.

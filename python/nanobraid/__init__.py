@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nanobraid._async_request import AsyncRequest
     from nanobraid.async_chunks import AsyncChunkCache
     from nanobraid.async_engine import AsyncEngine
+    from nanobraid.bench_kv import KVCacheBenchmarker
     from nanobraid.chunked import Chunk, ChunkedLLM, ChunkedOutput, ChunkedPiece, ChunkType, RetainedOutput, WarmReport
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidCompositionError",
     "Isolated",
+    "KVCacheBenchmarker",
     "KvPolicy",
     "Logprob",
     "ModelIOError",
@@ -102,6 +104,10 @@ def __getattr__(name: str) -> Any:
         from nanobraid import async_engine
 
         return getattr(async_engine, name)
+    if name == "KVCacheBenchmarker":
+        from nanobraid import bench_kv
+
+        return bench_kv.KVCacheBenchmarker
     if name in _CHUNKED:
         from nanobraid import chunked
 

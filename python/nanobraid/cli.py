@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nanobraid import __version__, _logging
-from nanobraid.commands import bench, chat, doctor, export, generate, inspect, models, pull, serve
+from nanobraid.commands import bench, bench_kv, chat, doctor, export, generate, inspect, models, pull, serve
 from nanobraid.errors import InvalidArgumentError, NanobraidError
 
-_COMMANDS = (generate, chat, serve, bench, export, inspect, doctor, pull, models)
+_COMMANDS = (generate, chat, serve, bench, bench_kv, export, inspect, doctor, pull, models)
 _USAGE = {
     "generate": "nanobraid generate [PROMPT] [OPTIONS]",
     "export": "nanobraid export SRC -o FILE --dtype DTYPE [OPTIONS]",
@@ -46,7 +46,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_common(parser, None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for module in _COMMANDS:
-        name = module.__name__.rsplit(".", 1)[1]
+        name = module.__name__.rsplit(".", 1)[1].replace("_", "-")
         description = (module.__doc__ or "").strip()
         command = subparsers.add_parser(
             name,

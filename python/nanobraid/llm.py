@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _MAX_THREADS = 256
 _DTYPES = ("auto", "int8", "bf16", "f32")
-_KV_DTYPES = ("auto", "bf16", "f16", "f32", "int8", "mixed")
+_KV_DTYPES = ("auto", "bf16", "f16", "f32", "int8", "mixed", "int4")
 
 
 class LLM(Composing, Scoring):
@@ -63,8 +63,8 @@ class LLM(Composing, Scoring):
             ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
             ones become bf16.
         kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
-            number) or ``mixed`` (keys as int8, values of 4 bits; 6.6 bits). ``auto`` is bf16, and f32 on ``reference``;
-            a GPU has bf16 and f32.
+            number), ``mixed`` (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.0 bits).
+            ``auto`` is bf16, and f32 on ``reference``; a GPU has bf16 and f32.
             The first time that a model is loaded with a quantized type, a self-test measures what that changes.
         force_kv_dtype: Use `kv_dtype` even if that changes the predictions of this model too much; see
             ``config["kv_selftest"]``.
@@ -229,8 +229,8 @@ class LLM(Composing, Scoring):
             "backend": self._model.backend,
             "dtype": self._model.dtype,
             "kv_dtype": self._kv_dtype,
-            "kv_selftest": self._kv_selftest,
             "kv_policy": str(self._kv_policy),
+            "kv_selftest": self._kv_selftest,
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
             "enable_prefix_caching": self._enable_prefix_caching,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,10 @@ import numpy as np
 import pytest
 from engine_threads import THREADS
 from paragraph import PARAGRAPH
+from tiny_hf import config_of, tensors_of, write_folder
 
 import nanobraid as nb
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
-try:
-    from oracle import mean_kl
-finally:
-    sys.path.pop(0)
+from nanobraid.bench_kv.divergence import mean_kl
 
 PROMPTS = [
     "The capital of France is",
@@ -27,7 +22,7 @@ PROMPTS = [
     "Once upon a time there was a " * 12,
 ]
 PARAMS = nb.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
-FORMATS = ["f16", "int8", "mixed"]
+FORMATS = ["f16", "int8", "mixed", "int4"]
 TEXT = Path(__file__).parents[2] / "eval" / "text" / "mixed.txt"
 
 
@@ -53,7 +48,9 @@ def test_logits_of_slices_are_equal_to_the_last_bit(model_path: Path, kv_dtype: 
         assert llm.logits(PROMPTS[3]).tobytes() == sliced.logits(PROMPTS[3]).tobytes()
 
 
-@pytest.mark.parametrize(("kv_dtype", "bits"), [("bf16", 16), ("f16", 16), ("int8", 8.25), ("mixed", 6.6)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "bits"), [("bf16", 16), ("f16", 16), ("int8", 8.25), ("mixed", 6.6), ("int4", 5.0)]
+)
 def test_memory_is_what_the_format_promises(model_path: Path, kv_dtype: str, bits: float) -> None:
     with open_llm(model_path, kv_dtype) as llm:
         stats = llm.stats()
@@ -61,7 +58,7 @@ def test_memory_is_what_the_format_promises(model_path: Path, kv_dtype: str, bit
     assert 8 * stats["kv_bytes"] / stats["blocks_total"] / numbers == pytest.approx(bits, rel=0.02)
 
 
-@pytest.mark.parametrize(("kv_dtype", "most"), [("f16", 0.0001), ("int8", 0.0015), ("mixed", 0.009)])
+@pytest.mark.parametrize(("kv_dtype", "most"), [("f16", 0.0001), ("int8", 0.0015), ("mixed", 0.009), ("int4", 0.025)])
 def test_predictions_are_close_to_those_of_full_precision(model_path: Path, kv_dtype: str, most: float) -> None:
     """Mean KL in nats over 256 tokens, with float activations; a scale of another token is off by far more."""
     with open_llm(model_path, "f32", dtype="bf16") as exact, open_llm(model_path, kv_dtype, dtype="bf16") as llm:
@@ -69,3 +66,33 @@ def test_predictions_are_close_to_those_of_full_precision(model_path: Path, kv_d
         kl = mean_kl(exact.logits(ids), llm.logits(ids))
     assert np.isfinite(kl).all()
     assert (1e-9 if kv_dtype == "f16" else 1e-6) < kl.mean() <= most
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_large_biases_and_gains_cost_int4_nothing(tmp_path: Path, family: str) -> None:
+    """Keys are stored without the bias of their projection, which would leave their codes no room beside it."""
+    config = config_of(family)
+    tensors = tensors_of(config)
+    plain = write_folder(tmp_path / "plain", config, tensors)
+    for i in range(config["num_hidden_layers"]):
+        attention = f"model.layers.{i}.self_attn."
+        if family == "qwen2":
+            # The same for both dimensions of a pair, and so for every key: softmax moves little.
+            tensors[attention + "k_proj.bias"] *= 300.0
+            tensors[attention + "q_proj.weight"] *= 0.01
+            tensors[attention + "q_proj.bias"] *= 0.01
+        else:
+            tensors[attention + "k_norm.weight"] *= np.exp(np.linspace(-3, 3, config["head_dim"], dtype=np.float32))
+            tensors[attention + "q_norm.weight"] *= np.exp(np.linspace(3, -3, config["head_dim"], dtype=np.float32))
+    large = write_folder(tmp_path / "large", config, tensors)
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, config["vocab_size"], 200)]
+    divergence = {}
+    for path in (plain, large):
+        with (
+            open_llm_for(path, "f32") as exact,
+            open_llm_for(path, "int4") as llm,
+            open_llm_for(path, "mixed") as mixed,
+        ):
+            wanted = exact.logits(ids)
+            divergence[path] = [float(mean_kl(wanted, other.logits(ids)).mean()) for other in (llm, mixed)]
+    print(divergence)

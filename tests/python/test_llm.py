@@ -377,7 +377,11 @@ def test_errors_of_stream_and_chat_come_at_the_call(llm: nb.LLM) -> None:
         ({"device": "tpu"}, nb.InvalidArgumentError, "device must be.*tpu"),
         ({"device": 3}, nb.InvalidArgumentError, "device"),
         ({"dtype": "fp4"}, nb.InvalidArgumentError, "dtype must be one of auto, int8, bf16, f32"),
-        ({"kv_dtype": "int3"}, nb.InvalidArgumentError, "kv_dtype must be one of auto, bf16, f16, f32, int8, mixed"),
+        (
+            {"kv_dtype": "int3"},
+            nb.InvalidArgumentError,
+            "kv_dtype must be one of auto, bf16, f16, f32, int8, mixed, int4",
+        ),
         ({"num_threads": 0}, nb.InvalidArgumentError, "num_threads"),
         ({"num_threads": 1.5}, nb.InvalidArgumentError, "num_threads"),
         ({"max_model_len": 0}, nb.InvalidArgumentError, "max_model_len"),

@@ -84,3 +84,38 @@ def test_a_conversation_about_a_document(model_path: Path, tmp_path: Path) -> No
     assert lines[-1].startswith("There are /system")
     _, error = run("chat_chunked", "--document", tmp_path / "nowhere", fails=True)
     assert "nowhere" in error
+
+
+def test_methods_of_a_cache_give_the_same_answers(model_path: Path) -> None:
+    text, _ = run("basic_benchmark", "--max-tokens", 3)
+    _, *rows = text.splitlines()
+    found = [re.match(r"(\w+) +(\d+) +([\d.]+) +(\d+) ms +([\d.]+) MB  (yes|no)$", row) for row in rows]
+    assert [row[1] for row in found if row] == ["no_cache", "full_cache", "paged_attention", "quant_int8"]
+    assert {row[2] for row in found if row} == {"9"}  # three prompts, three tokens each
+    assert [row[6] for row in found[:3] if row] == ["yes"] * 3
+    cache = [float(row[5]) for row in found if row]
+    assert cache[0] == 0 and cache[1] > cache[2] > cache[3] > 0
+    _, error = run("basic_benchmark", "--max-tokens", 0, fails=True)
+    assert re.fullmatch(r"basic_benchmark: error: max_new_tokens must be .*\n", error)
+
+
+def test_fewer_bits_take_less_memory(model_path: Path) -> None:
+    text, _ = run("quantized_cache", "--modes", "int8", "mixed", "--max-tokens", 6)
+    rows = [re.match(r"(\w+) +([\d.]+) MB 6 tokens(?:, +(\d+) % alike)?: \S", line) for line in text.splitlines()]
+    assert [row[1] for row in rows if row] == ["auto", "int8", "mixed"]
+    full, int8, mixed = (float(row[2]) for row in rows if row)
+    assert int8 == pytest.approx(full * 8.25 / 16, rel=0.05)
+    assert mixed == pytest.approx(full * 6.6 / 16, rel=0.05)
+
+
+def test_a_comprehensive_benchmark_writes_its_report(model_path: Path, tmp_path: Path) -> None:
+    methods = ("--methods", "full_cache", "paged_attention", "quant_int8", "sliding_window")
+    small = ("--max-tokens", 2, "--long", 4, "--text-tokens", 80, "--needle-lengths", 128)
+    text, _ = run("comprehensive_benchmark", *methods, *small, "--output", tmp_path)
+    lines = (tmp_path / "kv.csv").read_text().splitlines()
+    assert [line.split(",")[0].strip('"').split("(")[0] for line in lines[1:]] == [
+        "full_cache", "paged_attention", "quant_int8", "sliding_window", "sliding_window",
+    ]  # fmt: skip
+    assert "Peak memory of paged_attention against contiguous reservation" in text
+    for name in ("kv.md", "kv.json", "kv-memory.svg", "kv-windows.svg", "kv-needles.svg"):
+        assert (tmp_path / name).stat().st_size > 300, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from nanobraid.errors import DownloadError, InvalidArgumentError
@@ -16,8 +17,8 @@ _MODEL_FIELDS = (
     "device",
     "dtype",
     "kv_dtype",
-    "force_kv_dtype",
     "kv_policy",
+    "force_kv_dtype",
     "num_threads",
     "max_model_len",
     "max_num_seqs",
@@ -57,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default="auto", help="activations: auto, int8, bf16 or f32 (default: auto)")
     group.add_argument(
-        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f16, f32, int8 or mixed (default: auto)"
+        "--kv-dtype", default="auto", help="keys and values: auto, bf16, f16, f32, int8, mixed or int4 (default: auto)"
     )
     group.add_argument(
         "--kv-policy",
@@ -128,8 +129,12 @@ def add_sampling_options(
 def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
     """Loads the model that the options ask for; asks before it is downloaded from a hub."""
     values = {field: getattr(options, field) for field in _MODEL_FIELDS}
-    path = ensure(options.model, confirm=None if options.yes else _ask)
-    return LLM(path, **{**values, **overrides})
+    return LLM(model_path(options), **{**values, **overrides})
+
+
+def model_path(options: argparse.Namespace) -> Path:
+    """Finds the model that --model names; asks before it is downloaded from a hub, unless there is a --yes."""
+    return ensure(options.model, confirm=None if options.yes else _ask)
 
 
 def _ask(offer: Offer) -> None:

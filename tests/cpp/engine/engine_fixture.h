@@ -126,7 +126,8 @@ inline std::vector<KvCase> kv_cases() {
   std::vector<KvCase> cases;
   for (const std::string& backend : engine_backends()) {
     cases.push_back({backend, std::nullopt});
-    for (const quant::KvFormat format : {quant::KvFormat::f16, quant::KvFormat::int8, quant::KvFormat::mixed}) {
+    for (const quant::KvFormat format :
+         {quant::KvFormat::f16, quant::KvFormat::int8, quant::KvFormat::mixed, quant::KvFormat::int4}) {
       if ((ops::find_backend(backend).kernels->kv_formats & ops::kv_bit(format)) != 0) {
         cases.push_back({backend, format});
       }

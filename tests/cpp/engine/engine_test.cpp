@@ -113,8 +113,11 @@ TEST_P(EveryKvFormat, SeveralAnswersAreThoseOfSeveralRequests) {
         }
         EXPECT_EQ(answers, expected);
         if (max_num_seqs == 8) {
-          EXPECT_EQ(engine.stats().forked_tokens, 3 * (num_prompt - 1));
-          EXPECT_EQ(engine.stats().prompt_tokens, num_prompt + 3);
+          // Where keys are sealed, the tokens of the last group are computed again instead of being copied.
+          const bool seals = GetParam().format && quant::seals_keys(*GetParam().format);
+          const int again = 1 + (seals ? (num_prompt - 1) % kBlockTokens : 0);
+          EXPECT_EQ(engine.stats().forked_tokens, 3 * (num_prompt - again));
+          EXPECT_EQ(engine.stats().prompt_tokens, num_prompt + 3 * again);
         }
       }
     }

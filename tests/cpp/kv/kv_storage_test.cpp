@@ -64,7 +64,8 @@ TEST(KvStorage, EveryByteOfABlockIsInOneCell) {
 
 // What is promised of a format is what its memory takes: 2 % for what the table does not say.
 TEST(KvStorage, MeasuredBitsAreThePromisedOnes) {
-  for (const auto& [format, bits] : {std::pair{quant::KvFormat::int8, 8.25}, {quant::KvFormat::mixed, 6.6}}) {
+  for (const auto& [format, bits] :
+       {std::pair{quant::KvFormat::int8, 8.25}, {quant::KvFormat::mixed, 6.6}, {quant::KvFormat::int4, 5.0}}) {
     const KvStorage storage({format, 30, 3, 64}, 100);
     const double elements = 100.0 * 16 * 30 * 3 * 64 * 2;
     EXPECT_NEAR(8.0 * static_cast<double>(storage.bytes()) / elements, bits, 0.02 * bits);

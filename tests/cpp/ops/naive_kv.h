@@ -53,10 +53,39 @@ inline std::vector<double> naive_halves(const std::vector<float>& x) {
   return kept;
 }
 
-/// What a token's key (or value) of one head is when it is read again. All of it is finite.
+/// What the keys of a sealed block of one head are, [tokens][head_dim]: each dimension by itself. All of it is finite.
+inline std::vector<std::vector<double>> naive_sealed(const std::vector<std::vector<float>>& keys) {
+  const std::size_t dim = keys.front().size();
+  std::vector<double> lows(dim), wanted(dim);
+  for (std::size_t d = 0; d < dim; ++d) {
+    float low = keys[0][d], high = low;
+    for (const auto& key : keys) low = std::min(low, key[d]), high = std::max(high, key[d]);
+    lows[d] = static_cast<double>(low);
+    wanted[d] = static_cast<double>(std::max((high - low) / 15.0f, std::fabs(low) / 127.0f));
+  }
+  const double most = *std::max_element(wanted.begin(), wanted.end());
+  const double unit = static_cast<double>(nearest_half(most * 16 / 31));
+  std::vector<std::vector<double>> kept(keys.size(), std::vector<double>(dim, 0.0));
+  for (std::size_t d = 0; d < dim && unit > 0.0; ++d) {
+    double scale = 0.0;
+    for (int e = 0; e < 16 && scale < wanted[d]; ++e) {
+      for (int m = 0; m < 16 && scale < wanted[d]; ++m) scale = unit * (16 + m) / 16 * std::ldexp(1.0, e - 15);
+    }
+    if (scale == 0.0) scale = std::ldexp(unit, -15);
+    const double base = std::clamp(std::nearbyint(lows[d] / scale), -128.0, 127.0);
+    for (std::size_t t = 0; t < keys.size(); ++t) {
+      const double steps = std::nearbyint(static_cast<double>(keys[t][d]) / scale);
+      kept[t][d] = (base + std::clamp(steps - base, 0.0, 15.0)) * scale;
+    }
+  }
+  return kept;
+}
+
+/// What a token's key (or value) of one head is when it is read again, of formats that store it by itself. All of it is
+/// finite.
 inline std::vector<double> naive_stored(quant::KvFormat format, bool is_key, const std::vector<float>& x) {
   if (format == quant::KvFormat::int8 || (format == quant::KvFormat::mixed && is_key)) return naive_int8(x);
-  if (format == quant::KvFormat::mixed) return naive_groups(x);
+  if (format == quant::KvFormat::mixed || format == quant::KvFormat::int4) return naive_groups(x);
   if (format == quant::KvFormat::f16) return naive_halves(x);
   std::vector<double> kept;
   for (const float value : x) {

@@ -121,7 +121,7 @@ inline bool is_usable(const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-/// All formats of keys and values.
+/// Formats of keys and values that store a token by itself. (Those that do not: int4_kv_test.cpp.)
 inline std::vector<quant::KvFormat> kv_formats() {
   return {quant::KvFormat::f32, quant::KvFormat::bf16, quant::KvFormat::f16, quant::KvFormat::int8,
           quant::KvFormat::mixed};

@@ -1,6 +1,6 @@
 // Paged attention over runs: one routine for prefill, slices and decode.
 //
-// Included inside the unnamed namespace of kernels_<isa>.cpp, after attention_int.h. A 'column' is one (row, query
+// Included inside the unnamed namespace of kernels_<isa>.cpp, after attention_int4.h. A 'column' is one (row, query
 // head) pair; the columns that share a KV head are computed together. Rules that keep a column's bits independent of
 // everything else (promise 1): a run is cut into splits at multiples of 256 keys and a split into tiles at multiples of
 // 64; each split starts from the empty state; maximum, rescaling and sum are per column; a column folds its splits in
@@ -24,13 +24,14 @@ struct ColumnScratch {
   float* acc;            // [kMaxColumns][D] of the current split
   float* out;            // [kMaxColumns][D] folded
   TileWeights* weights;  // [kMaxColumns][scale_groups], of quantized formats
+  float* keys;           // [kKeyCells][D][16] of a tile of keys, then the angles of a block; of formats that seal
   SplitState split[kMaxColumns];
   SplitState total[kMaxColumns];
 };
 
 inline int64_t column_scratch_floats(const KvLayer& kv) {
   const int weights = scale_groups(kv.format, kv.head_dim) * kTileWeightFloats;
-  return static_cast<int64_t>(kMaxColumns) * (3 * kv.head_dim + kTileKeys + weights);
+  return static_cast<int64_t>(kMaxColumns) * (3 * kv.head_dim + kTileKeys + weights) + key_scratch_floats(kv);
 }
 
 inline ColumnScratch column_scratch(const AttentionArgs& a, int index) {
@@ -42,6 +43,7 @@ inline ColumnScratch column_scratch(const AttentionArgs& a, int index) {
   scratch.out = base + 2 * rows;
   scratch.scores = base + 3 * rows;
   scratch.weights = reinterpret_cast<TileWeights*>(scratch.scores + kMaxColumns * kTileKeys);
+  scratch.keys = base + column_scratch_floats(a.kv) - key_scratch_floats(a.kv);
   return scratch;
 }
 
@@ -283,7 +285,7 @@ inline void rotate_columns(const AttentionArgs& a, const ColumnTile& tile, int r
       rotate(a.q + tile.row_of(c) * a.q_stride + tile.head_of(c) * dim, a.rope, position, a.scale * kLog2e,
              s.q + c * dim);
       if (kBf16Dot && a.kv.format == quant::KvFormat::bf16) pack_bf16(s.q + c * dim, dim, s.q + c * dim);
-      if (scale_groups(a.kv.format, dim) > 0) pack_query(s.q + c * dim, dim);
+      if (scale_groups(a.kv.format, dim) > 0 && !quant::seals_keys(a.kv.format)) pack_query(s.q + c * dim, dim);
     }
   }
 }
@@ -353,6 +355,70 @@ inline void soften_columns(const AttentionArgs& a, const ColumnTile& tile, int r
   }
 }
 
+// The group of the own run's keys that a row reads in its open cell; -1: none.
+inline int open_group(const AttentionArgs& a, const TileSpan& span, int run_index, int row) {
+  return run_index + 1 == span.segment->run_count ? a.open.row_groups[row] : -1;
+}
+
+// Scores of a tile of keys of a format that seals, in blocks [first_block, num_blocks) of it: all columns against what
+// is sealed, then those whose own group is among the blocks against their open cells.
+inline void score_sealed(const AttentionArgs& a, const ColumnTile& tile, int run_index, int begin, int first_span,
+                         int last_span, int first_block, int num_blocks, const uint8_t* const* cells,
+                         const Visibility& seen, ColumnScratch& s) {
+  const int dim = a.kv.head_dim, cell_floats = dim * 16;
+  const AttentionRun& run = run_of(a, tile.spans[first_span], run_index);
+  const float* const bias = a.open.bias == nullptr ? nullptr : a.open.bias + tile.kv_head * dim;
+  float* const angles = s.keys + kKeyCells * cell_floats;
+  const auto find_angles = [&](int b) {
+    const int key = begin + 16 * b;
+    const int32_t* listed = run.positions_begin < 0 ? nullptr : a.key_positions + run.positions_begin + key;
+    block_angles(a.rope, key, listed, run.num_keys - key, angles);
+  };
+  int num_sealed = 0;  // blocks that somebody reads sealed
+  for (int i = first_span; i < last_span; ++i) {
+    const TileSpan& span = tile.spans[i];
+    for (int c = span.first_column; c < span.first_column + span.num_columns; c += tile.num_heads) {
+      if (seen.column[c].begin >= seen.column[c].end) continue;
+      const int group = open_group(a, span, run_index, tile.row_of(c));
+      const int end = group < 0 ? num_blocks : group - begin / 16;
+      if (end > num_sealed) num_sealed = end;
+    }
+  }
+  if (num_sealed > num_blocks) num_sealed = num_blocks;
+  const uint8_t* rotated[kTileKeys / 16];
+  for (int b = first_block; b < num_sealed; ++b) {
+    find_angles(b);
+    read_sealed(cells[b], dim, bias, angles, s.keys + b * cell_floats);
+    rotated[b] = reinterpret_cast<const uint8_t*>(s.keys + b * cell_floats);
+  }
+  const int first = tile.spans[first_span].first_column;
+  const int last = tile.spans[last_span - 1].first_column + tile.spans[last_span - 1].num_columns;
+  with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
+    in_halves<side_by_side(columns.value)>(first_block, num_sealed, [&](auto count, int b) {
+      score_cells<quant::KvFormat::f32, columns.value, count.value>(rotated + b, dim, s.q + c * dim,
+                                                                    s.scores + c * kTileKeys + 16 * b, 0);
+    });
+  });
+  for (int i = first_span; i < last_span; ++i) {
+    const TileSpan& span = tile.spans[i];
+    const int end = span.first_column + span.num_columns;
+    for (int c = span.first_column, next; c < end; c = next) {
+      const int row = tile.row_of(c), group = open_group(a, span, run_index, row), b = group - begin / 16;
+      next = c + tile.num_heads;
+      while (next < end && open_group(a, span, run_index, tile.row_of(next)) == group) next += tile.num_heads;
+      if (group < 0 || b < first_block || b >= num_blocks) continue;
+      float* const keys = s.keys + (kKeyCells - 1) * cell_floats;
+      find_angles(b);
+      read_open(open_cell(a.kv, a.open, a.open.row_cells[row], tile.kv_head), dim, bias, angles, keys);
+      const uint8_t* const cell = reinterpret_cast<const uint8_t*>(keys);
+      with_rest<kColumnGroup>(c, next, [&](auto columns, int column) {
+        score_cells<quant::KvFormat::f32, columns.value, 1>(&cell, dim, s.q + column * dim,
+                                                            s.scores + column * kTileKeys + 16 * b, 0);
+      });
+    }
+  }
+}
+
 // Adds the tile of keys [begin, begin + 64) of a run to the split states of spans [first_span, last_span), which have
 // the same blocks there and together see `range` of the keys. `next` is the tile that is likely to follow.
 template <quant::KvFormat kFormat>
@@ -382,17 +448,21 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
   for (int b = first_block; b < num_blocks; ++b) values[b] = value_cell(a.kv, blocks[begin / 16 + b], kv_head);
   // The first columns fetch what is read next: the values of these keys, then the keys of the next tile.
   const int64_t to_values = values[first_block] - cells[first_block];
-  with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
-    in_halves<side_by_side(columns.value)>(first_block, num_blocks, [&](auto count, int b) {
-      float* const scores = s.scores + c * kTileKeys + 16 * b;
-      const int64_t ahead = c == first ? to_values : 0;
-      if constexpr (kIsQuantized<kFormat>) {
-        score_codes<columns.value, count.value>(cells + b, dim, s.q + c * dim, scores, ahead, a.kv.value_cell_bytes);
-      } else {
-        score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim, scores, ahead);
-      }
+  if constexpr (quant::seals_keys(kFormat)) {
+    score_sealed(a, tile, run_index, begin, first_span, last_span, first_block, num_blocks, cells, seen, s);
+  } else {
+    with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
+      in_halves<side_by_side(columns.value)>(first_block, num_blocks, [&](auto count, int b) {
+        float* const scores = s.scores + c * kTileKeys + 16 * b;
+        const int64_t ahead = c == first ? to_values : 0;
+        if constexpr (kHasKeyCodes<kFormat>) {
+          score_codes<columns.value, count.value>(cells + b, dim, s.q + c * dim, scores, ahead, a.kv.value_cell_bytes);
+        } else {
+          score_cells<kFormat, columns.value, count.value>(cells + b, dim, s.q + c * dim, scores, ahead);
+        }
+      });
     });
-  });
+  }
   uint64_t not_finite = 0;
   if constexpr (kFormat == quant::KvFormat::f16) {
     for (int b = first_block; b < num_blocks; ++b) {
@@ -409,17 +479,16 @@ inline void attend_tile(const AttentionArgs& a, const ColumnTile& tile, int run_
   }
   [[maybe_unused]] const int groups = scale_groups(kFormat, dim);
   // A vector of values has a dimension in every lane, or two of them.
-  const int lanes = kFormat == quant::KvFormat::mixed ? dim / 2 : dim;
+  const int lanes = kHasNibbles<kFormat> ? dim / 2 : dim;
   with_rest<kColumnGroup>(first, last, [&](auto columns, int c) {
-    constexpr int kBeside =
-        kFormat == quant::KvFormat::mixed ? nibbles_side_by_side(columns.value) : side_by_side(columns.value);
+    constexpr int kBeside = kHasNibbles<kFormat> ? nibbles_side_by_side(columns.value) : side_by_side(columns.value);
     in_halves<kBeside>(0, (lanes + kLanes - 1) / kLanes, [&](auto count, int v) {
       float* const acc = s.acc + c * dim;
       const uint8_t* const* const fetched = c == first ? later : nullptr;
       if constexpr (kFormat == quant::KvFormat::int8) {
         value_codes<columns.value, count.value>(values, first_block, num_blocks, dim, v * kLanes, s.weights + c, acc,
                                                 fetched);
-      } else if constexpr (kFormat == quant::KvFormat::mixed) {
+      } else if constexpr (kHasNibbles<kFormat>) {
         value_nibbles<columns.value, count.value>(values, first_block, num_blocks, dim, v * kLanes,
                                                   s.weights + c * groups, groups, acc, fetched);
       } else {
@@ -499,6 +568,8 @@ inline void attend_split(const AttentionArgs& a, const ColumnTile& tile, int run
       return attend_keys<quant::KvFormat::int8>(a, tile, run_index, begin, end, seen, s);
     case quant::KvFormat::mixed:
       return attend_keys<quant::KvFormat::mixed>(a, tile, run_index, begin, end, seen, s);
+    case quant::KvFormat::int4:
+      return attend_keys<quant::KvFormat::int4>(a, tile, run_index, begin, end, seen, s);
   }
 }
 
@@ -533,7 +604,8 @@ inline void write_column(const AttentionArgs& a, int row, int head, const SplitS
 }
 
 // Calls visit(run_index, split_begin, number, seen) for every split any column of the tile can see, in order. `number`
-// counts the splits of the runs, seen or not, so that the tiles of a bundle agree on it.
+// counts the splits of the runs, seen or not, so that the tiles of a bundle agree on it; under policies those seen,
+// which may be every other one.
 template <class Visit>
 inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit&& visit) {
   int number = 0;  // of the run's first split
@@ -543,10 +615,11 @@ inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit
   }
   for (int r = 0; r < runs; ++r) {
     const Visibility seen = visibility(a, tile, r);
+    int turn = number;
     for (int split = seen.all.begin / kSplitKeys; split * kSplitKeys < seen.all.end; ++split) {
       split = next_tile(a, tile, r, split * kSplitKeys, 0, tile.num_spans, seen) / kSplitKeys;
       if (split * kSplitKeys >= seen.all.end) break;
-      visit(r, split * kSplitKeys, number + split, seen);
+      visit(r, split * kSplitKeys, seen.has_policies ? turn++ : number + split, seen);
     }
     int keys = 0;
     for (int i = 0; i < tile.num_spans; ++i) {

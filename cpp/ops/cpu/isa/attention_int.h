@@ -32,7 +32,8 @@ constexpr int kTileWeightFloats = sizeof(TileWeights) / sizeof(float);
 // Groups of dimensions that have scales of their own in the values of a format; 0 if it is not quantized.
 inline int scale_groups(quant::KvFormat format, int head_dim) {
   if (format == quant::KvFormat::int8) return 1;
-  return format == quant::KvFormat::mixed ? value_groups(head_dim) : 0;
+  const bool has_nibbles = format == quant::KvFormat::mixed || format == quant::KvFormat::int4;
+  return has_nibbles ? value_groups(head_dim) : 0;
 }
 
 struct Digits {

@@ -33,8 +33,8 @@ inline void norm_qkv(const NormQkvArgs& a, const Part& part) {
     const int t = item / a.kv.num_kv_heads, h = item % a.kv.num_kv_heads;
     float* key = a.scratch_k + static_cast<int64_t>(t) * a.k.rows + h * dim;
     if (a.k_norm != nullptr) rms_norm_row(key, a.k_norm, a.eps, dim, key);
-    rotate(key, a.rope, a.key_positions[t], 1.0f, key);
-    store_kv_head(a.kv, a.slots[t], h, key, a.scratch_v + static_cast<int64_t>(t) * a.v.rows + h * dim);
+    if (!quant::seals_keys(a.kv.format)) rotate(key, a.rope, a.key_positions[t], 1.0f, key);
+    store_kv_head(a.kv, a.open, t, a.slots[t], h, key, a.scratch_v + static_cast<int64_t>(t) * a.v.rows + h * dim);
   }
   if (a.q_norm == nullptr) return;
   const Range heads = share(a.rows * num_q_heads, part);

@@ -32,7 +32,9 @@ namespace {
 #include "ops/cpu/isa/attention_inner.h"
 // attention_int.h has the same for quantized keys and values.
 #include "ops/cpu/isa/attention_int.h"
-// attention.h uses both.
+// attention_int4.h has what int4 keys need before the kernels of f32 can read them.
+#include "ops/cpu/isa/attention_int4.h"
+// attention.h uses all three.
 #include "ops/cpu/isa/attention.h"
 // fused.h comes last.
 #include "ops/cpu/isa/fused.h"
@@ -58,6 +60,7 @@ constexpr KernelTable kTable = {
     .fused_exact = true,
     .key_deviation = key_deviation,
     .summarize_kv = summarize_kv,
+    .kv_seal = kv_seal,
     .kv_formats = kAllKvFormats,
     .key_policies = true,
 };

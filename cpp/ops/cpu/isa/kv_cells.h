@@ -11,12 +11,19 @@
 //   int8  [4 token quads][head_dim][4 tokens] of code + 128, then [16 tokens] fp16 scales
 //   mixed [4 token quads][head_dim / 2][4 tokens] of two codes of 4 bits, then fp16 scales [groups][16 tokens], then
 //         minima likewise. A byte has dimension i of the first half of a group below that of its second half.
+// int4 has values as mixed, and keys as [head_dim / 8][16 tokens][4 dims] of two codes of 4 bits, dimension i below
+// i + head_dim / 2, then [head_dim] scales and [head_dim] bases of a byte, the fp16 unit, and 16 bits.
 #pragma once
 
 constexpr float kLargestHalf = 65504.0f;
 
+// Formats whose values are codes, and those whose keys meet queries as codes.
 template <quant::KvFormat kFormat>
-constexpr bool kIsQuantized = kFormat == quant::KvFormat::int8 || kFormat == quant::KvFormat::mixed;
+constexpr bool kIsQuantized = kFormat != quant::KvFormat::f32&& kFormat != quant::KvFormat::bf16;
+template <quant::KvFormat kFormat>
+constexpr bool kHasKeyCodes = kIsQuantized<kFormat> && !quant::seals_keys(kFormat);
+template <quant::KvFormat kFormat>
+constexpr bool kHasNibbles = kFormat == quant::KvFormat::mixed || kFormat == quant::KvFormat::int4;
 
 inline int value_groups(int head_dim) { return (head_dim + quant::kKvGroup - 1) / quant::kKvGroup; }
 
@@ -188,11 +195,26 @@ inline void store_value(const KvLayer& kv, uint8_t* cell, int token, const float
   }
 }
 
-inline void store_kv_head(const KvLayer& kv, int slot, int head, const float* key, const float* value) {
-  uint8_t *const keys = key_cell(kv, slot / 16, head), *const values = value_cell(kv, slot / 16, head);
-  if (kv.format == quant::KvFormat::f16) return store_halves(keys, values, kv.head_dim, slot % 16, key, value);
-  store_key(kv, keys, slot % 16, key);
-  store_value(kv, values, slot % 16, value);
+inline float* open_cell(const KvLayer& kv, const OpenKeys& open, int cell, int head) {
+  const int64_t head_floats = kv.head_dim * 16;
+  if (cell < 0) return open.step_cells + (static_cast<int64_t>(~cell) * kv.num_kv_heads + head) * head_floats;
+  return open.cells + cell * open.cell_stride + head * head_floats;
+}
+
+// The key and value of row `row` for one head.
+inline void store_kv_head(const KvLayer& kv, const OpenKeys& open, int row, int slot, int head, const float* key,
+                          const float* value) {
+  if (kv.format == quant::KvFormat::f16) {
+    uint8_t *const keys = key_cell(kv, slot / 16, head), *const values = value_cell(kv, slot / 16, head);
+    return store_halves(keys, values, kv.head_dim, slot % 16, key, value);
+  }
+  if (quant::seals_keys(kv.format)) {
+    float* out = open_cell(kv, open, open.row_cells[row], head) + slot % 16;
+    for (int d = 0; d < kv.head_dim; ++d) out[d * 16] = key[d];
+  } else {
+    store_key(kv, key_cell(kv, slot / 16, head), slot % 16, key);
+  }
+  store_value(kv, value_cell(kv, slot / 16, head), slot % 16, value);
 }
 
 inline void kv_write(const KvWriteArgs& a, const Part& part) {
@@ -200,12 +222,32 @@ inline void kv_write(const KvWriteArgs& a, const Part& part) {
   for (int t = rows.begin; t < rows.end; ++t) {
     for (int h = 0; h < a.kv.num_kv_heads; ++h) {
       const int offset = h * a.kv.head_dim;
-      store_kv_head(a.kv, a.slots[t], h, a.k + t * a.k_stride + offset, a.v + t * a.v_stride + offset);
+      store_kv_head(a.kv, a.open, t, a.slots[t], h, a.k + t * a.k_stride + offset, a.v + t * a.v_stride + offset);
     }
   }
 }
 
+// Scale of a dimension of int4 keys: see quant/kv_format.h.
+inline float int4_scale(float unit, uint8_t code) {
+  return unit * __builtin_bit_cast(float, (static_cast<uint32_t>(code) + (112u << 4)) << 19);
+}
+
+// Behind the codes of int4 keys: scales and bases of dimensions, the unit, and the bits of tokens that are not finite.
+inline int int4_scales_at(int head_dim) { return (head_dim / 2 + 3) / 4 * 64; }
+
+inline float load_key_int4(const uint8_t* cell, int dim, int token, int d) {
+  const int half = dim / 2, i = d < half ? d : d - half;
+  const uint8_t* const scales = cell + int4_scales_at(dim);
+  uint16_t bad;
+  memcpy(&bad, scales + 2 * dim + 2, sizeof(bad));
+  if ((bad >> token & 1) != 0) return __builtin_nanf("");
+  const int code = cell[i / 4 * 64 + token * 4 + i % 4] >> (d < half ? 0 : 4) & 15;
+  return int4_scale(load_half(scales + 2 * dim), scales[d]) *
+         static_cast<float>(code + static_cast<int8_t>(scales[dim + d]));
+}
+
 inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) {
+  if (kv.format == quant::KvFormat::int4) return load_key_int4(cell, kv.head_dim, token, d);
   if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[d * 16 + token];
   if (has_pairs(kv.format)) {
     const uint8_t* const at = cell + ((d / 2 * 16 + token) * 2 + d % 2) * 2;
@@ -221,9 +263,12 @@ inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) 
 inline float load_value(const KvLayer& kv, const uint8_t* cell, int token, int d) {
   const int dim = kv.head_dim;
   if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[token * dim + d];
-  if (kv.format == quant::KvFormat::bf16) {
-    const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(token / 2 * dim + d) * 2 + token % 2];
-    return __builtin_bit_cast(float, bits << 16);
+  if (has_pairs(kv.format)) {
+    const uint8_t* const at = cell + ((token / 2 * dim + d) * 2 + token % 2) * 2;
+    if (kv.format == quant::KvFormat::f16) return load_half(at);
+    uint16_t bits;
+    memcpy(&bits, at, sizeof(bits));
+    return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
   }
   if (kv.format == quant::KvFormat::int8) {
     const int code = cell[(token / 4 * dim + d) * 4 + token % 4] - 128;
@@ -247,7 +292,10 @@ inline void key_deviation(const KeyDeviationArgs& a, const Part& part) {
       const uint8_t* x = key_cell(a.a, slot_a / 16, h);
       const uint8_t* y = key_cell(a.b, slot_b / 16, h);
       for (int d = 0; d < a.a.head_dim; ++d) {
-        const float difference = load_key(a.a, x, slot_a % 16, d) - load_key(a.b, y, slot_b % 16, d);
+        const float key = quant::seals_keys(a.a.format)
+                              ? open_cell(a.a, a.open, a.open.row_cells[t], h)[d * 16 + slot_a % 16]
+                              : load_key(a.a, x, slot_a % 16, d);
+        const float difference = key - load_key(a.b, y, slot_b % 16, d);
         sum += difference * difference;
       }
     }

@@ -33,7 +33,7 @@ inline void summarize_head(const SummarizeKvArgs& a, const KvSummary& summary, i
     value[d] /= count;
   }
   rotate(key, a.rope, summary.slot_position, 1.0f, key);
-  store_kv_head(a.kv, summary.slot, head, key, value);
+  store_kv_head(a.kv, OpenKeys{}, 0, summary.slot, head, key, value);
 }
 
 inline void summarize_kv(const SummarizeKvArgs& a, const Part& part) {

@@ -12,6 +12,7 @@
 
 #include "base/dtype.h"
 #include "base/ids.h"
+#include "ops/cpu/reference/int4_keys.h"
 #include "quant/format.h"
 #include "quant/kv_format.h"
 
@@ -221,7 +222,9 @@ void store_halves(const float* key, const float* value, int dim, uint8_t* key_ou
   }
 }
 
-bool has_groups(const KvLayer& kv, int which) { return kv.format == quant::KvFormat::mixed && which == 1; }
+bool has_groups(const KvLayer& kv, int which) {
+  return (kv.format == quant::KvFormat::mixed || kv.format == quant::KvFormat::int4) && which == 1;
+}
 
 void store_kv(const KvLayer& kv, int which, const float* values, uint8_t* out) {
   if (kv.format == quant::KvFormat::f32) {
@@ -262,24 +265,61 @@ void kv_write(const KvWriteArgs& a, const Part& part) {
       uint8_t* const value_out = cell_element(a.kv, block, 1, h, token);
       if (a.kv.format == quant::KvFormat::f16) {
         store_halves(key, value, a.kv.head_dim, key_out, value_out);
+        continue;
+      }
+      if (quant::seals_keys(a.kv.format)) {
+        float* const cell = reference::open_cell(a.kv, a.open, a.open.row_cells[t], h);
+        for (int d = 0; d < a.kv.head_dim; ++d) cell[d * kBlockTokens + token] = key[d];
       } else {
         store_kv(a.kv, 0, key, key_out);
-        store_kv(a.kv, 1, value, value_out);
       }
+      store_kv(a.kv, 1, value, value_out);
     }
   }
 }
 
+void kv_seal(const KvSealArgs& a, const Part& part) {
+  const Range items = share(a.num_items * a.kv.num_kv_heads, part);
+  for (int i = items.begin; i < items.end; ++i) {
+    const SealItem& item = a.items[i / a.kv.num_kv_heads];
+    const int head = i % a.kv.num_kv_heads;
+    reference::seal_cell(reference::open_cell(a.kv, a.open, item.cell, head), a.kv.head_dim, item.num_tokens,
+                         cell_element(a.kv, item.block, 0, head, 0));
+  }
+}
+
+// Key i of a run as row t sees it, of a format that seals; `is_own`: the run has the row's own key.
+void read_key(const AttentionArgs& a, int t, bool is_own, const AttentionRun& run, int i, int head, float* out) {
+  const int dim = a.kv.head_dim, token = i % kBlockTokens;
+  if (is_own && a.open.row_groups[t] == i / kBlockTokens) {
+    const float* const cell = reference::open_cell(a.kv, a.open, a.open.row_cells[t], head);
+    for (int d = 0; d < dim; ++d) out[d] = cell[d * kBlockTokens + token];
+  } else {
+    const uint8_t* const cell = cell_element(a.kv, a.blocks[run.block_begin + i / kBlockTokens], 0, head, 0);
+    for (int d = 0; d < dim; ++d) out[d] = reference::sealed_key(cell, dim, token, d);
+  }
+  for (int d = 0; d < dim && a.open.bias != nullptr; ++d) out[d] += a.open.bias[head * dim + d];
+  rotate(out, a.rope, run.positions_begin < 0 ? i : a.key_positions[run.positions_begin + i], out);
+}
+
 void key_deviation(const KeyDeviationArgs& a, const Part& part) {
   const Range rows = share(a.rows, part);
+  const bool seals = quant::seals_keys(a.a.format);
   for (int t = rows.begin; t < rows.end; ++t) {
     double sum = 0.0;
     for (int h = 0; h < a.a.num_kv_heads; ++h) {
       const uint8_t* x = cell_element(a.a, a.slots_a[t] / kBlockTokens, 0, h, a.slots_a[t] % kBlockTokens);
       const uint8_t* y = cell_element(a.b, a.slots_b[t] / kBlockTokens, 0, h, a.slots_b[t] % kBlockTokens);
+      const float* const open =
+          seals ? reference::open_cell(a.a, a.open, a.open.row_cells[t], h) + a.slots_a[t] % kBlockTokens : nullptr;
+      const auto sealed = [&](int d) {
+        const uint8_t* const cell = cell_element(a.b, a.slots_b[t] / kBlockTokens, 0, h, 0);
+        return static_cast<double>(reference::sealed_key(cell, a.b.head_dim, a.slots_b[t] % kBlockTokens, d));
+      };
       for (int d = 0; d < a.a.head_dim; ++d) {
         const double difference =
-            static_cast<double>(load_kv(a.a, 0, x, d)) - static_cast<double>(load_kv(a.b, 0, y, d));
+            seals ? static_cast<double>(open[d * kBlockTokens]) - sealed(d)
+                  : static_cast<double>(load_kv(a.a, 0, x, d)) - static_cast<double>(load_kv(a.b, 0, y, d));
         sum += difference * difference;
       }
     }
@@ -326,7 +366,8 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
   const int kv_head = head / (a.num_heads / a.kv.num_kv_heads);
   std::vector<double> scores;
   std::vector<const uint8_t*> values;
-  std::vector<float> q(static_cast<size_t>(dim));
+  std::vector<float> q(static_cast<size_t>(dim)), sealed(static_cast<size_t>(dim));
+  const bool seals = quant::seals_keys(a.kv.format);
   for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
     const AttentionRun& run = a.runs[r];
     const bool is_last = r == segment.run_begin + segment.run_count - 1;
@@ -344,7 +385,14 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int t, int 
       const int block = a.blocks[run.block_begin + i / kBlockTokens];
       const uint8_t* key = cell_element(a.kv, block, 0, kv_head, i % kBlockTokens);
       double score = 0.0;
-      for (int d = 0; d < dim; ++d) score += static_cast<double>(q[static_cast<size_t>(d)]) * load_kv(a.kv, 0, key, d);
+      if (seals) {
+        const bool is_own = r + 1 == segment.run_begin + segment.run_count;
+        read_key(a, t, is_own, run, i, kv_head, sealed.data());
+      }
+      for (int d = 0; d < dim; ++d) {
+        const float k = seals ? sealed[static_cast<size_t>(d)] : load_kv(a.kv, 0, key, d);
+        score += static_cast<double>(q[static_cast<size_t>(d)]) * static_cast<double>(k);
+      }
       scores.push_back(score * static_cast<double>(a.scale) + static_cast<double>(run.score_bias));
       values.push_back(cell_element(a.kv, block, 1, kv_head, i % kBlockTokens));
     }
@@ -425,6 +473,7 @@ const KernelTable& reference_kernels() {
       .head = nullptr,
       .key_deviation = key_deviation,
       .summarize_kv = summarize_kv,
+      .kv_seal = kv_seal,
       .kv_formats = kAllKvFormats,
       .key_policies = true,
   };

@@ -14,6 +14,7 @@
 #include "engine/kv_budget.h"
 #include "engine/prompt_scores.h"
 #include "ops/ops.h"
+#include "quant/kv_format.h"
 #include "tensor/device_memory.h"
 
 namespace nb::engine {

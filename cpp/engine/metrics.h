@@ -3,6 +3,7 @@
 // Not for decisions: nothing here influences a plan or a token. Used by the thread that runs steps.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -48,8 +49,13 @@ inline RequestMetrics metrics_at(const RequestTimes& times, int num_generated, C
   return metrics;
 }
 
-/// The blocks of running sequences: those that a sequence owns now, in its own table. One that several share counts for
-/// each of them; those of chunks that it reads belong to the chunks.
+/// The kinds of running sequences: by the rule of their KV policy (ops::KeyRule, in its order), and those that keep
+/// none.
+inline constexpr std::array<const char*, 7> kKvPolicyNames{"full",   "window",  "strided", "block",
+                                                           "budget", "summary", "none"};
+
+/// Blocks that running sequences of one kind own now, their own and those of summaries. One that several share counts
+/// for each of them; those of chunks that they read belong to the chunks.
 struct KvUse {
   int sequences = 0;
   std::int64_t blocks = 0;
@@ -88,7 +94,7 @@ struct EngineStats {
   std::int64_t kv_bytes = 0;              ///< reserved; resident only where blocks were used
   std::int64_t block_bytes = 0;           ///< that one block takes in there, over all layers
   quant::KvFormat kv_format{};            ///< of all blocks
-  KvUse kv_use{};                         ///< of the sequences that run
+  std::array<KvUse, kKvPolicyNames.size()> kv_use{};  ///< of the sequences that run
   std::int64_t workspace_bytes = 0;
   std::int64_t workspace_growths = 0;  ///< times a step asked for memory; constant once warm
   std::int64_t steps = 0;              ///< forward passes that completed

@@ -151,9 +151,9 @@ class Scheduler {
 
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   int num_running() const { return static_cast<int>(running_.size()); }
-  KvUse kv_use() const {
-    KvUse use;
-    for (const auto& sequence : running_) use.add(static_cast<std::int64_t>(sequence->table.blocks().size()));
+  auto kv_use() const {
+    std::array<KvUse, kKvPolicyNames.size()> use;
+    for (const auto& sequence : running_) use[sequence->kv_kind()].add(sequence->num_owned_blocks());
     return use;
   }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }

@@ -103,6 +103,12 @@ class Sequence {
     early_end = reason;
     return true;
   }
+  /// Which of kKvPolicyNames it counts under.
+  std::size_t kv_kind() const {
+    return request.keeps_kv ? static_cast<std::size_t>(request.key_policy.rule) : kKvPolicyNames.size() - 1;
+  }
+  /// Blocks that it has references to; not those of chunks.
+  int num_owned_blocks() const { return table.num_owned() + summaries.num_owned(); }
   /// Order of arrival.
   bool is_older_than(const Sequence& other) const { return id != other.id ? id < other.id : choice < other.choice; }
 

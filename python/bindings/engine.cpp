@@ -92,12 +92,11 @@ std::string kv_fingerprint_of(const LoadedModel& self, const std::string& kv_dty
 }
 
 py::dict measure_kv_format(const LoadedModel& self, const std::string& kv_dtype, const std::vector<TokenId>& text) {
-  engine::KvSelftest found;
-  {
+  const auto measured = [&] {
     const py::gil_scoped_release release;
-    found = engine::measure_kv_format(*self.model, text, quant::parse_kv_format(kv_dtype));
-  }
-  return to_dict(found);
+    return engine::measure_kv_format(*self.model, text, quant::parse_kv_format(kv_dtype));
+  };
+  return to_dict(measured());
 }
 
 // An engine that keeps its model alive.
@@ -330,10 +329,6 @@ py::object logprob_rows(const std::vector<sampling::TokenLogprob>& entries, std:
   return rows;
 }
 
-py::object logprobs_of(const engine::StepOutput& output) {
-  return logprob_rows(output.logprobs, output.token_ids.size());
-}
-
 py::object prompt_logprobs_of(const engine::StepOutput& output) {
   return logprob_rows(output.prompt_logprobs, static_cast<std::size_t>(output.num_prompt_tokens) - 1);
 }
@@ -415,7 +410,8 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("token_ids", [](const engine::StepOutput& self) { return self.token_ids; })
       .def_property_readonly("finish_reason", &finish_of)
       .def_property_readonly("error", &error_of)
-      .def_property_readonly("logprobs", &logprobs_of)
+      .def_property_readonly(
+          "logprobs", [](const engine::StepOutput& self) { return logprob_rows(self.logprobs, self.token_ids.size()); })
       .def_property_readonly("prompt_logprobs", &prompt_logprobs_of)
       .def_property_readonly("prompt_logits", &logits_of)
       .def_property_readonly("num_prompt_tokens", [](const engine::StepOutput& self) { return self.num_prompt_tokens; })

@@ -22,14 +22,18 @@ void add_counts(py::dict& out, const std::string& name, const ops::PerFusedOp<st
 
 // Keys and values of running sequences, a row for each kind of them.
 py::list kv_requests(const engine::EngineStats& stats) {
-  py::dict row;
-  row["kv_dtype"] = quant::to_string(stats.kv_format);
-  row["running"] = stats.kv_use.sequences;
-  row["blocks"] = stats.kv_use.blocks;
-  row["bytes"] = stats.kv_use.blocks * stats.block_bytes;
-  row["largest_bytes"] = stats.kv_use.largest * stats.block_bytes;
   py::list out;
-  out.append(std::move(row));
+  for (std::size_t i = 0; i < stats.kv_use.size(); ++i) {
+    const engine::KvUse& use = stats.kv_use[i];
+    py::dict row;
+    row["kv_dtype"] = quant::to_string(stats.kv_format);
+    row["kv_policy"] = engine::kKvPolicyNames[i];
+    row["running"] = use.sequences;
+    row["blocks"] = use.blocks;
+    row["bytes"] = use.blocks * stats.block_bytes;
+    row["largest_bytes"] = use.largest * stats.block_bytes;
+    out.append(std::move(row));
+  }
   return out;
 }
 

@@ -245,7 +245,7 @@ class LLM(Composing, Scoring):
         Speeds too: ``tokens_per_s`` (generated, per second in which there was work), ``read_gb_per_s`` (weights, keys
         and values per second of forward pass), and both with the prefix ``recent_`` over the last 128 steps. The prefix
         ``disk_`` is about `kv_store_path`: tokens and chunks that came from there, misses by reason, writes.
-        ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each kind of them: how many ``running``
+        ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each policy: how many ``running``
         requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
         them behind a further ``_``.

@@ -55,6 +55,17 @@ def text_of(done: subprocess.CompletedProcess[bytes]) -> str:
 # --- generate ----------------------------------------------------------------------------------------------------
 
 
+def test_generate_with_quantized_keys_and_values(model_path: Path) -> None:
+    options = ["--model", model_path, "--max-tokens", "12", "--kv-dtype"]
+    with nb.LLM(model_path, kv_dtype="int8", max_model_len=256) as quantized:
+        expected = PROMPT + quantized.generate(PROMPT, GREEDY)[0].text + "\n"
+    assert text_of(run("generate", *options, "int8", PROMPT)) == expected
+    assert text_of(run("generate", *options, "int8", "--force-kv-dtype", PROMPT)) == expected
+    done = run("generate", *options, "int3", PROMPT)
+    assert done.returncode == 2
+    assert "KV format 'int3' is not offered" in done.stderr.decode()
+
+
 def test_generate_gives_the_text_of_the_package(llm: nb.LLM, model_path: Path) -> None:
     done = run("generate", "--model", model_path, "--max-tokens", "12", PROMPT)
     assert text_of(done) == PROMPT + llm.generate(PROMPT, GREEDY)[0].text + "\n"

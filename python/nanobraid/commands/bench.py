@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     ) as llm:
         prefill = _measure(llm, depth, num_prefill, 1, repeat)
         decode = _measure(llm, depth, 1, num_decode, repeat)
-        config = llm.config
+        config, stats = llm.config, llm.stats()
     pp_tok_s = num_prefill / statistics.median(prefill) if prefill else None
     tg_tok_s = num_decode / statistics.median(decode) if decode else None
     result = {
@@ -76,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
         # Every token generated reads all weights once; keys, values and activations are not counted.
         "tg_gb_s": tg_tok_s * config["weight_bytes"] / 1e9 if tg_tok_s else None,
         "load_seconds": config["load_seconds"],
+        "kv_bytes_per_token": stats["kv_bytes_per_token"],
+        "peak_rss_bytes": stats["peak_rss_bytes"],
     }
     if options.json:
         print(json.dumps(result, indent=2))

@@ -150,7 +150,8 @@ def _introduce(llm: LLM, name: str, url: str, *, has_key: bool) -> None:
         f"{name}: {config['architecture']}, {config['num_layers']} layers, {config['weight_bytes'] / 1e6:.0f} MB of "
         f"weights, {config['backend']} kernels, {config['num_threads']} threads\n"
         f"KV cache: {BLOCK_TOKENS * stats['blocks_total']} tokens ({stats['kv_bytes'] / 2**20:.0f} MiB, "
-        f"{config['kv_dtype']}), at most {config['max_model_len']} a request\n"
+        f"{config['kv_dtype']}, {stats['kv_bytes_per_token'] / 1e3:.1f} kB a token), "
+        f"at most {config['max_model_len']} a request\n"
         f"Ready at {url} (the page), {url}/v1 (OpenAI), {url} (Anthropic). Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n"
         f'    -d \'{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'\n'

@@ -100,7 +100,8 @@ _LABELLED_METRICS: Final = (
     ("fused_ops", "operator", "Calls of operators that ran as one kernel."),
     ("composed_ops", "operator", "Calls of operators that ran as several kernels."),
 )
-# Of each row of stats()["kv_requests"], whose texts are labels.
+# Of each row of stats()["kv_requests"].
+_KV_REQUEST_LABELS: Final = ("kv_dtype", "kv_policy")
 _KV_REQUEST_METRICS: Final = (
     ("running", "kv_requests", "Running requests, by the kind of their keys and values."),
     ("blocks", "kv_request_blocks", "Blocks that running requests own; one that several share counts for each."),
@@ -320,11 +321,9 @@ class Metrics:
             prefix = key + "_"
             rows = [(((label, name[len(prefix) :]),), stats[name]) for name in stats if name.startswith(prefix)]
             out.metric(f"nanobraid:{key}", "counter", text, rows)
-        kinds = stats["kv_requests"]
-        labels = [tuple((name, value) for name, value in row.items() if isinstance(value, str)) for row in kinds]
         for key, name, text in _KV_REQUEST_METRICS:
-            values = [(label, row[key]) for label, row in zip(labels, kinds, strict=True)]
-            out.metric(f"nanobraid:{name}", "gauge", text, values)
+            kinds = [(tuple((of, row[of]) for of in _KV_REQUEST_LABELS), row[key]) for row in stats["kv_requests"]]
+            out.metric(f"nanobraid:{name}", "gauge", text, kinds)
         return out.encode()
 
     def _vllm_state(self, out: TextWriter, stats: Mapping[str, Any]) -> None:

@@ -120,10 +120,13 @@ def test_every_metric_has_one_type_and_one_sentence_of_help(metrics: Metrics) ->
 def test_every_figure_of_the_engine_has_a_name(metrics: Metrics, engine: nb.AsyncEngine) -> None:
     scrape = Scrape(metrics)
     stats = engine.stats()
-    (kind,) = stats.pop("kv_requests")
-    for key, name in (("running", "kv_requests"), ("bytes", "kv_request_bytes"), ("blocks", "kv_request_blocks")):
-        assert scrape.value(f"nanobraid:{name}", kv_dtype=kind["kv_dtype"]) == kind[key]
-    assert scrape.value("nanobraid:kv_request_largest_bytes", kv_dtype="bf16") == kind["largest_bytes"]
+    kinds = stats.pop("kv_requests")
+    assert {kind["kv_policy"] for kind in kinds} >= {"full", "window", "none"}
+    for kind in kinds:
+        labels = {name: kind[name] for name in ("kv_dtype", "kv_policy")}
+        for key, name in (("running", "kv_requests"), ("bytes", "kv_request_bytes"), ("blocks", "kv_request_blocks")):
+            assert scrape.value(f"nanobraid:{name}", **labels) == kind[key]
+        assert scrape.value("nanobraid:kv_request_largest_bytes", **labels) == kind["largest_bytes"]
     for key, value in stats.items():
         if key in ("rss_bytes", "peak_rss_bytes"):  # may have grown since
             assert 0 < scrape.value(f"nanobraid:{key}") < 2 * value

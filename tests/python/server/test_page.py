@@ -130,7 +130,7 @@ class Stub:
         stats = {"running": 1, "waiting": 1, "blocks_total": 2048, "blocks_free": 1024, "blocks_owned": 608}
         stats |= {"blocks_cached": 416, "chunk_blocks": 96, "kv_bytes": 754974720, "preemptions": 3}
         stats |= {"kv_bytes_per_token": 23040.0, "peak_rss_bytes": 734003200}
-        stats |= {"kv_requests": [{"kv_dtype": "bf16", "running": 1, "blocks": 20, "bytes": 7372800}]}
+        stats |= {"kv_requests": [{"kv_dtype": "bf16", "running": 1, "bytes": 7372800}]}
         stats |= {"generated_tokens": int(42 * time.monotonic()), "recent_read_gb_per_s": 17.25}
         body = {
             "model": "smollm2-135m",

@@ -110,7 +110,8 @@ struct SealedSequence {
     return {first, first + head_dim};
   }
 
-  Matrix expected() const {
+  // `exact`: as if nothing were quantized but values.
+  Matrix expected(bool exact = false) const {
     Matrix out(num_keys(), num_heads * head_dim);
     for (int h = 0; h < num_heads; ++h) {
       const int kv_head = h / (num_heads / num_kv_heads);
@@ -189,6 +190,33 @@ TEST_P(Int4Kv, PositionsAndBiasesAreThoseOfTheDefinition) {
   expect_close(sequence.attend(bench, 130), sequence.expected(), tolerance(), "bias");
   for (std::size_t i = 0; i < sequence.positions.size(); ++i) sequence.positions[i] = static_cast<int32_t>(3 * i);
   expect_close(sequence.attend(bench, 130), sequence.expected(), tolerance(), "bias and positions");
+}
+
+double distance(const Matrix& a, const Matrix& b) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < a.values.size(); ++i) {
+    const double difference = static_cast<double>(a.values[i]) - static_cast<double>(b.values[i]);
+    sum += difference * difference;
+  }
+  return std::sqrt(sum / static_cast<double>(a.values.size()));
+}
+
+// Of a large bias that is stored with the keys, little is left for what they differ by.
+TEST_P(Int4Kv, AKnownBiasCostsNoPrecision) {
+  Bench bench(GetParam(), 2);
+  SealedSequence sequence(2, 1, 64, 130);
+  for (float& value : sequence.q.values) value *= 0.3f;
+  const double plain = distance(sequence.attend(bench, 130), sequence.expected(true));
+  const std::vector<float> bias = Matrix::random(1, 64, 9, 300.0f).values;
+  for (float& value : sequence.q.values) value *= 0.03f;
+  sequence.bias = bias;
+  const Matrix exact = sequence.expected(true);
+  const double known = distance(sequence.attend(bench, 130), exact);
+  for (std::size_t i = 0; i < sequence.k.values.size(); ++i) sequence.k.values[i] += bias[i % 64];
+  sequence.bias.clear();
+  const double unknown = distance(sequence.attend(bench, 130), exact);
+  EXPECT_LT(known, plain);
+  EXPECT_GT(unknown, 3 * known);
 }
 
 TEST_P(Int4Kv, SlicesAndThreadsChangeNoBit) {

@@ -145,7 +145,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# Keys and values: speed, memory, quality", ""]
     if ok is not None:
         lines += [
-            f"{report['model']}, {report.get('cpu', 'processor not named')}, {ok['backend']}, {ok['dtype']} "
+            f"{report['model']}, {report['cpu']}, {ok['backend']}, {ok['dtype']} "
             f"activations, {ok['num_threads']} threads; {len(report['prompt_tokens'])} prompts of "
             f"{min(report['prompt_tokens'])} to {max(report['prompt_tokens'])} tokens, {report['batch_size']} at once, "
             f"{report['max_new_tokens']} new tokens each; medians over rounds: {report['rounds']}. nanobraid "

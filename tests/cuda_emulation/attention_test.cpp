@@ -409,5 +409,37 @@ TEST(CudaAttention, RefusesHeadsItHasNoKernelFor) {
   }
 }
 
+// Not offered yet: whoever asks is told so, and gets no attention without them.
+TEST(CudaAttention, RefusesKeyPoliciesBiasesAndSummaries) {
+  DeviceBench bench;
+  const DeviceMatrix table(bench, Matrix(10, 64)), q(bench, Matrix(1, 64)), out(bench, Matrix(1, 64));
+  const ops::RopeTable rope{table.view().as<const float>(), 64, 10};
+  const Buffer cells = allocate_on(bench.memory, 2 * 16 * 64 * sizeof(float) * 2);
+  const ops::KvLayer layer{cells.as<std::uint8_t>(), 2 * 16 * 64 * 4, 16 * 64 * 4, 16 * 64 * 4, 1, 64, KvFormat::f32};
+  const std::vector<ops::KeyPolicy> policies = {{ops::KeyRule::window, 0, 5, 0, 0}};
+  const std::vector<int32_t> blocks = {0}, positions = {9};
+  const auto refusal = [&](int policy, float bias, bool summarize) -> std::string {
+    const std::vector<AttentionSegment> segments = {
+        {.row_begin = 0, .row_count = 1, .run_begin = 0, .run_count = 1, .policy = policy}};
+    const std::vector<AttentionRun> runs = {
+        {.block_begin = 0, .num_keys = 10, .position_offset = 0, .score_bias = bias}};
+    const std::vector<ops::KvSummary> summaries = {
+        {.block_begin = 0, .first_key = 0, .num_tokens = 4, .position = 0, .slot = 16, .slot_position = 0}};
+    try {
+      if (summarize) ops::summarize_kv(layer, summaries, blocks, rope, bench.ctx);
+      ops::attention(out.view(), q.view(), 1, 1.0F, 0, rope, layer,
+                     {positions, segments, runs, blocks, {}, {}, policies}, bench.ctx);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported);
+      return error.what();
+    }
+    return "";
+  };
+  const std::string name = bench.backend.kernels->name;
+  EXPECT_EQ(refusal(0, 0.0F, false), "KV policies are not offered by backend " + name);
+  EXPECT_EQ(refusal(-1, 0.5F, false), "KV policies are not offered by backend " + name);
+  EXPECT_EQ(refusal(-1, 0.0F, true), "operator summarize_kv has no kernel in backend " + name);
+}
+
 }  // namespace
 }  // namespace nb::cuda

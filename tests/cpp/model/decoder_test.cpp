@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "model/loader.h"
 #include "model/naive_llama.h"
+#include "ops/naive_policy.h"
+#include "quant/kv_format.h"
 
 namespace nb::model {
 namespace {
@@ -21,9 +23,46 @@ struct Result {
   std::vector<TokenId> greedy;
 };
 
-Result run(const Model& model, const std::vector<int>& ids, int slice, quant::KvFormat format) {
+// With a policy, blocks that it lets nobody see any more are given up before each slice, and groups before the first
+// one of its rows that sees their summary become that.
+void apply(const ops::KeyPolicy& policy, StepInputs& inputs, int summary_block) {
+  const int begin = inputs.positions.front(), end = inputs.positions.back() + 1;
+  inputs.policies = {policy};
+  inputs.segments.front().policy = 0;
+  // A summary is made from its group in the step of the first row that no longer sees the group.
+  const int row = policy.rule == ops::KeyRule::summary ? begin - 1 : begin;
+  for (int b = 0; b * kBlockTokens < begin; ++b) {
+    if (ops::is_dead(policy, row, b)) inputs.blocks[static_cast<std::size_t>(b)] = inputs.blocks.back();
+  }
+  if (policy.rule != ops::KeyRule::summary) return;
+  const int own_blocks = static_cast<int>(inputs.blocks.size());
+  inputs.blocks.push_back(summary_block);
+  for (int first = policy.period; first + policy.period - 1 + policy.window < end; first += policy.period) {
+    const int turn = first + policy.period - 1 + policy.window, number = static_cast<int>(inputs.run_positions.size());
+    inputs.run_positions.push_back(turn);
+    if (turn < begin) continue;  // it is there already
+    inputs.summaries.push_back({.block_begin = 0,
+                                .first_key = first,
+                                .num_tokens = policy.period,
+                                .position = first,
+                                .slot = summary_block * kBlockTokens + number,
+                                .slot_position = first + policy.period / 2});
+  }
+  if (inputs.run_positions.empty()) return;
+  const ops::AttentionRun own = inputs.runs.front();
+  inputs.runs = {{.block_begin = own_blocks,
+                  .num_keys = static_cast<std::int32_t>(inputs.run_positions.size()),
+                  .position_offset = 0,
+                  .positions_begin = 0,
+                  .score_bias = std::log(static_cast<float>(policy.period))},
+                 own};
+  inputs.segments.front().run_count = 2;
+}
+
+Result run(const Model& model, const std::vector<int>& ids, int slice, quant::KvFormat format,
+           const ops::KeyPolicy* policy = nullptr) {
   const ModelConfig& config = model.config();
-  const int num_blocks = static_cast<int>(ids.size()) / kBlockTokens + 2;
+  const int num_blocks = static_cast<int>(ids.size()) / kBlockTokens + 3;
   kv::KvStorage storage({format, config.num_layers, config.num_kv_heads, config.head_dim}, num_blocks);
   Workspace workspace(CachingPool::create());
   ops::ExecContext ctx{model.backend().kernels, &model.pool(), &workspace};
@@ -41,6 +80,7 @@ Result run(const Model& model, const std::vector<int>& ids, int slice, quant::Kv
     for (int b = 0; b * kBlockTokens < end; ++b) inputs.blocks.push_back(num_blocks - 1 - b);
     inputs.runs.push_back({0, end, 0});
     inputs.segments.push_back({0, end - begin, 0, 1});
+    if (policy != nullptr) apply(*policy, inputs, 0);
     const Tensor hidden = model.decoder().forward(inputs, storage, ctx);
     std::vector<float> logits(static_cast<std::size_t>((end - begin) * config.vocab_size));
     std::vector<TokenId> greedy(static_cast<std::size_t>(end - begin));
@@ -212,6 +252,55 @@ TEST_P(DecoderOnBackend, SlicesGiveTheSameBits) {
         EXPECT_EQ(sliced.greedy, whole.greedy);
       }
     }
+}
+
+// A window behind sinks, and groups that become summaries: the naive model knows what each row may see, and no blocks.
+TEST_P(DecoderOnBackend, FollowsKeyPolicies) {
+  const std::vector<ops::KeyPolicy> policies = {{ops::KeyRule::window, 4, 60, 0, 0},
+                                                {ops::KeyRule::summary, 32, 40, 32, 0}};
+  NaiveLlama naive;
+  naive.fill();
+  const io::test::ScratchDir scratch;
+  const auto model = load_model(scratch.write("tiny.gguf", naive.gguf()), {.backend = GetParam(), .num_threads = 2});
+  if (!model->backend().kernels->key_policies) GTEST_SKIP() << "this backend refuses them";
+  const std::vector<int> ids = random_ids(290, naive.vocab);
+  const auto all = naive.forward(ids);
+  for (const ops::KeyPolicy& policy : policies) {
+    naive.shows = [&](int row, int key) { return ops::NaiveRow(policy, row).shows(key); };
+    naive.period = policy.rule == ops::KeyRule::summary ? policy.period : 0, naive.delay = policy.window;
+    const auto expected = naive.forward(ids);
+    const Result whole = run(*model, ids, 290, quant::KvFormat::f32, &policy);
+    for (std::size_t t = 0; t < ids.size(); ++t) {
+      EXPECT_LE(distance(whole.logits.data() + t * expected[t].size(), expected[t]), 1e-4) << t;
+    }
+    EXPECT_GE(distance(all.back().data(), expected.back()), 1e-2);  // it does make a difference
+    for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::mixed}) {
+      const Result at_once = run(*model, ids, 290, format, &policy);
+      for (const int slice : some_of<int>({37, 1}, 1)) {
+        const Result sliced = run(*model, ids, slice, format, &policy);
+        EXPECT_EQ(std::memcmp(sliced.logits.data(), at_once.logits.data(), at_once.logits.size() * sizeof(float)), 0)
+            << quant::to_string(format) << ", slices of " << slice;
+      }
+    }
+  }
+}
+
+// Keys that go elsewhere are not where summaries would be made from.
+TEST_P(DecoderOnBackend, SummariesOfKeysThatAreWrittenApartAreRefused) {
+  NaiveLlama naive;
+  naive.fill();
+  const io::test::ScratchDir scratch;
+  const auto model = load_model(scratch.write("tiny.gguf", naive.gguf()), {.backend = GetParam()});
+  kv::KvStorage storage({quant::KvFormat::f32, 2, 2, 16}, 2), written({quant::KvFormat::f32, 2, 2, 16}, 2);
+  Workspace workspace(CachingPool::create());
+  ops::ExecContext ctx{model->backend().kernels, &model->pool(), &workspace};
+  StepInputs inputs;
+  inputs.token_ids = {3, 1}, inputs.positions = {0, 1}, inputs.key_positions = {0, 1}, inputs.slots = {0, 1};
+  inputs.blocks = {0}, inputs.runs = {{0, 2, 0}}, inputs.segments = {{0, 2, 0, 1}};
+  inputs.summaries = {
+      {.block_begin = 0, .first_key = 0, .num_tokens = 2, .position = 0, .slot = 16, .slot_position = 0}};
+  Tensor hidden = model->decoder().embed(inputs, ctx);
+  EXPECT_THROW(model->decoder().run_layers(hidden, 0, 2, inputs, storage, ctx, {}, &written), Error);
 }
 
 TEST_P(DecoderOnBackend, ForwardIsItsPieces) {

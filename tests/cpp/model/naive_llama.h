@@ -21,7 +21,9 @@ struct NaiveLlama {
   int layers = 2, hidden = 48, heads = 4, kv_heads = 2, dim = 16, inner = 80, vocab = 70, context = 600;
   std::string architecture = "llama";
   bool tied = true, bias = false, qk_norm = false;
-  int window = 0;  // keys a token sees, its own included; 0 = all
+  int window = 0;                                    // keys a token sees, its own included; 0 = all
+  std::function<bool(int row, int key)> shows = {};  // which keys a row sees, if not all
+  int period = 0, delay = 0;  // tokens of a group that is seen as its mean from `delay` rows behind its last one on
   double theta = 5000.0, eps = 1e-5;
   std::vector<double> frequencies;                             // instead of those of theta, one per pair
   double magnitude = 1.0;                                      // of cos and sin
@@ -137,15 +139,18 @@ struct NaiveLlama {
     }
     for (int i = 0; i < layers; ++i) {
       const std::string prefix = "blk." + std::to_string(i) + ".";
-      std::vector<Vector> keys, values;
+      std::vector<Vector> keys, values, plain_keys;
       for (std::size_t t = 0; t < x.size(); ++t) {
         const Vector normed = normalise(prefix + "attn_norm.weight", x[t]);
         Vector q = project(prefix, "q", normed, heads * dim);
         keys.push_back(project(prefix, "k", normed, kv_heads * dim));
         values.push_back(project(prefix, "v", normed, kv_heads * dim));
+        plain_keys.push_back(keys.back());
         rotate(q, static_cast<int>(t));
         rotate(keys.back(), static_cast<int>(t));
-        add_to(x[t], multiply(prefix + "attn_output.weight", attend(q, keys, values), hidden));
+        std::vector<Seen> seen = seen_keys(keys, values);
+        if (period > 0) add_means(static_cast<int>(t), plain_keys, values, seen);
+        add_to(x[t], multiply(prefix + "attn_output.weight", attend(q, seen), hidden));
       }
       for (Vector& row : x) {
         const Vector normed = normalise(prefix + "ffn_norm.weight", row);
@@ -204,23 +209,55 @@ struct NaiveLlama {
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
   }
 
-  Vector attend(const Vector& q, const std::vector<Vector>& keys, const std::vector<Vector>& values) const {
+  // A key and value that a row sees, as many times over.
+  struct Seen {
+    Vector key, value;
+    double times;
+  };
+
+  // Those of the last row.
+  std::vector<Seen> seen_keys(const std::vector<Vector>& keys, const std::vector<Vector>& values) const {
+    const std::size_t count = static_cast<std::size_t>(window);
+    std::vector<Seen> seen;
+    for (std::size_t t = count > 0 && keys.size() > count ? keys.size() - count : 0; t < keys.size(); ++t) {
+      const int row = static_cast<int>(keys.size()) - 1;
+      if (!shows || shows(row, static_cast<int>(t))) seen.push_back({keys[t], values[t], 1.0});
+    }
+    return seen;
+  }
+
+  // Each group but the first one whose turn has come is seen as its mean, in its middle, as many times as it has
+  // tokens.
+  void add_means(int row, const std::vector<Vector>& keys, const std::vector<Vector>& values,
+                 std::vector<Seen>& seen) const {
+    for (int begin = period; begin + period - 1 + delay <= row; begin += period) {
+      Vector key(keys[0].size(), 0.0), value = key;
+      for (int t = begin; t < begin + period; ++t) {
+        for (std::size_t d = 0; d < key.size(); ++d) {
+          key[d] += keys[static_cast<std::size_t>(t)][d] / period;
+          value[d] += values[static_cast<std::size_t>(t)][d] / period;
+        }
+      }
+      rotate(key, begin + period / 2);
+      seen.push_back({key, value, static_cast<double>(period)});
+    }
+  }
+
+  Vector attend(const Vector& q, const std::vector<Seen>& seen) const {
     Vector out(q.size(), 0.0);
     for (int h = 0; h < heads; ++h) {
       const auto at = static_cast<std::size_t>(h * dim), kv_at = static_cast<std::size_t>(h / (heads / kv_heads) * dim);
-      const std::size_t seen = static_cast<std::size_t>(window),
-                        first = seen > 0 && keys.size() > seen ? keys.size() - seen : 0;
       Vector weights;
       double total = 0.0;
-      for (std::size_t t = first; t < keys.size(); ++t) {
+      for (const Seen& one : seen) {
         double score = 0.0;
-        for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) score += q[at + d] * keys[t][kv_at + d];
-        weights.push_back(std::exp(score / std::sqrt(dim)));
+        for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) score += q[at + d] * one.key[kv_at + d];
+        weights.push_back(std::exp(score / std::sqrt(dim)) * one.times);
         total += weights.back();
       }
-      for (std::size_t t = first; t < keys.size(); ++t) {
+      for (std::size_t i = 0; i < seen.size(); ++i) {
         for (std::size_t d = 0; d < static_cast<std::size_t>(dim); ++d) {
-          out[at + d] += weights[t - first] / total * values[t][kv_at + d];
+          out[at + d] += weights[i] / total * seen[i].value[kv_at + d];
         }
       }
     }

@@ -22,7 +22,7 @@ TEST_P(PolicyAttention, FollowsTheDefinition) {
   const auto table = make_rotations(32, 1100), narrow = make_rotations(16, 1100);
   Bench bench(GetParam(), 2);
   for (const quant::KvFormat format : kv_formats()) {
-    for (unsigned seed = 0; seed < 16; ++seed) {
+    for (unsigned seed = 0; seed < 12; ++seed) {
       const PolicyProblem problem = random_policy_problem(seed, format, false);
       const auto& rotations = problem.head_dim == 32 ? table : narrow;
       const double tolerance = GetParam() == "reference" ? 1e-6 : attention_tolerance(GetParam(), format);
@@ -36,7 +36,7 @@ TEST_P(PolicyAttention, FollowsTheDefinition) {
 TEST_P(PolicyAttention, DeadBlocksMayBeReplaced) {
   Bench bench(GetParam(), 2);
   for (const quant::KvFormat format : kv_formats()) {
-    for (unsigned seed = 20; seed < 40; ++seed) {
+    for (unsigned seed = 20; seed < 30; ++seed) {
       const PolicyProblem problem = random_policy_problem(seed, format, seed % 2 == 0);
       const auto table = make_rotations(problem.head_dim, 1100);
       EXPECT_TRUE(same_bits(problem.attend(bench, table, Dead::replaced), problem.attend(bench, table, Dead::kept)))
@@ -50,7 +50,7 @@ TEST_P(PolicyAttention, RowsDoNotDependOnThePlan) {
   if (GetParam() == "reference") GTEST_SKIP() << "it computes row by row";
   Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
   for (const quant::KvFormat format : kv_formats()) {
-    for (unsigned seed = 40; seed < 52; ++seed) {
+    for (unsigned seed = 40; seed < 48; ++seed) {
       const PolicyProblem problem = random_policy_problem(seed, format, false);
       const auto table = make_rotations(problem.head_dim, 1100);
       const Matrix all = problem.attend(two, table, Dead::replaced);
@@ -70,9 +70,10 @@ TEST_P(PolicyAttention, RowsDoNotDependOnThePlan) {
 
 // And reading shared blocks once changes no bit, whatever the policies of those who share them.
 TEST_P(PolicyAttention, SharedPrefixesChangeNoBit) {
+  if (GetParam() == "reference") GTEST_SKIP() << "it computes row by row";
   Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
   int sharing = 0;
-  for (unsigned seed = 60; seed < 100; ++seed) {
+  for (unsigned seed = 60; seed < 88; ++seed) {
     const quant::KvFormat format = kv_formats()[seed % kv_formats().size()];
     const PolicyProblem problem = random_policy_problem(seed, format, true);
     const auto table = make_rotations(problem.head_dim, 1100);
@@ -85,7 +86,7 @@ TEST_P(PolicyAttention, SharedPrefixesChangeNoBit) {
     }
     for (const auto& sequence : problem.sequences) sharing += sequence.shared_blocks > 0 ? 1 : 0;
   }
-  EXPECT_GT(sharing, 60);
+  EXPECT_GT(sharing, 50);
 }
 
 // Rows up to the number of exact tokens have the bits they have without a policy; a policy that hides nothing changes

@@ -225,7 +225,7 @@ struct PolicyProblem {
 /// A policy with fields around the edges of blocks, tiles and splits.
 inline KeyPolicy random_policy(std::mt19937& random) {
   const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
-  const int prefixes[] = {0, 0, 1, 4, 16, 60, 64, 300}, windows[] = {1, 15, 16, 17, 64, 65, 100, 256, 300};
+  const int prefixes[] = {0, 0, 0, 1, 4, 16, 60, 64}, windows[] = {1, 15, 16, 17, 40, 64, 65, 100, 256};
   KeyPolicy policy;
   policy.rule = static_cast<KeyRule>(draw(1, 5));
   policy.prefix = prefixes[draw(0, 7)];
@@ -244,17 +244,17 @@ inline KeyPolicy random_policy(std::mt19937& random) {
 inline PolicyProblem random_policy_problem(unsigned seed, quant::KvFormat format, bool sharing) {
   std::mt19937 random(seed);
   const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
-  const int edges[] = {64, 128, 256, 512, 768, 1024};
+  const int edges[] = {128, 256, 256, 512, 768, 1024};
   const int shapes[][3] = {{6, 2, 16}, {5, 1, 32}, {4, 4, 16}, {30, 1, 16}};
   const auto& shape = shapes[draw(0, 3)];
-  PolicyProblem problem{shape[0], shape[1], shape[2], format, draw(0, 3) == 0 ? draw(1, 400) : 0, {}, {}};
+  PolicyProblem problem{shape[0], shape[1], shape[2], format, draw(0, 5) == 0 ? draw(30, 400) : 0, {}, {}};
   for (int i = 0; i < 6; ++i) problem.policies.push_back(random_policy(random));
   int before = 0;
   for (int s = sharing ? 5 : 3; s > 0; --s) {
-    const int keys = edges[draw(0, 5)] + draw(-17, 17), rows = draw(0, 2) > 0 ? 1 : draw(1, std::min(keys, 60));
+    const int keys = edges[draw(0, 5)] + draw(-17, 17), rows = draw(0, 1) == 0 ? 1 : draw(2, std::min(keys, 40));
     const int most = std::min(keys, before) / kBlockTokens;
     const int shared = !sharing || draw(0, 4) == 0 ? 0 : draw(0, 1) == 0 ? most : draw(0, most);
-    problem.sequences.push_back({keys, rows, draw(0, 7) - 2 < 0 ? -1 : draw(0, 5), shared});
+    problem.sequences.push_back({keys, rows, draw(0, 7) == 0 ? -1 : draw(0, 5), shared});
     before = keys;
   }
   return problem;

@@ -194,6 +194,22 @@ ALONE = {"parallel_tool_calls"}
 
 
 @pytest.mark.parametrize("route", [CHAT, TEXT])
+def test_kv_policy(server: Any, route: str) -> None:
+    """Answers say that they are approximate where a token did not see all before it, and only there."""
+    body = {**_request(route), "max_tokens": 24}
+    exact, same, lossy, again = (
+        server.post(route, {**body, "kv_policy": policy}).json()
+        for policy in (None, "sliding_window(4096)", "sliding_window(6, sinks=1)", "none")
+    )
+    assert _content(same) == _content(exact) == _content(again) != _content(lossy)
+    assert [answer["nanobraid"]["mode"] for answer in (exact, same, lossy, again)] == [
+        *("exact", "exact", "approximate", "exact")
+    ]
+    chunks = {"chunks": [{"text": "Colours are red, green and blue."}], "reuse": "isolated"}
+    refused(server.post(route, {**body, **chunks, "kv_policy": "budget(64)"}), 400, "kv_policy")
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
 def test_no_field_is_forgotten(route: str) -> None:
     module: Any = chat_params if route == CHAT else text_params
     known = set(CHAT_CASES if route == CHAT else TEXT_CASES) | STREAMED | ALONE

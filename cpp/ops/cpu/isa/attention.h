@@ -533,7 +533,8 @@ inline void write_column(const AttentionArgs& a, int row, int head, const SplitS
 }
 
 // Calls visit(run_index, split_begin, number, seen) for every split any column of the tile can see, in order. `number`
-// counts the splits of the runs, seen or not, so that the tiles of a bundle agree on it.
+// counts the splits of the runs, seen or not, so that the tiles of a bundle agree on it; under policies those seen,
+// which may be every other one.
 template <class Visit>
 inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit&& visit) {
   int number = 0;  // of the run's first split
@@ -543,10 +544,11 @@ inline void for_each_split(const AttentionArgs& a, const ColumnTile& tile, Visit
   }
   for (int r = 0; r < runs; ++r) {
     const Visibility seen = visibility(a, tile, r);
+    int turn = number;
     for (int split = seen.all.begin / kSplitKeys; split * kSplitKeys < seen.all.end; ++split) {
       split = next_tile(a, tile, r, split * kSplitKeys, 0, tile.num_spans, seen) / kSplitKeys;
       if (split * kSplitKeys >= seen.all.end) break;
-      visit(r, split * kSplitKeys, number + split, seen);
+      visit(r, split * kSplitKeys, seen.has_policies ? turn++ : number + split, seen);
     }
     int keys = 0;
     for (int i = 0; i < tile.num_spans; ++i) {

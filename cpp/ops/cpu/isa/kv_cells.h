@@ -221,9 +221,12 @@ inline float load_key(const KvLayer& kv, const uint8_t* cell, int token, int d) 
 inline float load_value(const KvLayer& kv, const uint8_t* cell, int token, int d) {
   const int dim = kv.head_dim;
   if (kv.format == quant::KvFormat::f32) return reinterpret_cast<const float*>(cell)[token * dim + d];
-  if (kv.format == quant::KvFormat::bf16) {
-    const uint32_t bits = reinterpret_cast<const uint16_t*>(cell)[(token / 2 * dim + d) * 2 + token % 2];
-    return __builtin_bit_cast(float, bits << 16);
+  if (has_pairs(kv.format)) {
+    const uint8_t* const at = cell + ((token / 2 * dim + d) * 2 + token % 2) * 2;
+    if (kv.format == quant::KvFormat::f16) return load_half(at);
+    uint16_t bits;
+    memcpy(&bits, at, sizeof(bits));
+    return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
   }
   if (kv.format == quant::KvFormat::int8) {
     const int code = cell[(token / 4 * dim + d) * 4 + token % 4] - 128;

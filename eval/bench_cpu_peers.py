@@ -35,7 +35,8 @@ from typing import Any
 import batch_decode
 import nanobraid as nb
 import startup
-from machine import cpu_name, load_average, read_bandwidth
+from machine import load_average, read_bandwidth
+from nanobraid.bench_kv.machine import cpu_name
 from peers import NEW_TOKENS, LlamaCpp, Measured, OpenVino, PeerError, peak_mib, run
 from serving import Prompts
 

@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from machine import cpu_name, load_average, read_bandwidth
+from machine import load_average, read_bandwidth
 from nanobraid import LLM, SamplingParams
+from nanobraid.bench_kv.machine import cpu_name
 
 METRICS = ("prefill", "decode")
 FACTS = ("backend", "dtype", "kv_dtype", "weight_bytes")

@@ -1,27 +1,17 @@
-"""The machine that speed is measured on: its name, what else runs on it, how fast it reads memory."""
+"""The machine that speed is measured on: what else runs on it, how fast it reads memory."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import platform
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 READ_BYTES = 256 << 20  # of each thread; beyond any cache
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def load_average() -> float:

@@ -27,7 +27,8 @@ from typing import Any
 
 from http_load import Body, load
 from http_side import ServedNanobraid, spent, thread_seconds
-from machine import cpu_name, load_average
+from machine import load_average
+from nanobraid.bench_kv.machine import cpu_name
 from nanobraid.models import resolve
 from serving import Ids, Prompts
 

@@ -26,7 +26,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 import nanobraid as nb
-from machine import cpu_name, read_bandwidth
+from machine import read_bandwidth
+from nanobraid.bench_kv.machine import cpu_name
 from nanobraid.models import resolve
 
 Ids = list[int]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nanobraid import __version__, models
 from nanobraid.bench_kv import worker
 from nanobraid.bench_kv.config import BenchmarkConfig, Config, QualityConfig
+from nanobraid.bench_kv.machine import cpu_name
 from nanobraid.bench_kv.memory import MIB
 from nanobraid.bench_kv.methods import DEFAULTS, ENGINE_BLOCK, Case, make_case, sweep
 from nanobraid.bench_kv.quality import QualityJob
@@ -398,6 +399,7 @@ class KVCacheBenchmarker:
             rows.append(row)
         return {
             "version": __version__,
+            "cpu": cpu_name(),
             "model": self.model.name,
             "prompt_tokens": [len(prompt) for prompt in ids],
             "max_new_tokens": max_new_tokens,

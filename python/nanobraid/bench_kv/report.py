@@ -24,6 +24,7 @@ _QUALITY = ("perplexity", "reference_perplexity", "kl", "kl_p99", "kl_max", "kl_
 _SPEED = ("elapsed_sec", "total_new_tokens", "tokens_per_sec", "cpu_mem_used_mb", "gpu_peak_mb", "est_kv_cache_mb_avg",
           "ttft_ms", "latency_ms", "ms_per_token", "peak_rss_mb", "kv_cache_bytes", "kv_pool_bytes")  # fmt: skip
 _FACTS = ("backend", "dtype", "kv_dtype", "kv_policy", "num_threads", "max_model_len", "batch_size", "memory_source")
+_KEYS = ("version", "cpu", "model", "prompt_tokens", "max_new_tokens", "batch_size", "rounds")
 COLUMNS = ("label", "method", "status", *_SPEED, *DEFAULTS, *_FACTS, *_QUALITY, "needles_found", "message")
 
 
@@ -145,7 +146,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# Keys and values: speed, memory, quality", ""]
     if ok is not None:
         lines += [
-            f"{report['model']}, {report.get('cpu', 'processor not named')}, {ok['backend']}, {ok['dtype']} "
+            f"{report['model']}, {report['cpu']}, {ok['backend']}, {ok['dtype']} "
             f"activations, {ok['num_threads']} threads; {len(report['prompt_tokens'])} prompts of "
             f"{min(report['prompt_tokens'])} to {max(report['prompt_tokens'])} tokens, {report['batch_size']} at once, "
             f"{report['max_new_tokens']} new tokens each; medians over rounds: {report['rounds']}. nanobraid "
@@ -225,4 +226,6 @@ def read(path: Path) -> dict[str, Any]:
     known: Sequence[Any] = rows if isinstance(rows, list) else ()
     if not known or not all(isinstance(row, dict) and row.get("method") in METHODS for row in known):
         raise InvalidArgumentError(f"{path} is no report of bench-kv: it has no rows of known methods")
+    if missing := [name for name in _KEYS if name not in report]:
+        raise InvalidArgumentError(f"{path} is no report of bench-kv: it has no {', '.join(missing)}")
     return dict(report)

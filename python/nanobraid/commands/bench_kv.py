@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import sys
 from pathlib import Path
@@ -160,16 +159,6 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         draw = random.Random(options.seed)
         prompts = [documents.prose(bench.tokenizer, length, draw) for length in lengths]
         progress = note if sys.stderr.isatty() else None
-        found = bench.run(
+        return bench.run(
             prompts, config, max_new_tokens=options.max_new_tokens, quality=quality, progress=progress
         )  # fmt: skip
-    return {"cpu": _cpu_name(), **found}
-
-
-def _cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -222,7 +222,12 @@ def test_a_report_is_written_and_read_again(found: dict[str, Any], tmp_path: Pat
 def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelIOError, match="No such file"):
         report.read(tmp_path / "kv.json")
-    for text, says in (("{", "is not JSON"), ("[]", "no report"), ('{"rows": [{"method": "x"}]}', "no report")):
+    for text, says in (
+        ('{"rows": [{"method": "no_cache"}], "cpu": ""}', "it has no version, model"),
+        ("{", "is not JSON"),
+        ("[]", "no report"),
+        ('{"rows": [{"method": "x"}]}', "no rows of known methods"),
+    ):
         (tmp_path / "kv.json").write_text(text)
         with pytest.raises(InvalidArgumentError, match=says):
             report.read(tmp_path / "kv.json")

@@ -318,18 +318,6 @@ bool Scheduler::find_leader(Sequence& sequence) {
   return sequence.leader != nullptr;
 }
 
-/// Reserves blocks for `num_tokens` tokens, from younger sequences if the pool has none. False if the sequence itself
-/// was the youngest and was preempted.
-bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
-  while (!reserve(sequence, num_tokens)) {
-    if (saves_.drop_one(freed_blocks_)) continue;
-    const bool is_youngest = running_.back().get() == &sequence;
-    preempt(*running_.back());
-    if (is_youngest) return false;
-  }
-  return true;
-}
-
 /// Sends the youngest running sequence back to the queue, with its tokens and without its blocks.
 void Scheduler::preempt(Sequence& sequence) {
   NB_ASSERT(running_.back().get() == &sequence);

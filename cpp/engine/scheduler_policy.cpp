@@ -76,6 +76,18 @@ int Scheduler::room_for(Sequence& sequence) {
   return end - sequence.computed_len();
 }
 
+/// Reserves blocks for `num_tokens` tokens, from younger sequences if the pool has none. False if the sequence itself
+/// was the youngest and was preempted.
+bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
+  while (!reserve(sequence, num_tokens)) {
+    if (saves_.drop_one(freed_blocks_)) continue;
+    const bool is_youngest = running_.back().get() == &sequence;
+    preempt(*running_.back());
+    if (is_youngest) return false;
+  }
+  return true;
+}
+
 /// Gives back the blocks that no later row will see; of a sequence that keeps nothing, all once it has a new token.
 void Scheduler::drop_unseen(Sequence& sequence) {
   if (!sequence.request.keeps_kv && sequence.pending_len() == 1) sequence.forget_blocks(pool_, freed_blocks_);

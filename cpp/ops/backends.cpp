@@ -9,6 +9,8 @@
 #include "ops/cpu/isa/tables.h"
 #include "ops/cpu/reference/reference.h"
 #include "ops/device_loader.h"
+#include "ops/ops.h"
+#include "quant/kv_format.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -201,6 +203,22 @@ std::vector<std::string> cpu_features() {
   }
 #endif
   return names;
+}
+
+void require_kv_format(const KernelTable& kernels, quant::KvFormat format) {
+  if ((kernels.kv_formats & kv_bit(format)) != 0) return;
+  std::string offered;
+  for (int i = 0; i < quant::kNumKvFormats; ++i) {
+    const auto other = static_cast<quant::KvFormat>(i);
+    if ((kernels.kv_formats & kv_bit(other)) == 0) continue;
+    offered += (offered.empty() ? "" : ", ") + std::string(quant::to_string(other));
+  }
+  fail(ErrorCode::unsupported, "KV format ", quant::to_string(format), " is not offered by backend ", kernels.name,
+       ", which has: ", offered);
+}
+
+void require_key_policies(const KernelTable& kernels) {
+  NB_CHECK(kernels.key_policies, unsupported, "KV policies are not offered by backend ", kernels.name);
 }
 
 }  // namespace nb::ops

@@ -185,22 +185,6 @@ void rope(Tensor x, std::span<const int32_t> positions, const RopeTable& table, 
          "rope", ctx);
 }
 
-void require_kv_format(const KernelTable& kernels, quant::KvFormat format) {
-  if ((kernels.kv_formats & kv_bit(format)) != 0) return;
-  std::string offered;
-  for (int i = 0; i < quant::kNumKvFormats; ++i) {
-    const auto other = static_cast<quant::KvFormat>(i);
-    if ((kernels.kv_formats & kv_bit(other)) == 0) continue;
-    offered += (offered.empty() ? "" : ", ") + std::string(quant::to_string(other));
-  }
-  fail(ErrorCode::unsupported, "KV format ", quant::to_string(format), " is not offered by backend ", kernels.name,
-       ", which has: ", offered);
-}
-
-void require_key_policies(const KernelTable& kernels) {
-  NB_CHECK(kernels.key_policies, unsupported, "KV policies are not offered by backend ", kernels.name);
-}
-
 void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> slots, ExecContext& ctx,
               const OpenKeys& open) {
   require_kv_format(*ctx.kernels, kv.format);

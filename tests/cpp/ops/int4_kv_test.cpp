@@ -138,7 +138,7 @@ struct SealedSequence {
         rotate(query, positions[static_cast<std::size_t>(row)]);
         for (int t = 0; t <= row; ++t) {
           const auto& key =
-              t / 16 == row / 16 ? open[static_cast<std::size_t>(t)] : sealed[static_cast<std::size_t>(t)];
+              exact || t / 16 == row / 16 ? open[static_cast<std::size_t>(t)] : sealed[static_cast<std::size_t>(t)];
           scores.push_back(std::inner_product(query.begin(), query.end(), key.begin(), 0.0) *
                            static_cast<double>(scale()));
         }

@@ -249,6 +249,8 @@ void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32
 void summarize_kv(const KvLayer& kv, std::span<const KvSummary> summaries, std::span<const int32_t> blocks,
                   const RopeTable& rope_table, ExecContext& ctx) {
   require_kv_format(*ctx.kernels, kv.format);
+  NB_CHECK(!quant::seals_keys(kv.format), unsupported, "summaries are not offered in KV format ",
+           quant::to_string(kv.format), ", whose keys are sealed by the block");
   check_summaries(summaries, blocks, rope_table);
   const Workspace::Scope scope(*ctx.workspace);
   const int threads = ctx.kernels->memory == nullptr ? ctx.pool->num_threads() : 0;

@@ -221,6 +221,13 @@ TEST(SummaryChecks, WhatCannotBeSummarizedIsRefused) {
   EXPECT_EQ(why(with(&KvSummary::slot, 7 * 16 + 15)), "summary 0: slot 127 is in a block of its own tokens");
   EXPECT_EQ(why(with(&KvSummary::slot, 6 * 16)), "");
 
+  KvLayer sealed = stored.layer();
+  sealed.format = KvFormat::int4;
+  EXPECT_EQ(code_of([&] {
+              summarize_kv(sealed, {&good, 1}, stored.blocks, stored.rotations(), bench.ctx);
+            }),
+            ErrorCode::unsupported);
+
   KernelTable plain = *bench.backend.kernels;
   plain.name = "plain";
   plain.summarize_kv = nullptr;

@@ -125,7 +125,7 @@ TEST(KvSelftest, EveryBackendFindsAboutTheSame) {
 
 // Activations of 8 bits turn the smallest difference into a rounding: that is none of the format's.
 TEST(KvSelftest, WhatBf16CostsTooIsNotHeldAgainstAFormat) {
-  const auto model = model::make_tiny_model({.format = quant::Format::q8_0});
+  const auto model = model::make_tiny_model({.dtype = "int8", .format = quant::Format::q8_0});
   const std::vector<TokenId> text = random_text();
   const KvSelftest found = measure_kv_format(*model, text, KvFormat::int8);
   const KvSelftest plain = measure_kv_format(*model, text, KvFormat::bf16);

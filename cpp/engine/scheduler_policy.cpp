@@ -35,7 +35,9 @@ int Scheduler::own_need(const Sequence& sequence) const {
   if (sequence.is_internal() || sequence.request.only_chunks) return 0;
   const int all = kv::BlockTable::blocks_for(sequence.max_own_len());
   if (!sequence.request.keeps_kv) return all;
-  return most_blocks(sequence.request.key_policy, all, limits_.max_batch_tokens) +
+  const int exact = std::min(sequence.max_own_len(), ops::exact_tokens(sequence.request.key_policy));
+  const int published = cache_ ? kv::BlockTable::blocks_for(exact) : 0;  // see drop_unseen()
+  return std::min(all, most_blocks(sequence.request.key_policy, all, limits_.max_batch_tokens) + published) +
          kv::BlockTable::blocks_for(num_summaries(sequence, sequence.max_own_len()));
 }
 
@@ -97,10 +99,15 @@ void Scheduler::drop_unseen(Sequence& sequence) {
   const int row = sequence.computed_len() - (policy.rule == ops::KeyRule::summary ? 1 : 0);
   const int tail = ops::tail_begin(policy, row) / kBlockTokens;
   if (tail == sequence.tail_block) return;
-  for (int block = 0; block < tail; ++block) {
+  sequence.tail_block = tail;
+  const auto blocks = sequence.table.blocks();
+  for (int block = tail - 1; block >= 0; --block) {
+    // What is published goes last one first: the prefix cache keeps no block without those before it.
+    const bool has_child =
+        block + 1 < sequence.num_published && blocks[static_cast<std::size_t>(block) + 1] != kNoBlock;
+    if (has_child) break;
     if (ops::is_dead(policy, row, block)) sequence.table.drop(pool_, block, freed_blocks_);
   }
-  sequence.tail_block = tail;
 }
 
 }  // namespace nb::engine

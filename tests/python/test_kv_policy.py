@@ -251,7 +251,7 @@ def test_several_answers_and_little_memory(subjects: dict[str, Subject], policy:
 
 
 @pytest.mark.parametrize(
-    ("policy", "blocks"), [("sliding_window(32)", 8), ("budget(32, window=32)", 10), ("prefix_window(32, 16)", 8)]
+    ("policy", "blocks"), [("sliding_window(32)", 10), ("budget(32, window=32)", 14), ("prefix_window(32, 16)", 11)]
 )
 def test_memory_stays_constant(subjects: dict[str, Subject], llm: nb.LLM, policy: str, blocks: int) -> None:
     """A text of the whole context in a pool of a few blocks, in which a full request does not even fit."""

@@ -353,7 +353,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     // Of a rest that could not be copied it needs blocks before it goes on.
     sequence->follows = !fork(*sequence, first) || sequence->pending_len() > 1;
   }
-  for (const PlannedSequence& entry : plan.entries) drop_unseen(*entry.sequence);
+  for (const PlannedSequence& entry : plan.entries) drop_unseen(entry);
   finish_restored();
   retire(running_);
   finish_tickets();

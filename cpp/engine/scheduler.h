@@ -219,7 +219,7 @@ class Scheduler {
   bool reserve(Sequence& sequence, int num_tokens);
   int room_for(Sequence& sequence);
   int spare_blocks() const;
-  void drop_unseen(Sequence& sequence);
+  void drop_unseen(const PlannedSequence& entry);
   void preempt(Sequence& sequence);
   void leave(const Sequence& leader);
   static void advance(const PlannedSequence& entry, TokenId sampled);

@@ -91,8 +91,9 @@ bool Scheduler::take_blocks(Sequence& sequence, int num_tokens) {
 }
 
 /// Gives back the blocks that no later row will see; of a sequence that keeps nothing, all once it has a new token.
-void Scheduler::drop_unseen(Sequence& sequence) {
-  if (!sequence.request.keeps_kv && sequence.pending_len() == 1) sequence.forget_blocks(pool_, freed_blocks_);
+void Scheduler::drop_unseen(const PlannedSequence& entry) {
+  Sequence& sequence = *entry.sequence;
+  if (!sequence.request.keeps_kv && entry.samples && !sequence.finished()) sequence.forget_blocks(pool_, freed_blocks_);
   const ops::KeyPolicy& policy = sequence.request.key_policy;
   if (policy.rule == ops::KeyRule::full) return;
   // Summaries are made of what the rows of a step see no more.

@@ -192,6 +192,8 @@ class RandomEngineRun {
   void draw_policy(Request& request) {
     ops::KeyPolicy& policy = request.key_policy;
     policy.rule = static_cast<ops::KeyRule>(pick(0, 5));
+    const bool seals = backend_.format && quant::seals_keys(*backend_.format);
+    if (seals && policy.rule == ops::KeyRule::summary) policy.rule = ops::KeyRule::window;  // it has no summaries
     if (policy.rule == ops::KeyRule::full) {
       request.keeps_kv = request.n > 1;
       return;

@@ -65,7 +65,7 @@ class RandomRun {
       cancel_some();
       one_step();
     }
-    for (int step = 0; scheduler_.has_work() && step < 20'000; ++step) one_step();
+    for (int step = 0; scheduler_.has_work() && step < 60'000; ++step) one_step();
     EXPECT_FALSE(scheduler_.has_work());
     EXPECT_EQ(scheduler_.pool().num_available(), scheduler_.pool().num_blocks());
     for (const auto& [key, expected] : answers_) EXPECT_TRUE(expected.ended) << "request " << key.first;
@@ -110,7 +110,7 @@ class RandomRun {
     Request request;
     request.prompt = prompt();
     if (pick(0, 1) == 0) request.key_policy = policy();
-    request.keeps_kv = pick(0, 9) > 0 || request.key_policy.rule != ops::KeyRule::full;
+    request.keeps_kv = pick(0, 39) > 0 || request.key_policy.rule != ops::KeyRule::full;
     request.max_tokens = pick(0, 40);
     request.n = pick(0, 3) > 0 || !request.keeps_kv ? 1 : pick(2, 4);
     request.cache_salt = pick(0, 4) > 0 ? "" : "other";

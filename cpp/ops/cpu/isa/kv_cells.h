@@ -19,7 +19,8 @@ constexpr float kLargestHalf = 65504.0f;
 
 // Formats whose values are codes, and those whose keys meet queries as codes.
 template <quant::KvFormat kFormat>
-constexpr bool kIsQuantized = kFormat != quant::KvFormat::f32&& kFormat != quant::KvFormat::bf16;
+constexpr bool kIsQuantized =
+    kFormat == quant::KvFormat::int8 || kFormat == quant::KvFormat::mixed || kFormat == quant::KvFormat::int4;
 template <quant::KvFormat kFormat>
 constexpr bool kHasKeyCodes = kIsQuantized<kFormat> && !quant::seals_keys(kFormat);
 template <quant::KvFormat kFormat>

@@ -22,7 +22,8 @@ NEW = 3
 
 @pytest.fixture(scope="module")
 def bench(model_path: Path) -> Iterator[nb.KVCacheBenchmarker]:
-    with nb.KVCacheBenchmarker(model_path, batch_size=4, num_threads=THREADS, kv_dtype="f32") as bench:
+    options: dict[str, Any] = {"batch_size": 4, "num_threads": THREADS, "kv_dtype": "f32", "max_model_len": 384}
+    with nb.KVCacheBenchmarker(model_path, **options) as bench:
         yield bench
 
 

@@ -366,7 +366,8 @@ struct SharedProblem {
     const int shapes[][3] = {{9, 3, 16}, {4, 4, 16}, {14, 2, 32}, {30, 1, 16}};
     const auto& shape = shapes[draw(0, 3)];
     num_heads = shape[0], num_kv_heads = shape[1], head_dim = shape[2];
-    format = kv_formats()[static_cast<std::size_t>(draw(0, quant::kNumKvFormats - 1))];
+    const auto formats = kv_formats();
+    format = formats[static_cast<std::size_t>(draw(0, static_cast<int>(formats.size()) - 1))];
     const int windows[] = {0, 0, 0, 17, 100, 300};
     window = windows[draw(0, 5)];
     std::vector<int32_t> previous;

@@ -254,6 +254,13 @@ float load_kv(const KvLayer& kv, int which, const uint8_t* row, int i) {
   return value;
 }
 
+// The key and the value of a token and head.
+void store_token(const KvLayer& kv, const float* key, const float* value, uint8_t* key_out, uint8_t* value_out) {
+  if (kv.format == quant::KvFormat::f16) return store_halves(key, value, kv.head_dim, key_out, value_out);
+  store_kv(kv, 0, key, key_out);
+  store_kv(kv, 1, value, value_out);
+}
+
 void kv_write(const KvWriteArgs& a, const Part& part) {
   const Range rows = share(a.rows, part);
   for (int t = rows.begin; t < rows.end; ++t) {
@@ -263,17 +270,13 @@ void kv_write(const KvWriteArgs& a, const Part& part) {
       const float* const value = a.v + t * a.v_stride + h * a.kv.head_dim;
       uint8_t* const key_out = cell_element(a.kv, block, 0, h, token);
       uint8_t* const value_out = cell_element(a.kv, block, 1, h, token);
-      if (a.kv.format == quant::KvFormat::f16) {
-        store_halves(key, value, a.kv.head_dim, key_out, value_out);
-        continue;
-      }
       if (quant::seals_keys(a.kv.format)) {
         float* const cell = reference::open_cell(a.kv, a.open, a.open.row_cells[t], h);
         for (int d = 0; d < a.kv.head_dim; ++d) cell[d * kBlockTokens + token] = key[d];
+        store_kv(a.kv, 1, value, value_out);
       } else {
-        store_kv(a.kv, 0, key, key_out);
+        store_token(a.kv, key, value, key_out, value_out);
       }
-      store_kv(a.kv, 1, value, value_out);
     }
   }
 }
@@ -349,8 +352,8 @@ void summarize_head(const SummarizeKvArgs& a, const KvSummary& summary, int head
   for (const double sum : values) mean_value.push_back(static_cast<float>(sum / summary.num_tokens));
   rotate(mean_key.data(), a.rope, summary.slot_position, mean_key.data());
   const int block = summary.slot / kBlockTokens, token = summary.slot % kBlockTokens;
-  store_kv(a.kv, 0, mean_key.data(), cell_element(a.kv, block, 0, head, token));
-  store_kv(a.kv, 1, mean_value.data(), cell_element(a.kv, block, 1, head, token));
+  store_token(a.kv, mean_key.data(), mean_value.data(), cell_element(a.kv, block, 0, head, token),
+              cell_element(a.kv, block, 1, head, token));
 }
 
 void summarize_kv(const SummarizeKvArgs& a, const Part& part) {

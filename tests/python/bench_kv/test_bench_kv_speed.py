@@ -98,7 +98,7 @@ def test_every_method_runs_or_says_why_not(bench: nb.KVCacheBenchmarker) -> None
 def test_the_stop_rule_is_one_for_all(model_path: Path) -> None:
     """A prompt whose answer ends early: with the rule on, in every method at the same place."""
     ids = nb.ChatTemplate.of(nb.Tokenizer(model_path)).encode(
-        [{"role": "user", "content": "Say yes."}], nb.Tokenizer(model_path)
+        [{"role": "user", "content": "What is 2+2?"}], nb.Tokenizer(model_path)
     )
     with nb.KVCacheBenchmarker(model_path, stop_at_eos=True, num_threads=THREADS, max_model_len=128) as stopping:
         with nb.LLM(model_path, num_threads=THREADS, max_model_len=128) as llm:

@@ -242,7 +242,9 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
     NB_UNROLL
     for (int e = 0; e < 4; ++e) scores[j][e] = 0.0f;
   }
-  NB_UNROLL
+  // All of it unrolled, fp16 of 128 dimensions spills registers on sm_80, and codes spill if it is not.
+  [[maybe_unused]] constexpr int kTimes = std::is_same_v<Key, Fp16> ? 4 : kDim / 16;
+  NB_UNROLL_BY(kTimes)
   for (int k = 0; k < kDim / 16; ++k) {
     unsigned q[4];
     ldmatrix_x4(q, queries + (lane % 16 * kStride + 16 * k + lane / 16 * 8));

@@ -57,7 +57,7 @@ def test_memory_is_what_the_format_promises(model_path: Path, kv_dtype: str, bit
     assert 8 * stats["kv_bytes"] / stats["blocks_total"] / numbers == pytest.approx(bits, rel=0.02)
 
 
-@pytest.mark.parametrize(("kv_dtype", "most"), [("f16", 0.0001), ("int8", 0.0015), ("mixed", 0.009), ("int4", 0.025)])
+@pytest.mark.parametrize(("kv_dtype", "most"), [("f16", 0.0002), ("int8", 0.0015), ("mixed", 0.009), ("int4", 0.025)])
 def test_predictions_are_close_to_those_of_full_precision(model_path: Path, kv_dtype: str, most: float) -> None:
     """Mean KL in nats over 256 tokens, with float activations; a scale of another token is off by far more."""
     with open_llm(model_path, "f32", dtype="bf16") as exact, open_llm(model_path, kv_dtype, dtype="bf16") as llm:

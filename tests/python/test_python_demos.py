@@ -16,7 +16,7 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 
 def run(name: str, *arguments: str | Path, stdin: str = "", fails: bool = False) -> tuple[str, str]:
     command = [sys.executable, DEMO / f"{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode != 0) == fails, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr

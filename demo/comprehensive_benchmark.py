@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--long", type=int, default=40, help="sentences of the long prompt (default: 40)")
     parser.add_argument("--text-tokens", type=int, default=512, help="tokens of each text that are scored")
+    parser.add_argument("--agreement-tokens", type=int, default=32, help="greedy tokens that are compared")
     parser.add_argument("--needle-lengths", type=int, nargs="*", default=[512], help="documents with a hidden code")
     parser.add_argument("--output", type=Path, help="folder for kv.csv, kv.md and plots")
     options = parser.parse_args()
@@ -35,7 +36,11 @@ def main() -> None:
     try:
         depths = (0.0, 0.5, 1.0) if options.needle_lengths else ()
         quality = QualityConfig(
-            text_tokens=options.text_tokens, needle_lengths=options.needle_lengths, needle_depths=depths, needle_draws=1
+            text_tokens=options.text_tokens,
+            agreement_tokens=options.agreement_tokens,
+            needle_lengths=options.needle_lengths,
+            needle_depths=depths,
+            needle_draws=1,
         )
         sizes = BenchmarkConfig(options.methods, window_sizes=[64, 256], block_sizes=[64], chunk_sizes=[64])
         with nb.KVCacheBenchmarker(Config(options.model, batch_size=len(prompts))) as bench:

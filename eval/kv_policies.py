@@ -33,11 +33,11 @@ def main() -> int:
     args = parser.parse_args()
     policies = [nb.kv_policy.parse(policy) for policy in args.policies or WINDOWS]
     found: dict[str, list[np.ndarray]] = {}
-    with nb.LLM(args.model, dtype="f32", kv_dtype="f32", max_model_len=args.tokens, max_num_seqs=1) as full:
+    with nb.LLM(args.model, dtype="f32", kv_dtype="f32", max_model_len=args.tokens, max_num_seqs=2) as full:
         encoded = {name: full.tokenizer.encode(text)[: args.tokens] for name, text in texts().items()}
         exact = {name: full.logits(ids)[args.first :] for name, ids in encoded.items()}
     for policy in policies:
-        options = {"dtype": "f32", "kv_dtype": "f32", "max_model_len": args.tokens, "max_num_seqs": 1}
+        options = {"dtype": "f32", "kv_dtype": "f32", "max_model_len": args.tokens, "max_num_seqs": 2}
         nll, kl, top1 = [], [], []
         with nb.LLM(args.model, kv_policy=policy, **options) as llm:
             for name, ids in encoded.items():

@@ -44,6 +44,25 @@ int splits_of_rows(const model::StepInputs& inputs) {
   return splits;
 }
 
+/// Splits of which policies show their rows anything, times rows.
+int splits_by_policy(const model::StepInputs& inputs) {
+  int splits = 0;
+  for (const auto& segment : inputs.segments) {
+    if (segment.policy < 0) continue;
+    const ops::KeyPolicy& policy = inputs.policies[static_cast<std::size_t>(segment.policy)];
+    const int row = inputs.positions[static_cast<std::size_t>(segment.row_begin)];
+    const int blocks = ceil_div(
+        inputs.runs[static_cast<std::size_t>(segment.run_begin + segment.run_count - 1)].num_keys, kBlockTokens);
+    int seen = -1;  // split
+    for (int block = 0; block < blocks; ++block) {
+      if (block * kBlockTokens / kSplitTokens == seen || ops::is_dead(policy, row, block)) continue;
+      seen = block * kBlockTokens / kSplitTokens;
+      splits += segment.row_count;
+    }
+  }
+  return splits;
+}
+
 /// Few rows are prepared once per thread, many rows once: so fewer rows can take more memory.
 int private_rows(int rows) { return rows <= ops::kPrivateRows ? rows : 0; }
 
@@ -79,6 +98,9 @@ StepShapes::Shape StepShapes::shape_of(const StepBatch& batch, int logits_rows) 
           longest,
           splits,
           splits_of_rows(inputs),
+          splits_by_policy(inputs),
+          inputs.num_step_cells,
+          inputs.summaries.empty() ? 0 : 1,
           std::min(head_rows, HeadRunner::kGroupRows),
           private_rows(last_group),
           logits_rows,

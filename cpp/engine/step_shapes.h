@@ -19,7 +19,7 @@ class StepShapes {
   void forget() { past_ = {}; }
 
  private:
-  using Shape = std::array<int, 11>;
+  using Shape = std::array<int, 14>;
   static Shape shape_of(const StepBatch& batch, int logits_rows);
 
   std::array<Shape, 16> past_{};

@@ -81,5 +81,24 @@ TEST(StepShapes, RunsOfUnequalLengthAddUp) {
   EXPECT_FALSE(shapes.seen_at_least(make({256, 8 * 256, 256}, {256, 256, 512}), 0));  // 1 + 8 + 2
 }
 
+// What a policy shows, summaries and cells of keys that do not outlive a step take memory too.
+TEST(StepShapes, PoliciesAndOpenCellsCount) {
+  const auto make = [](int window, int num_step_cells, int num_summaries) {
+    StepBatch batch = make_batch(1, 2000, 1);
+    batch.inputs.positions = {1999};
+    batch.inputs.policies = {{.rule = ops::KeyRule::window, .window = window}};
+    batch.inputs.segments[0].policy = 0;
+    batch.inputs.num_step_cells = num_step_cells;
+    batch.inputs.summaries.resize(static_cast<std::size_t>(num_summaries));
+    return batch;
+  };
+  StepShapes shapes;
+  EXPECT_FALSE(shapes.seen_at_least(make(300, 2, 0), 0));
+  EXPECT_TRUE(shapes.seen_at_least(make(200, 1, 0), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make(600, 2, 0), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make(200, 3, 0), 0));
+  EXPECT_FALSE(shapes.seen_at_least(make(200, 1, 1), 0));
+}
+
 }  // namespace
 }  // namespace nb::engine

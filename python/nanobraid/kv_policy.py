@@ -162,7 +162,7 @@ def chunk_summary(window: int = 256, group: int = 64) -> KvPolicy:
     """Experimental: what is older than the window is seen as one mean key and value for each `group` of tokens.
 
     A summary is made once, of un-rotated keys, stands in the middle of its group and weighs as much as `group` keys.
-    On the default model it is hardly better than dropping those tokens.
+    On the default model hardly better than dropping those tokens (KL 0.63 against 0.70 on texts of 1,024 tokens).
     """
     return KvPolicy("chunk_summary", (("window", window), ("group", group)))
 

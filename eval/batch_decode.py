@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import nanobraid as nb
-from machine import cpu_name, read_bandwidth
+from machine import read_bandwidth
+from nanobraid.bench_kv.machine import cpu_name
 from nanobraid.models import resolve
 from serving import Prompts
 

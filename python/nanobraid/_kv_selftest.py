@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +150,8 @@ def _remember(path: Path | None, found: dict[str, Any]) -> None:
     if path is None:
         return
     text = json.dumps({"found": found, "sha256": _checksum(found)})
+    import tempfile  # takes time that only the first load of a format has
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")  # mode 0600

@@ -173,6 +173,8 @@ def of(error: core.NanobraidError, param: str | None = None, *, retry_after: int
         case core.OutOfMemoryError():
             return overloaded("there is no memory left for this request now", retry_after)
         case core.UnsupportedError():
+            if param is None and str(error).startswith("kv_policy "):  # what the engine says of it
+                param = "kv_policy"
             return ApiError(400, str(error), param=param, code="unsupported_parameter")
         case core.ChunkNotFoundError():
             return ApiError(404, str(error), param=param, code="chunk_not_found")

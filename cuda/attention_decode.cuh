@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   constexpr int kThreads = kDecodeThreads<kHeads>;
   constexpr int kDims = 8 * kLanes;
   constexpr int kWarps = kThreads / 32;
-  constexpr int kAtOnce = kThreads / kLanes;                  // keys that the block loads side by side
-  constexpr int kAhead = std::is_same_v<Key, float> ? 2 : 4;  // such loads under way
+  constexpr int kAtOnce = kThreads / kLanes;  // keys that the block loads side by side
+  constexpr int kAhead = std::is_same_v<Key, float> || std::is_same_v<Value, Code4> ? 2 : 4;  // such loads under way
   constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;

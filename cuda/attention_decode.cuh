@@ -16,8 +16,9 @@ namespace nb::cuda {
 /// More heads need more registers a thread.
 template <int kHeads>
 inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
-template <class Value, int kHeads>  // on a multiprocessor, at least; codes of 4 bits need more registers, too
-inline constexpr int kDecodeBlocks = kHeads > 4 && !std::is_same_v<Value, Code4> ? 3 : 2;
+template <class Value, int kHeads>  // on a multiprocessor, at least; codes of 4 bits and f32 need more registers, too
+inline constexpr int kDecodeBlocks =
+    kHeads > 4 && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
 inline constexpr int kMergeThreads = 128;
 
 struct DecodeArgs {
@@ -74,7 +75,8 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   constexpr int kDims = 8 * kLanes;
   constexpr int kWarps = kThreads / 32;
   constexpr int kAtOnce = kThreads / kLanes;  // keys that the block loads side by side
-  constexpr int kAhead = std::is_same_v<Key, float> || std::is_same_v<Value, Code4> ? 2 : 4;  // such loads under way
+  constexpr bool kIsWide = std::is_same_v<Key, float> || kIsCode<Key>;
+  constexpr int kAhead = kIsWide ? 2 : 4;  // such loads under way
   constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;

@@ -62,8 +62,8 @@ BUDGETS = (
     Budget(r"gemm_bf16_kernel<MmaTile<(32|64), .*", 128, streams=True),
     Budget(r"gemm_f32_kernel<.*", 128, streams=True),
     Budget(r"attention_decode_kernel<.*, 4>", 128),
-    Budget(r"attention_decode_kernel<.*, (float|Bf16|Fp16|Code8), \d+, 8>", 168),
-    Budget(r"attention_decode_kernel<.*, Code4, \d+, 8>", 200),
+    Budget(r"attention_decode_kernel<.*, (Bf16|Fp16|Code8), \d+, 8>", 168),
+    Budget(r"attention_decode_kernel<.*, (float|Code4), \d+, 8>", 200),
     Budget(r"attention_prefill_kernel<.*, (64|96|128)>", 255),  # two blocks of 128 threads on an SM
     Budget(r"attention_merge_kernel", 32),
     Budget(r"sample_kernel<(256|1024)>", 64),

@@ -184,10 +184,10 @@ void set_policy(engine::Request& request, const KeyPolicyOption& option) {
   const auto& [rule, prefix, window, period, keep] = option;
   request.keeps_kv = rule != "none";
   if (!request.keeps_kv) return;
-  static const std::vector<std::string> kRules = {"full", "window", "strided", "block", "budget", "summary"};
-  const auto found = std::find(kRules.begin(), kRules.end(), rule);
-  NB_CHECK(found != kRules.end(), invalid_argument, "there is no rule '", rule, "' of keys");
-  request.key_policy = {static_cast<ops::KeyRule>(found - kRules.begin()), prefix, window, period, keep};
+  const auto& rules = engine::kKvPolicyNames;  // in the order of KeyRule; the last, none, is no rule
+  const auto found = std::find(rules.begin(), rules.end(), rule);
+  NB_CHECK(found != rules.end(), invalid_argument, "there is no rule '", rule, "' of keys");
+  request.key_policy = {static_cast<ops::KeyRule>(found - rules.begin()), prefix, window, period, keep};
 }
 
 // A function of the engine that is called between two steps.

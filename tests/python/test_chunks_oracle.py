@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from chunk_oracle import DEFECTS, Oracle, Segment, as_served, select_first_share
 from numpy.typing import NDArray
+from oracle_subject import Subject
 from test_chunk_oracle import ANCHORED, MODELS, PROMPT, PROMPTS, SHOWN_BY
-from tiny_hf import tensors_of, vocabulary, write_folder
 
 import nanobraid as nb
 from nanobraid._core import available_backends
-from nanobraid.export import export_model, hf_folder
 
 TOLERANCE = 1e-4
 # The engine refuses models whose layers differ in attention.
@@ -28,18 +26,6 @@ REUSES: list[nb.Isolated | nb.Blend] = [
     *(nb.Blend(ratio, sink="keep") for ratio in (0.05, 0.5)),
     *(nb.Blend(ratio, "first", "mask") for ratio in (0.05, 0.3)),
 ]
-
-
-class Subject:
-    """A tiny model as a folder for the oracle and as a file for the engine."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        config = MODELS[name]
-        self.folder = write_folder(folder / name, config, tensors_of(config, seed=5))
-        self.path = folder / f"{name}.braid"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hf_folder, "_tokenizer", lambda _: vocabulary(300))
-            export_model(self.folder, self.path, "f32")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ from chunk_oracle import Oracle, rotate
 from engine_threads import THREADS
 from hf_weights import Array
 from numpy.typing import NDArray
-from test_chunk_oracle import MODELS, ids
-from tiny_hf import tensors_of, vocabulary, write_folder
+from oracle_subject import Subject
+from test_chunk_oracle import ids
 
 import nanobraid as nb
 from nanobraid import kv_policy
 from nanobraid._core import available_backends
 from nanobraid.errors import InvalidArgumentError, UnsupportedError
-from nanobraid.export import export_model, hf_folder
 from nanobraid.kv_policy import KvPolicy
 
 TOLERANCE = 1e-4
@@ -101,18 +99,6 @@ class Summarizing(Oracle):
                 out[:, head] = weights / weights.sum(axis=1, keepdims=True) @ np.concatenate([v[:, of], values[:, of]])
             x = self._finish_layer(layer, x, out.reshape(count, -1))
         return self._head(x)
-
-
-class Subject:
-    """A tiny model as a folder for the oracle and as a file for the engine."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        config = MODELS[name]
-        self.folder = write_folder(folder / name, config, tensors_of(config, seed=5))
-        self.path = folder / f"{name}.braid"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hf_folder, "_tokenizer", lambda _: vocabulary(300))
-            export_model(self.folder, self.path, "f32")
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ struct SealedSequence {
       }
       for (int row = 0; row < num_keys(); ++row) {
         const std::vector<float> own = head_of(q, row, h);
-        std::vector<double> query(own.begin(), own.end()), scores, sums(own.size(), 0.0);
+        std::vector<double> query(own.begin(), own.end()), scores;
         rotate(query, positions[static_cast<std::size_t>(row)]);
         for (int t = 0; t <= row; ++t) {
           const auto& key =
@@ -142,16 +142,9 @@ struct SealedSequence {
           scores.push_back(std::inner_product(query.begin(), query.end(), key.begin(), 0.0) *
                            static_cast<double>(scale()));
         }
-        const double largest = *std::max_element(scores.begin(), scores.end());
-        double total = 0.0;
-        for (std::size_t t = 0; t < scores.size(); ++t) {
-          const double weight = std::exp(scores[t] - largest);
-          total += weight;
-          for (std::size_t d = 0; d < sums.size(); ++d) sums[d] += weight * values[t][d];
-        }
-        for (std::size_t d = 0; d < sums.size(); ++d) {
-          out.values[static_cast<std::size_t>(row * out.num_cols + h * head_dim) + d] =
-              static_cast<float>(sums[d] / total);
+        const std::vector<double> mean = naive_attended(scores, values);
+        for (std::size_t d = 0; d < mean.size(); ++d) {
+          out.values[static_cast<std::size_t>(row * out.num_cols + h * head_dim) + d] = static_cast<float>(mean[d]);
         }
       }
     }

@@ -94,4 +94,19 @@ inline std::vector<double> naive_stored(quant::KvFormat format, bool is_key, con
   return kept;
 }
 
+/// The mean of values, each weighted with the exponential of its score; `values` may be more than scores.
+inline std::vector<double> naive_attended(const std::vector<double>& scores,
+                                          const std::vector<std::vector<double>>& values) {
+  const double largest = *std::max_element(scores.begin(), scores.end());
+  std::vector<double> sums(values.front().size(), 0.0);
+  double total = 0.0;
+  for (std::size_t t = 0; t < scores.size(); ++t) {
+    const double weight = std::exp(scores[t] - largest);
+    total += weight;
+    for (std::size_t d = 0; d < sums.size(); ++d) sums[d] += weight * values[t][d];
+  }
+  for (double& sum : sums) sum /= total;
+  return sums;
+}
+
 }  // namespace nb::ops

@@ -80,7 +80,7 @@ struct Sequence {
         values.push_back(stored(v, false, t, h / (num_heads / num_kv_heads)));
       }
       for (int row = 0; row < num_keys(); ++row) {
-        std::vector<double> scores, sums(static_cast<std::size_t>(head_dim), 0.0);
+        std::vector<double> scores;
         for (std::size_t t = 0; t <= static_cast<std::size_t>(row); ++t) {
           double score = 0.0;
           for (int d = 0; d < head_dim; ++d) {
@@ -88,16 +88,9 @@ struct Sequence {
           }
           scores.push_back(score * static_cast<double>(scale()));
         }
-        const double largest = *std::max_element(scores.begin(), scores.end());
-        double total = 0.0;
-        for (std::size_t t = 0; t < scores.size(); ++t) {
-          const double weight = std::exp(scores[t] - largest);
-          total += weight;
-          for (std::size_t d = 0; d < sums.size(); ++d) sums[d] += weight * values[t][d];
-        }
-        for (std::size_t d = 0; d < sums.size(); ++d) {
-          out.values[static_cast<std::size_t>(row * out.num_cols + h * head_dim) + d] =
-              static_cast<float>(sums[d] / total);
+        const std::vector<double> mean = naive_attended(scores, values);
+        for (std::size_t d = 0; d < mean.size(); ++d) {
+          out.values[static_cast<std::size_t>(row * out.num_cols + h * head_dim) + d] = static_cast<float>(mean[d]);
         }
       }
     }

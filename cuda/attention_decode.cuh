@@ -3,7 +3,11 @@
 //
 // A split of 256 keys goes in three phases: scores into shared memory, softmax over the split, weighted values. kLanes
 // neighbouring threads hold a key, 8 dimensions each. A block does all splits of its row and folds them, or one split
-// only, whose state attention_merge_kernel folds: the same arithmetic in the same order.
+// only, whose state attention_merge_kernel (attention.cu) folds: the same arithmetic in the same order.
+//
+// Policies hide keys as a run does, by bits beside the ids of a split's blocks. Splits that a policy hides are skipped,
+// and in place of a key of a hidden block the first key of a seen one is loaded, so that hidden blocks are not read.
+// Kernels with policies are instances of their own: the others stay what they are.
 #pragma once
 
 #include <type_traits>
@@ -19,7 +23,6 @@ inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
 template <class Value, int kHeads>  // on a multiprocessor, at least; codes of 4 bits and f32 need more registers, too
 inline constexpr int kDecodeBlocks =
     kHeads > 4 && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
-inline constexpr int kMergeThreads = 128;
 
 struct DecodeArgs {
   ops::AttentionArgs a;
@@ -67,8 +70,8 @@ NB_DEVICE void reduce_scatter(float (&values)[kSize], int& begin) {
   }
 }
 
-/// grid: (rows, head tiles of all KV heads, splits or 1).
-template <class Key, class Value, int kLanes, int kHeads>
+/// grid: (rows, head tiles of all KV heads, splits or 1). `kPolicies`: for plans with policies or biases.
+template <class Key, class Value, int kLanes, int kHeads, bool kPolicies>
 __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads>)
     attention_decode_kernel(DecodeArgs args) {
   constexpr int kThreads = kDecodeThreads<kHeads>;
@@ -126,15 +129,45 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
     if (seen.begin >= seen.end || first >= last) continue;
 
     const int position = a.positions[row] - run.position_offset;
-    const auto fetch_blocks = [&](int split) {
+    [[maybe_unused]] const ops::KeyPolicy* const policy = kPolicies ? policy_of(a, segment, r) : nullptr;
+    const bool hides = run.hidden_begin >= 0 || (kPolicies && policy != nullptr);
+    // The first key of a seen block at `key` or behind it.
+    const auto next_seen_key = [&](int key) {
+      if constexpr (kPolicies) {
+        if (policy != nullptr) {
+          const int next = kBlockTokens * ops::next_seen_block(*policy, position, key / kBlockTokens);
+          return next > key ? next : key;
+        }
+      }
+      return key;
+    };
+    const auto next_seen_split = [&](int split) {
+      if constexpr (kPolicies) {
+        const int base = split * kSplitTokens;
+        const int key = next_seen_key(seen.begin > base ? seen.begin : base);
+        return key < seen.end ? key / kSplitTokens : last;
+      }
+      return split;
+    };
+    first = next_seen_split(first);
+    if (kPolicies && first >= last) continue;
+    int turn = 0;  // of two places for what is known of a split's blocks: they follow each other in turns
+    const auto place_of = [&](int split, bool is_next) { return kPolicies ? turn ^ (is_next ? 1 : 0) : split % 2; };
+    const auto fetch_blocks = [&](int split, bool is_next) {
       const int block = split * kSplitBlocks + thread;
       if (thread >= kSplitBlocks || block * kBlockTokens >= seen.end || (block + 1) * kBlockTokens <= seen.begin)
         return;
-      const int place = split % 2 * kSplitBlocks + thread;
+      const int place = place_of(split, is_next) * kSplitBlocks + thread;
       blocks[place] = a.blocks[run.block_begin + block];
-      if (run.hidden_begin >= 0) hidden[place] = a.hidden[run.hidden_begin + block];
+      if constexpr (kPolicies) {
+        unsigned bits = run.hidden_begin >= 0 ? a.hidden[run.hidden_begin + block] : 0u;
+        if (policy != nullptr) bits |= ops::hidden_bits(*policy, position, block);
+        hidden[place] = bits;
+      } else {
+        if (run.hidden_begin >= 0) hidden[place] = a.hidden[run.hidden_begin + block];
+      }
     };
-    fetch_blocks(first);
+    fetch_blocks(first, false);
     for (int i = thread; i < kHeads * kDims / 4; i += kThreads) queries[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     sync_block();
     const SharedPtr<float> query_values = shared_cast<float>(queries);
@@ -148,19 +181,24 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
     }
     sync_block();
 
-    for (int split = first; split < last; ++split) {
-      const int base = split * kSplitTokens;
-      const int begin = seen.begin > base ? seen.begin - base : 0;
+    for (int split = first, next; split < last; split = next) {
+      next = next_seen_split(split + 1);
+      const int base = split * kSplitTokens, place = place_of(split, false) * kSplitBlocks;
+      const int begin = next_seen_key(seen.begin > base ? seen.begin : base) - base;
       const int end = seen.end - base < kSplitTokens ? seen.end - base : kSplitTokens;
       const int first_step = begin / kStepKeys, last_step = (end + kStepKeys - 1) / kStepKeys;
-      if (split + 1 < last) fetch_blocks(split + 1);
+      if (next < last) fetch_blocks(next, true);
       // In place of a key that is not seen another one is loaded, whose weight becomes zero.
       const auto key_at = [&](int step, int u) {
         const int key = step * kStepKeys + u * kAtOnce + group;
-        return key < begin ? begin : key < end ? key : end - 1;
+        const int near = key < begin ? begin : key < end ? key : end - 1;
+        if constexpr (kPolicies) {
+          if (hides && hidden[place + near / kBlockTokens] == 0xffffu) return begin;
+        }
+        return near;
       };
       const auto cell_of = [&](int which, int key) {
-        return kv_cell(a.kv, blocks[split % 2 * kSplitBlocks + key / kBlockTokens], which, kv_head);
+        return kv_cell(a.kv, blocks[place + key / kBlockTokens], which, kv_head);
       };
       const auto load_key = [&](int step, int u) {
         const int key = key_at(step, u);
@@ -223,8 +261,8 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
           const int key = 32 * i + lane_id();
           const bool computed = key >= first_step * kStepKeys && key < last_step * kStepKeys;
           x[i] = computed ? static_cast<float>(weights[key * kHeads + h]) : -INFINITY;
-          if (run.hidden_begin >= 0 && key >= begin && key < end) {
-            const unsigned bits = hidden[split % 2 * kSplitBlocks + key / kBlockTokens];
+          if (hides && key >= begin && key < end) {
+            const unsigned bits = hidden[place + key / kBlockTokens];
             if ((bits >> key % kBlockTokens & 1u) != 0) x[i] = -INFINITY;
           }
           largest = fmaxf(largest, x[i]);
@@ -240,7 +278,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
         }
         sum = warp_sum(sum);
         if (lane_id() == 0) {
-          maxima[h] = largest;
+          maxima[h] = biased<kPolicies>(largest, run);
           sums[h] = sum;
         }
       }
@@ -251,8 +289,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
       for (int i = 0; i < kHeads * 8; ++i) acc[i] = 0.0f;
       const SharedPtr<float4> weights_of_key = shared_cast<float4>(weights);
       const auto is_hidden = [&](int key) {
-        if (run.hidden_begin < 0) return false;
-        return (hidden[split % 2 * kSplitBlocks + key / kBlockTokens] >> key % kBlockTokens & 1u) != 0;
+        return hides && (hidden[place + key / kBlockTokens] >> key % kBlockTokens & 1u) != 0;
       };
       for (int step = first_step; step < last_step; ++step) {
         NB_UNROLL
@@ -291,6 +328,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
         for (int w = 0; w < kWarps; ++w) value += sums_of_warps[(w * kHeads + out_head) * kDims + output(o)];
         out[o] = fold_value(scale, out[o], value);
       }
+      turn ^= 1;
     }
   }
   if (first_head + out_head >= args.group) return;
@@ -311,30 +349,6 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   for (int o = 0; o < kOutputs; ++o) {
     const int d = output(o) % kLanes * 8 + output(o) / kLanes;
     if (d < dim) to[d] = out[o] * inverse;
-  }
-}
-
-/// Folds what the blocks of single splits have left. grid: (rows, heads).
-__global__ void __launch_bounds__(kMergeThreads) attention_merge_kernel(DecodeArgs args) {
-  grid_trigger();
-  grid_wait();
-  const ops::AttentionArgs& a = args.a;
-  const int dim = a.kv.head_dim, head = static_cast<int>(blockIdx.y);
-  const DecodeRow found = find_row(args, args.first_row + static_cast<int>(blockIdx.x));
-  if (found.segment < 0) return;
-  const ops::AttentionSegment segment = a.segments[found.segment];
-  int splits = 0;
-  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) splits += splits_of(a.runs[r]);
-  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kMergeThreads) {
-    const float* partial =
-        args.partials + (static_cast<std::int64_t>(blockIdx.x) * a.num_heads + head) * args.splits * (dim + 2);
-    SplitState total = empty_state();
-    float out = 0.0f;
-    for (int split = 0; split < splits; ++split, partial += dim + 2) {
-      const FoldScale scale = fold(total, {partial[0], partial[1]});
-      out = fold_value(scale, out, partial[2 + d]);
-    }
-    a.out[found.row * a.out_stride + head * dim + d] = out * inverse_of(total);
   }
 }
 

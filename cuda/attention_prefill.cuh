@@ -10,6 +10,10 @@
 // fp16 is multiplied as fp16. Codes are fetched as they are and become bf16 in shared memory: those of keys exactly,
 // their scales meet the scores; values with their scales, rounded. A token that is not finite gets NaN scores, and
 // zeros for its value, so that columns which do not see it stay as they are.
+//
+// Of a policy, the first row of a tile of columns sees most: tiles and blocks that are hidden from it are not read. A
+// lane works out what one block hides from its two columns, and the four lanes of a column share it. Kernels with
+// policies are instances of their own: the others stay what they are.
 #pragma once
 
 #include <type_traits>
@@ -28,6 +32,7 @@ template <int kDim>
 inline constexpr int kTileStride = kDim + 8;
 
 inline constexpr int kTileCells = kTileKeys / kBlockTokens;
+inline constexpr int kSplitTiles = kSplitTokens / kTileKeys;
 
 /// What the tensor cores multiply.
 template <class Number>
@@ -95,14 +100,22 @@ struct ColumnTile {
   NB_DEVICE int head(int c) const { return head_begin + (first + c) % group; }
 };
 
-/// Starts to copy keys [base, base + 64) of a run and their values; what nobody sees becomes zeros.
+/// Bit i: the policy hides all of block i of a tile from rows at `position` and later.
+NB_DEVICE unsigned dead_blocks(const ops::KeyPolicy& policy, int position, int tile) {
+  const int block = tile * kTileCells + lane_id() % kTileCells;
+  return ballot(ops::is_dead(policy, position, block)) & ((1u << kTileCells) - 1);
+}
+
+/// Starts to copy keys [base, base + 64) of a run and their values; what nobody sees becomes zeros. `dead`: blocks that
+/// nobody sees, a bit each.
 template <class Number, int kDim>
 NB_DEVICE void copy_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base,
-                         const KeyRange& seen, SharedPtr<Number> keys, SharedPtr<Number> values) {
+                         const KeyRange& seen, unsigned dead, SharedPtr<Number> keys, SharedPtr<Number> values) {
   constexpr int kVectors = kDim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kVectors; i += kPrefillThreads) {
     const int key = i / kVectors, d = i % kVectors * 8;
-    const bool valid = base + key >= seen.begin && base + key < seen.end;
+    const bool is_dead = (dead >> key / kBlockTokens & 1u) != 0;
+    const bool valid = base + key >= seen.begin && base + key < seen.end && !is_dead;
     const int block = valid ? a.blocks[run.block_begin + (base + key) / kBlockTokens] : 0;
     const int to = key * kTileStride<kDim> + d;
     const int from = key % kBlockTokens * kDim + d;
@@ -115,11 +128,12 @@ NB_DEVICE void copy_tile(const ops::AttentionArgs& a, const ops::AttentionRun& r
 /// Starts to copy the cells of these keys and values, which are codes: those of which anybody sees a token.
 template <class Number, int kDim>
 NB_DEVICE void copy_cells(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base, int which,
-                          const KeyRange& seen, SharedPtr<uint4> cells) {
+                          const KeyRange& seen, unsigned dead, SharedPtr<uint4> cells) {
   constexpr int kVectors = kCellVectors<Number, kDim>;
   for (int i = static_cast<int>(threadIdx.x); i < kTileCells * kVectors; i += kPrefillThreads) {
     const int first = base + i / kVectors * kBlockTokens;
-    const bool valid = first + kBlockTokens > seen.begin && first < seen.end;
+    const bool is_dead = (dead >> i / kVectors & 1u) != 0;
+    const bool valid = first + kBlockTokens > seen.begin && first < seen.end && !is_dead;
     const int block = valid ? a.blocks[run.block_begin + first / kBlockTokens] : 0;
     const std::uint8_t* cell = kv_cell(a.kv, block, which, kv_head);
     cp_async16(cells + i, reinterpret_cast<const uint4*>(cell) + i % kVectors, valid);
@@ -227,12 +241,40 @@ NB_DEVICE void hide_keys(const ops::AttentionArgs& a, const ops::AttentionRun& r
   }
 }
 
+/// What the policy hides of a thread's two columns in block lane % 4 of a tile: 16 bits of the first, above them those
+/// of the second. `positions` of their rows, -1 where there is none.
+NB_DEVICE unsigned hidden_of_columns(const ops::KeyPolicy& policy, const int (&positions)[2], int tile) {
+  const int block = tile * kTileCells + lane_id() % kTileCells;
+  unsigned bits = 0;
+  NB_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const unsigned own = positions[half] < 0 ? 0xffffu : ops::hidden_bits(policy, positions[half], block);
+    bits |= own << 16 * half;
+  }
+  return bits;
+}
+
+/// Makes what hidden_of_columns() says weigh nothing.
+NB_DEVICE void hide_from_columns(unsigned hidden, float (&scores)[kTileKeys / 8][4]) {
+  const int lane = lane_id();
+  NB_UNROLL
+  for (int block = 0; block < kTileCells; ++block) {
+    const unsigned bits = shuffle(hidden, lane / 4 * 4 + block) >> 2 * (lane % 4);
+    NB_UNROLL
+    for (int i = 0; i < 8; ++i) {  // of every 8 keys, numbers 2 (lane % 4) and the next one of both columns
+      const int column = i % 4 / 2, key = i / 4 * 8 + i % 2;
+      if ((bits >> (16 * column + key) & 1u) != 0) scores[2 * block + i / 4][i % 4] = -INFINITY;
+    }
+  }
+}
+
 /// Adds a run's tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`
-/// but for the hidden ones. `scales`, of keys, if these are codes.
-template <class Key, int kDim>
+/// but for the hidden ones: those of the run, and `hidden` by hidden_of_columns(). `scales`, of keys, if these are
+/// codes.
+template <class Key, int kDim, bool kPolicies>
 NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, SharedPtr<Factor<Key>> queries,
                            SharedPtr<Factor<Key>> keys, SharedPtr<Factor<Key>> values, SharedPtr<float> scales,
-                           int base, const KeyRange (&seen)[2], ColumnPair<kDim>& split) {
+                           int base, const KeyRange (&seen)[2], unsigned hidden, ColumnPair<kDim>& split) {
   using Number = Factor<Key>;
   constexpr int kStride = kTileStride<kDim>;
   const int lane = lane_id();
@@ -267,6 +309,9 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
   }
 
   if (run.hidden_begin >= 0) hide_keys(a, run, base, scores);
+  if constexpr (kPolicies) {
+    if (ballot(hidden != 0) != 0) hide_from_columns(hidden, scores);
+  }
   NB_UNROLL
   for (int half = 0; half < 2; ++half) {
     SplitState& state = split.state[half];
@@ -319,12 +364,13 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
   }
 }
 
-/// total <- total folded with split, split <- empty.
-template <int kDim>
-NB_DEVICE void fold_split(ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
+/// total <- total folded with split, split <- empty. The split is of `run`.
+template <bool kPolicies, int kDim>
+NB_DEVICE void fold_split(const ops::AttentionRun& run, ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
   NB_UNROLL
   for (int half = 0; half < 2; ++half) {
     SplitState state = split.state[half];
+    state.max = biased<kPolicies>(state.max, run);
     state.sum += shuffle_xor(state.sum, 1);
     state.sum += shuffle_xor(state.sum, 2);
     const FoldScale scale = fold(total.state[half], state);
@@ -339,8 +385,8 @@ NB_DEVICE void fold_split(ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
   split.clear();
 }
 
-/// grid: (tiles of all long segments or more, KV heads).
-template <class Key, class Value, int kDim>
+/// grid: (tiles of all long segments or more, KV heads). `kPolicies`: for plans with policies or biases.
+template <class Key, class Value, int kDim, bool kPolicies>
 __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(ops::AttentionArgs a) {
   using Number = Factor<Key>;
   constexpr int kTile = 64 * kTileStride<kDim>;
@@ -351,6 +397,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
   NB_SHARED(float, scales, kIsCode<Key> ? kTileKeys : 1);
   NB_SHARED(int, first_seen, kTileColumns);
   NB_SHARED(int, end_seen, kTileColumns);
+  NB_SHARED(int, row_positions, kPolicies ? kTileColumns : 1);  // of columns; -1 where there is none
 
   grid_trigger();
   grid_wait();
@@ -373,12 +420,14 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
   split.clear();
   for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
     const ops::AttentionRun run = a.runs[r];
+    [[maybe_unused]] const ops::KeyPolicy* const policy = kPolicies ? policy_of(a, segment, r) : nullptr;
     if (thread < kTileColumns) {
       KeyRange range = {0, 0};
       if (tile.exists(thread)) range = visible_keys(a, run, tile.row(thread));
       const bool is_empty = range.begin >= range.end;
       first_seen[thread] = is_empty ? run.num_keys : range.begin;
       end_seen[thread] = is_empty ? 0 : range.end;
+      if constexpr (kPolicies) row_positions[thread] = tile.exists(thread) ? a.positions[tile.row(thread)] : -1;
     }
     sync_block();
     const auto seen_by = [&](int c) { return KeyRange{first_seen[c], end_seen[c]}; };
@@ -391,22 +440,41 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     seen_by_all = range_of_lanes(seen_by_all, 16);
 
     const int first = seen_by_all.begin / kTileKeys, last = (seen_by_all.end + kTileKeys - 1) / kTileKeys;
-    const auto buffer_of = [&](int t) { return kIsCode<Key> ? buffers : buffers + t % 2 * 2 * kTile; };
-    const auto copy = [&](int t) {
+    // The first tile from t on of which a policy shows the first row, and so any row, a key.
+    const auto next_seen = [&](int t) {
+      if constexpr (kPolicies) {
+        if (policy != nullptr && t < last) {
+          const int block = t * kTileCells, begin = seen_by_all.begin / kBlockTokens;
+          t = ops::next_seen_block(*policy, row_positions[0], block > begin ? block : begin) / kTileCells;
+        }
+      }
+      return t;
+    };
+    int turn = 0;  // of two buffers: tiles with policies follow each other in turns
+    const auto buffer_of = [&](int t, bool is_next) {
+      const int place = kPolicies ? turn ^ (is_next ? 1 : 0) : t % 2;
+      return kIsCode<Key> ? buffers : buffers + place * 2 * kTile;
+    };
+    const auto copy = [&](int t, bool is_next) {
+      unsigned dead = 0;
+      if constexpr (kPolicies) {
+        if (policy != nullptr) dead = dead_blocks(*policy, row_positions[0], t);
+      }
       if constexpr (kIsCode<Key>) {
-        copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, key_cells);
-        copy_cells<Value, kDim>(a, run, kv_head, t * kTileKeys, 1, seen_by_all, value_cells);
+        copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, dead, key_cells);
+        copy_cells<Value, kDim>(a, run, kv_head, t * kTileKeys, 1, seen_by_all, dead, value_cells);
         cp_async_commit();
       } else {
-        const SharedPtr<Number> buffer = buffer_of(t);
-        copy_tile<Number, kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, buffer, buffer + kTile);
+        const SharedPtr<Number> buffer = buffer_of(t, is_next);
+        copy_tile<Number, kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, dead, buffer, buffer + kTile);
       }
     };
-    if (first < last) {
-      copy(first);
+    const int begin = next_seen(first);
+    if (begin < last) {
+      copy(begin, false);
       write_queries<kDim>(a, tile, run.position_offset, queries);
     }
-    for (int t = first; t < last; ++t) {
+    for (int t = begin, next; t < last; t = next) {
       cp_async_wait<0>();
       sync_block();  // the tile is here, and everybody is done with the one before
       if constexpr (kIsCode<Key>) {
@@ -415,14 +483,27 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
         write_scales<Key, Value, kDim>(key_cells, value_cells, scales);
         sync_block();
       }
-      if (t + 1 < last) copy(t + 1);
+      next = next_seen(t + 1);
+      if (next < last) copy(next, true);
       const int base = t * kTileKeys;
-      if (base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin) {
-        const SharedPtr<Number> buffer = buffer_of(t);
-        attend_tile<Key, kDim>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, scales, base,
-                               seen, split);
+      bool sees = base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin;
+      unsigned hidden = 0;
+      if constexpr (kPolicies) {
+        if (policy != nullptr) {
+          const int column = warp_column + lane / 4, positions[2] = {row_positions[column], row_positions[column + 8]};
+          hidden = hidden_of_columns(*policy, positions, t);
+          sees = sees && ballot(hidden != kFullWarp) != 0;
+        }
       }
-      if ((base + kTileKeys) % kSplitTokens == 0 || t + 1 == last) fold_split(total, split);
+      if (sees) {
+        const SharedPtr<Number> buffer = buffer_of(t, false);
+        attend_tile<Key, kDim, kPolicies>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile,
+                                          scales, base, seen, hidden, split);
+      }
+      const bool ends_split =
+          kPolicies ? next / kSplitTiles != t / kSplitTiles : (base + kTileKeys) % kSplitTokens == 0;
+      if (ends_split || next >= last) fold_split<kPolicies>(run, total, split);
+      turn ^= 1;
     }
     sync_block();  // the next run overwrites queries and ranges
   }

@@ -98,9 +98,11 @@ __global__ void __launch_bounds__(kThreads) key_deviation_kernel(ops::KeyDeviati
   const int slot_a = a.slots_a[row], slot_b = a.slots_b[row];
   float sum = 0.0f;
   for (int head = 0; head < a.a.num_kv_heads; ++head) {
-    const KeyNumbers<Key> x(a.a, slot_a, head), y(a.b, slot_b, head);
+    const std::uint8_t* const x = kv_cell(a.a, slot_a / kBlockTokens, 0, head);
+    const std::uint8_t* const y = kv_cell(a.b, slot_b / kBlockTokens, 0, head);
     for (int dim = lane_id(); dim < a.a.head_dim; dim += 32) {
-      const float difference = x.at(dim) - y.at(dim);
+      const float difference = number_at<Key>(x, a.a.head_dim, slot_a % kBlockTokens, dim) -
+                               number_at<Key>(y, a.a.head_dim, slot_b % kBlockTokens, dim);
       sum = fmaf(difference, difference, sum);
     }
   }

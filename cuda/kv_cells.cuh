@@ -79,7 +79,8 @@ struct EightFloats {
 };
 
 /// Lanes that have no dimensions get zeros.
-NB_DEVICE EightFloats take_eight(const float* from, int dim) {
+template <class Floats>
+NB_DEVICE EightFloats take_eight(Floats from, int dim) {
   EightFloats x;
   const int first = 8 * lane_id();
   NB_UNROLL
@@ -163,8 +164,10 @@ NB_DEVICE void store_codes4(std::uint8_t* cell, int dim, int token, const EightF
       scale.bits | static_cast<unsigned>(minimum.bits) << 16;
 }
 
-/// Stores a token's key and value of one head. For a whole warp; head_dim is a multiple of 8 up to 256.
-NB_DEVICE void store_token(const ops::KvLayer& kv, int slot, int head, const float* key, const float* value) {
+/// Stores a token's key and value of one head. For a whole warp; head_dim is a multiple of 8 up to 256. `Floats` points
+/// into global or shared memory.
+template <class Floats>
+NB_DEVICE void store_token(const ops::KvLayer& kv, int slot, int head, Floats key, Floats value) {
   const int dim = kv.head_dim, token = slot % kBlockTokens;
   std::uint8_t* const keys = kv_cell(kv, slot / kBlockTokens, 0, head);
   std::uint8_t* const values = kv_cell(kv, slot / kBlockTokens, 1, head);
@@ -244,28 +247,21 @@ NB_DEVICE Eight<Number> load_eight(const std::uint8_t* cell, int dim, int token,
   return eight;
 }
 
-/// The key of a token and head; at(d) is dimension d.
+/// Dimension d of a token in a cell.
 template <class Number>
-struct KeyNumbers {
-  const Number* numbers;
-
-  NB_DEVICE KeyNumbers(const ops::KvLayer& kv, int slot, int head)
-      : numbers(reinterpret_cast<const Number*>(kv_cell(kv, slot / kBlockTokens, 0, head)) +
-                slot % kBlockTokens * kv.head_dim) {}
-  NB_DEVICE float at(int d) const { return to_float(numbers[d]); }
-};
-
-template <>
-struct KeyNumbers<Code8> {
-  const std::uint8_t* codes;
-  float scale;
-
-  NB_DEVICE KeyNumbers(const ops::KvLayer& kv, int slot, int head) {
-    const std::uint8_t* const cell = kv_cell(kv, slot / kBlockTokens, 0, head);
-    codes = cell + slot % kBlockTokens * kv.head_dim;
-    scale = to_float(reinterpret_cast<const Fp16*>(cell + kBlockTokens * kv.head_dim)[slot % kBlockTokens]);
+NB_DEVICE float number_at(const std::uint8_t* cell, int dim, int token, int d) {
+  const int at = token * dim + d;
+  if constexpr (std::is_same_v<Number, Code8>) {
+    const float scale = to_float(reinterpret_cast<const Fp16*>(cell + kBlockTokens * dim)[token]);
+    return static_cast<float>(static_cast<int>(cell[at]) - 128) * scale;
+  } else if constexpr (std::is_same_v<Number, Code4>) {
+    const Fp16* factors =
+        reinterpret_cast<const Fp16*>(cell + kBlockTokens / 2 * dim) + 2 * (d / quant::kKvGroup * kBlockTokens + token);
+    const int code = cell[at / 2] >> at % 2 * 4 & 15;
+    return fmaf(static_cast<float>(code), to_float(factors[0]), to_float(factors[1]));
+  } else {
+    return to_float(reinterpret_cast<const Number*>(cell)[at]);
   }
-  NB_DEVICE float at(int d) const { return static_cast<float>(static_cast<int>(codes[d]) - 128) * scale; }
-};
+}
 
 }  // namespace nb::cuda

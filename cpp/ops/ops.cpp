@@ -360,8 +360,9 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
   check_plan(plan, rope_table);
-  if (uses_policies(plan)) require_key_policies(*ctx.kernels);
   AttentionArgs args{};
+  args.has_policies = uses_policies(plan);
+  if (args.has_policies) require_key_policies(*ctx.kernels);
   args.q = q.as<const float>();
   args.q_stride = q.row_stride;
   args.out = out.as<float>();

@@ -27,12 +27,14 @@ TARGET = "cuda_emulation_tests"
 # Tests of one kind of kernel, which are tried first where a file that begins so is broken, and those of whole engines,
 # which take long and are tried last.
 OWN = {
-    "attention": "CudaAttention.*",
+    "attention": "CudaAttention.*:CudaPolicies.*:SealedAttention.*",
     "gemm": "Gemm.*:ManyRows.*",
     "gemv": "Gemv.*",
     "matrix": "Gemv.*:ManyRows.*",
     "norm_matrix": "Gemv.*",
     "sampling": "DeviceSampling.*",
+    "seal": "SealedKeys.*:SealedAttention.*",
+    "summarize": "CudaPolicies.*",
     "": "Elementwise.*:KvCells.*:Reduce.*",
 }
 ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"
@@ -63,6 +65,7 @@ MUTATIONS = (
         "a.rows / (ops::kDecodeRows + 1)) - 1;",
         "prefill: one tile of columns short",
     ),
+    Mutation("attention.cu", "split < splits; ++split", "split + 1 < splits; ++split", "merge: one split short"),
     Mutation("attention.cu", "row < plan.rows; row += step", "row < plan.rows; row += step + 1", "passes skip rows"),
     # ---- attention.cuh ----
     Mutation(
@@ -142,8 +145,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "    }\n    sync_block();\n\n    for (int split = first;",
-        "    }\n\n    for (int split = first;",
+        "    }\n    sync_block();\n\n    for (int split = first,",
+        "    }\n\n    for (int split = first,",
         "decode: barrier after rotation dropped",
     ),
     Mutation(
@@ -159,9 +162,6 @@ MUTATIONS = (
         "decode: sums from the wrong lane",
     ),
     Mutation(
-        "attention_decode.cuh", "split < splits; ++split", "split + 1 < splits; ++split", "merge: one split short"
-    ),
-    Mutation(
         "attention_decode.cuh",
         "const int position = a.positions[row] - run.position_offset;",
         "const int position = a.positions[row];",
@@ -169,8 +169,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "blocks[split % 2 * kSplitBlocks + key",
-        "blocks[(split + 1) % 2 * kSplitBlocks + key",
+        "blocks[place + key",
+        "blocks[(place ^ kSplitBlocks) + key",
         "decode: block ids of the wrong split",
     ),
     # ---- attention_prefill.cuh ----
@@ -270,11 +270,11 @@ MUTATIONS = (
     Mutation("elementwise.cu", "if (row >= a.rows) return;", "if (row + 1 >= a.rows) return;", "deviation: last row"),
     Mutation(
         "elementwise.cu",
-        "y(a.b, slot_b, head)",
-        "y(a.b, slot_a, head)",
+        "kv_cell(a.b, slot_b / kBlockTokens",
+        "kv_cell(a.b, slot_a / kBlockTokens",
         "deviation: slots mixed up",
     ),
-    Mutation("elementwise.cu", "y(a.b, slot_b", "y(a.a, slot_b", "deviation: one layer with itself"),
+    Mutation("elementwise.cu", "kv_cell(a.b, slot_b", "kv_cell(a.a, slot_b", "deviation: one layer with itself"),
     Mutation(
         "elementwise.cu",
         "dim < a.a.head_dim; dim += 32",
@@ -451,6 +451,31 @@ MUTATIONS = (
         "scratch[warp * M] = scales[m]",
         "norms of several rows in one place",
     ),
+    # ---- policies and summaries ----
+    Mutation("attention.cu", "a.has_policies ? start_decode<true>", "!a.has_policies ? start_decode<true>", "decode: policies ignored"),
+    Mutation("attention.cu", "a.has_policies ? start_prefill<true>", "!a.has_policies ? start_prefill<true>", "prefill: policies ignored"),
+    Mutation("attention.cuh", "segment.policy >= 0 && is_last ?", "segment.policy >= 0 ?", "policies: by the keys of the summaries too"),
+    Mutation("attention.cuh", "max += run.score_bias * kLog2e;", "max += 0.0f;", "biased runs: the bias dropped"),
+    Mutation("attention.cuh", "max += run.score_bias * kLog2e;", "max += run.score_bias;", "biased runs: the bias in the wrong base"),
+    Mutation("attention_decode.cuh", "maxima[h] = biased<kPolicies>(largest, run);", "maxima[h] = largest;", "decode: the bias of a run dropped"),
+    Mutation("attention_decode.cuh", "bits |= ops::hidden_bits(*policy, position, block);", "bits |= 0u;", "decode: keys seen that a policy hides"),
+    Mutation("attention_decode.cuh", "ops::hidden_bits(*policy, position, block)", "ops::hidden_bits(*policy, position + 1, block)", "decode: by the policy of the next row"),
+    Mutation("attention_decode.cuh", "== 0xffffu) return begin;", "== 0x10000u) return begin;", "decode: blocks read that a policy hides"),
+    Mutation("attention_decode.cuh", "turn ^ (is_next ? 1 : 0) : split % 2;", "turn : split % 2;", "decode: blocks of the next split over those of this one"),
+    Mutation("attention_decode.cuh", "      turn ^= 1;\n", "", "decode: the next split by the blocks of this one"),
+    Mutation("attention_prefill.cuh", "if (ballot(hidden != 0) != 0) hide_from_columns(hidden, scores);", "", "prefill: keys seen that a policy hides"),
+    Mutation("attention_prefill.cuh", "bits |= own << 16 * half;", "bits |= own * 0x10001u;", "prefill: what a policy hides from either of two columns"),
+    Mutation("attention_prefill.cuh", "shuffle(hidden, lane / 4 * 4 + block)", "shuffle(hidden, lane / 4 * 4)", "prefill: what a policy hides of the first block"),
+    Mutation("attention_prefill.cuh", "t = ops::next_seen_block(*policy, row_positions[0],", "t = ops::next_seen_block(*policy, row_positions[0] + 64,", "prefill: tiles skipped that the first rows see"),
+    Mutation("attention_prefill.cuh", "state.max = biased<kPolicies>(state.max, run);\n", "", "prefill: the bias of a run dropped"),
+    Mutation("attention_prefill.cuh", "(dead >> key / kBlockTokens & 1u) != 0;", "dead > 15u;", "prefill: blocks read that a policy hides"),
+    Mutation("attention_prefill.cuh", "(dead >> i / kVectors & 1u) != 0;", "dead > 15u;", "prefill: cells read that a policy hides"),
+    Mutation("attention_prefill.cuh", "kPolicies ? turn ^ (is_next ? 1 : 0) : t % 2;", "kPolicies ? turn : t % 2;", "prefill: the next tile over the one at hand"),
+    Mutation("summarize.cu", "first += fmaf(x, cos, y * sin) / square;", "first += fmaf(x, cos, y * sin);", "summaries: magnitude of rotations left in"),
+    Mutation("summarize.cu", "fmaf(y, cos, -(x * sin))", "fmaf(y, cos, x * sin)", "summaries: keys rotated on"),
+    Mutation("summarize.cu", "summary.slot_position) * dim", "summary.position) * dim", "summaries: rotated to the first token"),
+    Mutation("summarize.cu", "value[d] = first / count;", "value[d] = first;", "summaries: a sum for a mean"),
+    Mutation("summarize.cu", "blocks[at / kBlockTokens], 1, head), dim, at % kBlockTokens", "blocks[0], 1, head), dim, at % kBlockTokens", "summaries: values of the first block only"),
     # ---- sampling.cu ----
     Mutation(
         "sampling.cu", "if (in_output > 0 && (", "if (in_output >= 0 && (", "sampler: presence penalty of prompt tokens"

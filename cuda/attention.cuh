@@ -45,10 +45,11 @@ NB_DEVICE KeyRange visible_keys(const ops::AttentionArgs& a, const ops::Attentio
   return {first, limit < run.num_keys ? limit : run.num_keys};
 }
 
-/// The policy by which rows of a segment see the keys of its run `r`; null if there is none. Only the last run has one.
-NB_DEVICE const ops::KeyPolicy* policy_of(const ops::AttentionArgs& a, const ops::AttentionSegment& segment, int r) {
+/// The number of the policy by which rows of a segment see the keys of its run `r`; -1: none. Only the last run has
+/// one.
+NB_DEVICE int policy_of(const ops::AttentionSegment& segment, int r) {
   const bool is_last = r + 1 == segment.run_begin + segment.run_count;
-  return segment.policy >= 0 && is_last ? a.policies + segment.policy : nullptr;
+  return is_last ? segment.policy : -1;
 }
 
 NB_DEVICE int splits_of(const ops::AttentionRun& run) { return (run.num_keys + kSplitTokens - 1) / kSplitTokens; }

@@ -8,21 +8,25 @@
 // Policies hide keys as a run does, by bits beside the ids of a split's blocks. Splits that a policy hides are skipped,
 // and in place of a key of a hidden block the first key of a seen one is loaded, so that hidden blocks are not read.
 // Kernels with policies are instances of their own: the others stay what they are.
+//
+// Sealed keys become rotated floats in registers. A key of the row's own group is read in its open cell.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/attention.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/sealed_keys.cuh"
 
 namespace nb::cuda {
 
 /// More heads need more registers a thread.
 template <int kHeads>
 inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
-template <class Value, int kHeads>  // on a multiprocessor, at least; codes of 4 bits and f32 need more registers, too
+/// On a multiprocessor, at least; codes of 4 bits, f32 and policies need more registers, too.
+template <class Value, int kHeads, bool kPolicies>
 inline constexpr int kDecodeBlocks =
-    kHeads > 4 && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
+    kHeads > 4 && !kPolicies && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
 
 struct DecodeArgs {
   ops::AttentionArgs a;
@@ -70,16 +74,20 @@ NB_DEVICE void reduce_scatter(float (&values)[kSize], int& begin) {
   }
 }
 
+/// What scores are computed from.
+template <class Key>
+using ReadyKey = std::conditional_t<kIsSealed<Key>, RotatedEight, Eight<Key>>;
+
 /// grid: (rows, head tiles of all KV heads, splits or 1). `kPolicies`: for plans with policies or biases.
 template <class Key, class Value, int kLanes, int kHeads, bool kPolicies>
-__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads>)
+__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads, kPolicies>)
     attention_decode_kernel(DecodeArgs args) {
   constexpr int kThreads = kDecodeThreads<kHeads>;
   constexpr int kDims = 8 * kLanes;
   constexpr int kWarps = kThreads / 32;
   constexpr int kAtOnce = kThreads / kLanes;  // keys that the block loads side by side
   constexpr bool kIsWide = std::is_same_v<Key, float> || kIsCode<Key>;
-  constexpr int kAhead = kIsWide ? 2 : 4;  // such loads under way
+  constexpr int kAhead = kIsSealed<Key> ? 1 : kIsWide ? 2 : 4;  // such loads under way
   constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;
@@ -91,6 +99,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   NB_SHARED(unsigned, hidden, 2 * kSplitBlocks);  // keys of these blocks, a bit each, where the run hides any
   NB_SHARED(float, maxima, kHeads);
   NB_SHARED(float, sums, kHeads);
+  NB_SHARED(float4, biases, kIsSealed<Key> ? kDims / 4 : 1);  // of sealed keys: [low or high 4 of 8][lane]
 
   grid_trigger();
   grid_wait();
@@ -110,6 +119,19 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   constexpr int kThreadsPerHead = kThreads / kHeads;
   const int out_head = thread / kThreadsPerHead;
   const auto output = [&](int o) { return o * kThreadsPerHead + thread % kThreadsPerHead; };
+  // Dimension d of a head in shared memory: as a lane reads it, 8 that follow each other, or an eighth of sealed keys.
+  const auto place_in_head = [&](int d) {
+    if constexpr (kIsSealed<Key>) return (d / (dim / 2) * kLanes + d % (dim / 2) / 4) * 4 + d % 4;
+    return (d / 4 % 2 * kLanes + d / 8) * 4 + d % 4;
+  };
+  if constexpr (kIsSealed<Key>) {
+    for (int d = thread; d < kDims; d += kThreads) {
+      if (d >= dim) continue;
+      const float bias = a.open.bias == nullptr ? 0.0f : a.open.bias[kv_head * dim + d];
+      shared_cast<float>(biases)[place_in_head(d)] = bias;
+    }
+  }
+
   SplitState total = empty_state();
   float out[kOutputs];
   NB_UNROLL
@@ -129,13 +151,17 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
     if (seen.begin >= seen.end || first >= last) continue;
 
     const int position = a.positions[row] - run.position_offset;
-    [[maybe_unused]] const ops::KeyPolicy* const policy = kPolicies ? policy_of(a, segment, r) : nullptr;
-    const bool hides = run.hidden_begin >= 0 || (kPolicies && policy != nullptr);
+    [[maybe_unused]] const int policy = kPolicies ? policy_of(segment, r) : -1;
+    [[maybe_unused]] int own_group = -1;  // of the row, which reads it in its open cell
+    if constexpr (kIsSealed<Key>) {
+      if (r + 1 == segment.run_begin + segment.run_count) own_group = a.open.row_groups[row];
+    }
+    const bool hides = run.hidden_begin >= 0 || (kPolicies && policy >= 0);
     // The first key of a seen block at `key` or behind it.
     const auto next_seen_key = [&](int key) {
       if constexpr (kPolicies) {
-        if (policy != nullptr) {
-          const int next = kBlockTokens * ops::next_seen_block(*policy, position, key / kBlockTokens);
+        if (policy >= 0) {
+          const int next = kBlockTokens * ops::next_seen_block(a.policies[policy], position, key / kBlockTokens);
           return next > key ? next : key;
         }
       }
@@ -161,7 +187,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
       blocks[place] = a.blocks[run.block_begin + block];
       if constexpr (kPolicies) {
         unsigned bits = run.hidden_begin >= 0 ? a.hidden[run.hidden_begin + block] : 0u;
-        if (policy != nullptr) bits |= ops::hidden_bits(*policy, position, block);
+        if (policy >= 0) bits |= ops::hidden_bits(a.policies[policy], position, block);
         hidden[place] = bits;
       } else {
         if (run.hidden_begin >= 0) hidden[place] = a.hidden[run.hidden_begin + block];
@@ -171,7 +197,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
     for (int i = thread; i < kHeads * kDims / 4; i += kThreads) queries[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     sync_block();
     const SharedPtr<float> query_values = shared_cast<float>(queries);
-    const auto query_at = [&](int head, int d) { return ((head * 2 + d / 4 % 2) * kLanes + d / 8) * 4 + d % 4; };
+    const auto query_at = [&](int head, int d) { return head * kDims + place_in_head(d); };
     for (int i = thread; i < kHeads * dim / 2; i += kThreads) {
       const int head = i / (dim / 2), pair = i % (dim / 2);
       if (first_head + head >= args.group) break;
@@ -202,7 +228,19 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
       };
       const auto load_key = [&](int step, int u) {
         const int key = key_at(step, u);
-        return load_eight<Key>(cell_of(0, key), dim, key % kBlockTokens, own_dims);
+        if constexpr (kIsSealed<Key>) {
+          Eight<Key> eight;
+          if ((base + key) / kBlockTokens == own_group) {
+            const float* const cell = open_cell(a.kv, a.open, a.open.row_cells[row], kv_head);
+            take_open(cell, dim, key % kBlockTokens, own_dims / 8, eight);
+          } else {
+            take_sealed(cell_of(0, key), dim, key % kBlockTokens, own_dims / 8, eight);
+          }
+          take_angles(a.rope, key_position(a, run, base + key), own_dims / 8, eight);
+          return eight;
+        } else {
+          return load_eight<Key>(cell_of(0, key), dim, key % kBlockTokens, own_dims);
+        }
       };
       const auto load_value = [&](int step, int u) {
         const int key = key_at(step, u);
@@ -213,10 +251,15 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
       NB_UNROLL
       for (int u = 0; u < kAhead; ++u) next_keys[u] = load_key(first_step, u);
       for (int step = first_step; step < last_step; ++step) {
-        Eight<Key> keys[kAhead];
+        ReadyKey<Key> keys[kAhead];
         NB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-          keys[u] = next_keys[u];
+          if constexpr (kIsSealed<Key>) {
+            const int eighth = own_dims / 8;
+            keys[u] = rotated(next_keys[u], biases[eighth], biases[kLanes + eighth]);
+          } else {
+            keys[u] = next_keys[u];
+          }
           next_keys[u] = load_key(step + 1, u);
         }
         float scores[kScores];
@@ -233,7 +276,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
             score = fmaf(keys[u].code(5), high.y, score);
             score = fmaf(keys[u].code(6), high.z, score);
             score = fmaf(keys[u].code(7), high.w, score);
-            if constexpr (kIsCode<Key>) score *= keys[u].factor();
+            if constexpr (kIsCode<Key> && !kIsSealed<Key>) score *= keys[u].factor();
             scores[u * kHeads + h] = score;
           }
         }

@@ -14,12 +14,17 @@
 // Of a policy, the first row of a tile of columns sees most: tiles and blocks that are hidden from it are not read. A
 // lane works out what one block hides from its two columns, and the four lanes of a column share it. Kernels with
 // policies are instances of their own: the others stay what they are.
+//
+// Sealed keys are rotated when they become bf16. A column sees the keys of its row's own group in an open cell, so the
+// last run is gone through twice: for all columns up to their own groups, sealed, and then for what is left, which has
+// splits of its own. What a column adds up, and in which order, depends on no other column.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/attention.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/sealed_keys.cuh"
 
 namespace nb::cuda {
 
@@ -33,6 +38,7 @@ inline constexpr int kTileStride = kDim + 8;
 
 inline constexpr int kTileCells = kTileKeys / kBlockTokens;
 inline constexpr int kSplitTiles = kSplitTokens / kTileKeys;
+inline constexpr int kNoCell = 0x7fffffff;
 
 /// What the tensor cores multiply.
 template <class Number>
@@ -40,8 +46,9 @@ using Factor = std::conditional_t<kIsCode<Number>, Bf16, Number>;
 
 /// Vectors of 16 bytes of a cell of codes.
 template <class Number, int kDim>
-inline constexpr int kCellVectors = std::is_same_v<Number, Code8>
-                                        ? kDim + 2
+inline constexpr int kCellVectors = std::is_same_v<Number, Code8> ? kDim + 2
+                                    : kIsSealed<Number>
+                                        ? (10 * kDim + 16) / 16
                                         : kDim / 2 + 4 * ((kDim + quant::kKvGroup - 1) / quant::kKvGroup);
 
 /// A tile of queries, two of keys and two of values. Of codes: one of each, and the cells of the next ones.
@@ -180,12 +187,54 @@ NB_DEVICE void convert_tile(SharedPtr<uint4> cells, SharedPtr<Bf16> tile) {
   }
 }
 
+/// Writes a tile of sealed keys, rotated to their positions, as bf16. With kIsOpen block b of the tile is in the open
+/// cell cells_of_blocks[b]; kNoCell makes zeros.
+template <int kDim, bool kIsOpen>
+NB_DEVICE void rotate_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base,
+                           SharedPtr<uint4> cells, SharedPtr<int> cells_of_blocks, SharedPtr<Bf16> tile) {
+  constexpr int kEights = kDim / 8;
+  NB_UNROLL_BY(1)  // side by side they need too many registers
+  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kEights; i += kPrefillThreads) {
+    // Neighbours have eighths of one key, or tokens of an open cell.
+    const int key = kIsOpen ? i % kTileKeys : i / kEights, eighth = kIsOpen ? i / kTileKeys : i % kEights;
+    const int block = key / kBlockTokens, token = key % kBlockTokens;
+    Eight<Sealed> eight;
+    bool exists = true;
+    if constexpr (kIsOpen) {
+      const int cell = cells_of_blocks[block];
+      exists = cell != kNoCell;
+      if (exists) take_open(open_cell(a.kv, a.open, cell, kv_head), kDim, token, eighth, eight);
+    } else {
+      const SharedPtr<uint4> cell = cells + block * kCellVectors<Sealed, kDim>;
+      take_sealed(shared_cast<unsigned>(cell), cell, kDim, token, eighth, eight);
+    }
+    unsigned words[4] = {0, 0, 0, 0};
+    if (exists) {
+      take_angles(a.rope, key_position(a, run, base + key), eighth, eight);
+      float bias[8];
+      NB_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int d = kv_head * kDim + j / 4 * (kDim / 2) + 4 * eighth + j % 4;
+        bias[j] = a.open.bias == nullptr ? 0.0f : a.open.bias[d];
+      }
+      const float4 low = {bias[0], bias[1], bias[2], bias[3]}, high = {bias[4], bias[5], bias[6], bias[7]};
+      const RotatedEight numbers = rotated(eight, low, high);
+      NB_UNROLL
+      for (int w = 0; w < 4; ++w) words[w] = pack_pair<Bf16>(numbers.values[2 * w], numbers.values[2 * w + 1]);
+    }
+    const SharedPtr<uint2> out = shared_cast<uint2>(tile + key * kTileStride<kDim>);
+    out[eighth] = uint2{words[0], words[1]};
+    out[kDim / 8 + eighth] = uint2{words[2], words[3]};
+  }
+}
+
 /// Writes what scores are to be multiplied with: the scale of each key, or NaN if the value is not finite either.
 template <class Key, class Value, int kDim>
 NB_DEVICE void write_scales(SharedPtr<uint4> key_cells, SharedPtr<uint4> value_cells, SharedPtr<float> scales) {
   const int key = static_cast<int>(threadIdx.x);
   if (key >= kTileKeys) return;
-  float scale = eight_of_tile<Key, kDim>(key_cells, key, 0).factor();
+  float scale = 1.0f;
+  if constexpr (!kIsSealed<Key>) scale = eight_of_tile<Key, kDim>(key_cells, key, 0).factor();
   constexpr int kStep = std::is_same_v<Value, Code8> ? kDim / 8 : quant::kKvGroup / 8;
   NB_UNROLL
   for (int eighth = 0; eighth < kDim / 8; eighth += kStep) {
@@ -271,10 +320,10 @@ NB_DEVICE void hide_from_columns(unsigned hidden, float (&scores)[kTileKeys / 8]
 /// Adds a run's tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`
 /// but for the hidden ones: those of the run, and `hidden` by hidden_of_columns(). `scales`, of keys, if these are
 /// codes.
-template <class Key, int kDim, bool kPolicies>
+template <class Key, int kDim, bool kPolicies, class Seen>
 NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, SharedPtr<Factor<Key>> queries,
                            SharedPtr<Factor<Key>> keys, SharedPtr<Factor<Key>> values, SharedPtr<float> scales,
-                           int base, const KeyRange (&seen)[2], unsigned hidden, ColumnPair<kDim>& split) {
+                           int base, const Seen& seen, unsigned hidden, ColumnPair<kDim>& split) {
   using Number = Factor<Key>;
   constexpr int kStride = kTileStride<kDim>;
   const int lane = lane_id();
@@ -284,8 +333,8 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
     NB_UNROLL
     for (int e = 0; e < 4; ++e) scores[j][e] = 0.0f;
   }
-  // All of it unrolled, fp16 of 128 dimensions spills registers on sm_80, and codes spill if it is not.
-  [[maybe_unused]] constexpr int kTimes = std::is_same_v<Key, Fp16> ? 4 : kDim / 16;
+  // All of it unrolled, fp16 and sealed keys of 128 dimensions spill registers on sm_80; codes spill if it is not.
+  [[maybe_unused]] constexpr int kTimes = std::is_same_v<Key, Fp16> || kIsSealed<Key> ? 4 : kDim / 16;
   NB_UNROLL_BY(kTimes)
   for (int k = 0; k < kDim / 16; ++k) {
     unsigned q[4];
@@ -315,13 +364,14 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
   NB_UNROLL
   for (int half = 0; half < 2; ++half) {
     SplitState& state = split.state[half];
+    const KeyRange range = seen(half);
     float largest = -INFINITY;
     NB_UNROLL
     for (int j = 0; j < kTileKeys / 8; ++j) {
       NB_UNROLL
       for (int e = 2 * half; e < 2 * half + 2; ++e) {
         const int key = base + 8 * j + 2 * (lane % 4) + e % 2;
-        if (key < seen[half].begin || key >= seen[half].end) scores[j][e] = -INFINITY;
+        if (key < range.begin || key >= range.end) scores[j][e] = -INFINITY;
         largest = fmaxf(largest, scores[j][e]);
       }
     }
@@ -390,6 +440,8 @@ template <class Key, class Value, int kDim, bool kPolicies>
 __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(ops::AttentionArgs a) {
   using Number = Factor<Key>;
   constexpr int kTile = 64 * kTileStride<kDim>;
+  // Where policies or sealed keys need registers, ranges of columns are read when they are needed.
+  constexpr bool kReadsRanges = kPolicies || kIsSealed<Key>;
   const SharedPtr<Number> queries = dynamic_shared<Number>();
   const SharedPtr<Number> buffers = queries + kTile;  // keys, values, keys, values; of codes: keys, values, cells
   const SharedPtr<uint4> key_cells = shared_cast<uint4>(buffers + 2 * kTile);
@@ -397,6 +449,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
   NB_SHARED(float, scales, kIsCode<Key> ? kTileKeys : 1);
   NB_SHARED(int, first_seen, kTileColumns);
   NB_SHARED(int, end_seen, kTileColumns);
+  NB_SHARED(int, own_groups, kIsSealed<Key> ? kTileColumns : 1);  // of the columns' rows; -1: none
+  NB_SHARED(int, cells_of_blocks, kIsSealed<Key> ? kTileCells : 1);
   NB_SHARED(int, row_positions, kPolicies ? kTileColumns : 1);  // of columns; -1 where there is none
 
   grid_trigger();
@@ -418,12 +472,26 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
   ColumnPair<kDim> total, split;
   total.clear();
   split.clear();
-  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+  const int run_end = segment.run_begin + segment.run_count;
+  bool is_open = false;  // the last run once more, for keys that rows see in open cells
+  for (int r = segment.run_begin; r < run_end;) {
     const ops::AttentionRun run = a.runs[r];
-    [[maybe_unused]] const ops::KeyPolicy* const policy = kPolicies ? policy_of(a, segment, r) : nullptr;
+    // By number: an address would take a register more.
+    [[maybe_unused]] const int policy = kPolicies ? policy_of(segment, r) : -1;
     if (thread < kTileColumns) {
       KeyRange range = {0, 0};
       if (tile.exists(thread)) range = visible_keys(a, run, tile.row(thread));
+      if constexpr (kIsSealed<Key>) {
+        const bool has_own = r + 1 == run_end && tile.exists(thread);
+        const int own_group = has_own ? a.open.row_groups[tile.row(thread)] : -1;
+        own_groups[thread] = own_group;
+        const int own = own_group < 0 ? run.num_keys : own_group * kBlockTokens;
+        if (is_open) {
+          range.begin = range.begin > own ? range.begin : own;
+        } else {
+          range.end = range.end < own ? range.end : own;
+        }
+      }
       const bool is_empty = range.begin >= range.end;
       first_seen[thread] = is_empty ? run.num_keys : range.begin;
       end_seen[thread] = is_empty ? 0 : range.end;
@@ -431,7 +499,11 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     }
     sync_block();
     const auto seen_by = [&](int c) { return KeyRange{first_seen[c], end_seen[c]}; };
-    const KeyRange seen[2] = {seen_by(warp_column + lane / 4), seen_by(warp_column + lane / 4 + 8)};
+    [[maybe_unused]] const KeyRange of_columns[2] = {seen_by(warp_column + lane / 4),
+                                                     seen_by(warp_column + lane / 4 + 8)};
+    const auto seen = [&](int half) {
+      return kReadsRanges ? seen_by(warp_column + lane / 4 + 8 * half) : of_columns[half];
+    };
     const KeyRange seen_by_warp = range_of_lanes(seen_by(warp_column + lane % 16), 8);
     KeyRange seen_by_all = seen_by(lane);
     const KeyRange others = seen_by(lane + 32);
@@ -443,9 +515,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     // The first tile from t on of which a policy shows the first row, and so any row, a key.
     const auto next_seen = [&](int t) {
       if constexpr (kPolicies) {
-        if (policy != nullptr && t < last) {
+        if (policy >= 0 && t < last) {
           const int block = t * kTileCells, begin = seen_by_all.begin / kBlockTokens;
-          t = ops::next_seen_block(*policy, row_positions[0], block > begin ? block : begin) / kTileCells;
+          t = ops::next_seen_block(a.policies[policy], row_positions[0], block > begin ? block : begin) / kTileCells;
         }
       }
       return t;
@@ -458,10 +530,10 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     const auto copy = [&](int t, bool is_next) {
       unsigned dead = 0;
       if constexpr (kPolicies) {
-        if (policy != nullptr) dead = dead_blocks(*policy, row_positions[0], t);
+        if (policy >= 0) dead = dead_blocks(a.policies[policy], row_positions[0], t);
       }
       if constexpr (kIsCode<Key>) {
-        copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, dead, key_cells);
+        if (!is_open) copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, dead, key_cells);
         copy_cells<Value, kDim>(a, run, kv_head, t * kTileKeys, 1, seen_by_all, dead, value_cells);
         cp_async_commit();
       } else {
@@ -477,8 +549,24 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     for (int t = begin, next; t < last; t = next) {
       cp_async_wait<0>();
       sync_block();  // the tile is here, and everybody is done with the one before
-      if constexpr (kIsCode<Key>) {
+      if constexpr (kIsSealed<Key>) {
+        if (is_open) {
+          if (thread < kTileCells) {
+            int cell = kNoCell;
+            for (int c = 0; c < kTileColumns; ++c) {
+              if (own_groups[c] == t * kTileCells + thread) cell = a.open.row_cells[tile.row(c)];
+            }
+            cells_of_blocks[thread] = cell;
+          }
+          sync_block();
+          rotate_tile<kDim, true>(a, run, kv_head, t * kTileKeys, key_cells, cells_of_blocks, buffers);
+        } else {
+          rotate_tile<kDim, false>(a, run, kv_head, t * kTileKeys, key_cells, cells_of_blocks, buffers);
+        }
+      } else if constexpr (kIsCode<Key>) {
         convert_tile<false, Key, kDim>(key_cells, buffers);
+      }
+      if constexpr (kIsCode<Key>) {
         convert_tile<true, Value, kDim>(value_cells, buffers + kTile);
         write_scales<Key, Value, kDim>(key_cells, value_cells, scales);
         sync_block();
@@ -489,9 +577,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
       bool sees = base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin;
       unsigned hidden = 0;
       if constexpr (kPolicies) {
-        if (policy != nullptr) {
+        if (policy >= 0) {
           const int column = warp_column + lane / 4, positions[2] = {row_positions[column], row_positions[column + 8]};
-          hidden = hidden_of_columns(*policy, positions, t);
+          hidden = hidden_of_columns(a.policies[policy], positions, t);
           sees = sees && ballot(hidden != kFullWarp) != 0;
         }
       }
@@ -506,6 +594,11 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
       turn ^= 1;
     }
     sync_block();  // the next run overwrites queries and ranges
+    if (kIsSealed<Key> && !is_open && r + 1 == run_end) {
+      is_open = true;
+    } else {
+      ++r;
+    }
   }
 
   NB_UNROLL

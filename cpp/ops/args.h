@@ -256,7 +256,6 @@ struct AttentionArgs {
   const uint16_t* hidden;        ///< of runs with hidden keys; null if there is none
   const KeyPolicy* policies;     ///< [num_policies], of segments that have one
   int32_t num_policies;
-  bool has_policies;  ///< a segment has a policy, or a run a bias
   // What devices need to know before they start a kernel, and how a row finds its segment.
   int32_t rows;               ///< T
   int32_t max_segment_rows;   ///< rows of the longest segment
@@ -265,6 +264,7 @@ struct AttentionArgs {
   const int32_t* row_segments;  ///< [T]; null on the CPU
   uint8_t* scratch;             ///< as many bytes as the kernel's scratch function asks for
   int64_t scratch_bytes;
+  bool has_policies;  ///< a segment has a policy, or a run a bias
 };
 
 /// out = silu(gate) * up.

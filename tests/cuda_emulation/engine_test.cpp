@@ -66,6 +66,13 @@ TEST_F(ReferenceOnDevice, PoliciesHideWhatTheyHideOnTheHost) {
   expect_same(answers_of(device_, policy_requests(), options), answers_of(host_, policy_requests(), options));
 }
 
+TEST_F(ReferenceOnDevice, SealsTheKeysOfTheHost) {
+  const EngineOptions options{.kv_format = quant::KvFormat::int4, .max_num_seqs = 3, .max_batch_tokens = 40};
+  const std::size_t before = emulation::device_bytes_in_use();
+  expect_same(answers_of(device_, mixed_requests(), options), answers_of(host_, mixed_requests(), options));
+  EXPECT_EQ(emulation::device_bytes_in_use(), before);
+}
+
 TEST_F(ReferenceOnDevice, PreemptsAndReusesPrefixesAsTheHostDoes) {
   std::vector<Request> requests;
   for (unsigned i = 0; i < 6; ++i) requests.push_back(random_request(7 + i % 5, 60, 40));
@@ -296,8 +303,10 @@ TEST(Emulated, QuantizedModelsRunAsBf16) {
 // Codes may differ from the reference's by one, where products are summed in another order: here no token does.
 TEST(Emulated, GreedyTokensOverQuantizedKeysAreThoseOfTheReference) {
   const model::TinyModelOptions host, device{.device = &cuda::tested_backend()};
-  const EngineOptions options{.kv_format = quant::KvFormat::mixed, .max_num_seqs = 3, .max_batch_tokens = 48};
-  expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
+  for (const quant::KvFormat format : {quant::KvFormat::mixed, quant::KvFormat::int4}) {
+    const EngineOptions options{.kv_format = format, .max_num_seqs = 3, .max_batch_tokens = 48};
+    expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
+  }
 }
 
 TEST(Emulated, GreedyTokensUnderPoliciesAreThoseOfTheReference) {
@@ -334,12 +343,17 @@ TEST(Emulated, UpToEightRowsGiveTheSameBits) {
 
 TEST(Emulated, UpToEightRowsGiveTheSameBitsOverQuantizedKeys) {
   if (is_reduced()) GTEST_SKIP();
-  expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, quant::KvFormat::int8);
+  for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::int4}) {
+    expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, format);
+  }
 }
 
 TEST(Emulated, UpToEightRowsGiveTheSameBitsUnderPolicies) {
   if (is_reduced()) GTEST_SKIP();
   expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, quant::KvFormat::mixed, policy_requests());
+  std::vector<Request> sealed = policy_requests();
+  sealed.erase(sealed.begin() + 4);  // no summaries of sealed keys
+  expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, quant::KvFormat::int4, sealed);
 }
 
 TEST(Emulated, DeterministicModelsGiveTheSameBitsForAnyNumberOfRows) {
@@ -347,6 +361,8 @@ TEST(Emulated, DeterministicModelsGiveTheSameBitsForAnyNumberOfRows) {
   for (const quant::Format format : {quant::Format::bf16, quant::Format::f32}) {
     expect_same_alone_and_together({.format = format, .device = &cuda::tested_backend(), .deterministic = true}, 100);
   }
+  expect_same_alone_and_together({.device = &cuda::tested_backend(), .deterministic = true}, 100,
+                                 quant::KvFormat::int4);
 }
 
 }  // namespace

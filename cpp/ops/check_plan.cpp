@@ -160,4 +160,13 @@ void check_plan(const AttentionPlan& plan, const RopeTable& table) {
   check_policies(plan);
 }
 
+std::vector<int32_t> segments_of_rows(const AttentionPlan& plan) {
+  std::vector<int32_t> row_segments(plan.positions.size());
+  for (std::size_t s = 0; s < plan.segments.size(); ++s) {
+    const AttentionSegment& segment = plan.segments[s];
+    std::fill_n(row_segments.begin() + segment.row_begin, segment.row_count, static_cast<int32_t>(s));
+  }
+  return row_segments;
+}
+
 }  // namespace nb::ops

@@ -3,6 +3,8 @@
 // Stateless; safe from any thread.
 #pragma once
 
+#include <vector>
+
 #include "ops/ops.h"
 
 namespace nb::ops {
@@ -21,5 +23,8 @@ void check_summaries(std::span<const KvSummary> summaries, std::span<const int32
 
 /// Whether any segment has a policy or any run a bias.
 bool uses_policies(const AttentionPlan& plan);
+
+/// The segment of each row.
+std::vector<int32_t> segments_of_rows(const AttentionPlan& plan);
 
 }  // namespace nb::ops

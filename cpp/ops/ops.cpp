@@ -69,16 +69,6 @@ void check_positions(std::span<const int32_t> positions, const RopeTable& table)
   }
 }
 
-// The segment of each row.
-std::vector<int32_t> segments_of_rows(const AttentionPlan& plan) {
-  std::vector<int32_t> row_segments(plan.positions.size());
-  for (std::size_t s = 0; s < plan.segments.size(); ++s) {
-    const AttentionSegment& segment = plan.segments[s];
-    std::fill_n(row_segments.begin() + segment.row_begin, segment.row_count, static_cast<int32_t>(s));
-  }
-  return row_segments;
-}
-
 // Sizes of the work, which only the host can see before a kernel starts, and the segment of every row.
 void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecContext& ctx) {
   for (const AttentionSegment& segment : plan.segments) {

@@ -68,6 +68,14 @@ struct KvUse {
   }
 };
 
+/// What drafts of coming tokens have done.
+struct DraftCounters {
+  std::int64_t drafted = 0;    ///< tokens that were verified
+  std::int64_t accepted = 0;   ///< and were right
+  std::int64_t steps = 0;      ///< with and without drafts; one counts once for each sequence that decodes in it
+  double saved_seconds = 0.0;  ///< estimated, from what steps of so many rows take: may be negative
+};
+
 /// The engine's counters since it was made, and its state now.
 struct EngineStats {
   int running = 0;
@@ -103,6 +111,7 @@ struct EngineStats {
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
   std::int64_t drawn_on_device = 0;    ///< tokens that a device drew where their logits were
   ops::FusionCounts ops{};             ///< calls of operators, by the form they took
+  DraftCounters drafts{};              ///< where the engine speculates
   std::int64_t generated_tokens = 0;   ///< output tokens reported
   std::int64_t prompt_tokens = 0;      ///< prompt tokens computed
   std::int64_t read_bytes = 0;         ///< weights, keys and values that the steps had to read; see StepTraffic

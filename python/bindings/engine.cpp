@@ -129,7 +129,7 @@ using EngineHolder = std::unique_ptr<ModelEngine, DropEngine>;
 EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype, int max_model_len,
                          int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
                          bool enable_prefix_caching, const std::string& trace_path, const std::string& kv_store_path,
-                         std::int64_t kv_store_bytes) {
+                         std::int64_t kv_store_bytes, const std::optional<SpeculativeOption>& speculative) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -141,6 +141,7 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
   options.trace_path = trace_path;
+  if (speculative) options.speculative = parse_speculative(*speculative);
   if (!kv_store_path.empty()) {
     NB_CHECK(model->content.has_value(), invalid_argument, "a KV store needs a model with a digest_directory");
     options.kv_store_path = kv_store_path;
@@ -250,7 +251,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
                  const py::object& guided, bool streams,
                  const std::vector<std::tuple<int, int, std::vector<TokenId>>>& chunks, const std::string& reuse,
                  bool mask_sink, double ratio, const std::string& select, bool only_chunks, bool pin_chunks,
-                 const KeyPolicyOption& key_policy) {
+                 const KeyPolicyOption& key_policy, std::optional<bool> speculative) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -281,6 +282,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
   request.only_chunks = only_chunks;
   request.pin_chunks = pin_chunks;
   set_policy(request, key_policy);
+  request.speculative = speculative;
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
@@ -341,26 +343,6 @@ py::object error_of(const engine::StepOutput& output) {
 py::object finish_of(const engine::StepOutput& output) {
   if (output.finish_reason == engine::FinishReason::none) return py::none();
   return py::str(to_string(output.finish_reason));
-}
-
-py::dict reuse_of(const engine::StepOutput& output) {
-  py::dict out;
-  out["mode"] = to_string(output.reuse.mode);
-  out["exact_prefix"] = output.reuse.exact_prefix;
-  out["isolated"] = output.reuse.isolated;
-  out["recomputed"] = output.reuse.recomputed;
-  out["computed"] = output.reuse.computed;
-  out["policy_applied"] = output.reuse.policy_applied;
-  return out;
-}
-
-py::dict metrics_of(const engine::StepOutput& output) {
-  py::dict out;
-  out["queue_ms"] = output.metrics.queue_ms;
-  out["ttft_ms"] = output.metrics.ttft_ms;
-  out["total_ms"] = output.metrics.total_ms;
-  out["tokens_per_s"] = output.metrics.tokens_per_s;
-  return out;
 }
 
 // Most outputs are one token of the only answer: a list is made faster than an object and its properties are read.
@@ -440,7 +422,8 @@ void bind_engine(py::module_& module) {
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
-           py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0)
+           py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0,
+           py::arg("speculative") = py::none())
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
@@ -453,7 +436,7 @@ void bind_engine(py::module_& module) {
            py::arg("chunks") = std::vector<std::tuple<int, int, std::vector<TokenId>>>{}, py::arg("reuse") = "exact",
            py::arg("mask_sink") = true, py::arg("ratio") = 0.15, py::arg("select") = "deviation",
            py::arg("only_chunks") = false, py::arg("pin_chunks") = false,
-           py::arg("key_policy") = KeyPolicyOption{"full", 0, 1, 0, 0})
+           py::arg("key_policy") = KeyPolicyOption{"full", 0, 1, 0, 0}, py::arg("speculative") = py::none())
       .def("num_cached", &num_cached, py::arg("token_ids"), py::arg("cache_salt") = "")
       .def("find_chunk", &find_chunk, py::arg("token_ids"), py::arg("anchor_token_ids"), py::arg("cache_salt") = "")
       .def("list_chunks", &list_chunks, py::arg("cache_salt") = "")

@@ -326,12 +326,14 @@ class Engine:
         trace_path: str = "",
         kv_store_path: str = "",
         kv_store_bytes: int = 0,
+        speculative: tuple[str, int, int, int, bool] | None = None,
     ) -> None:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share.
 
         trace_path: a file for a Chrome trace of the steps; empty for none. Raises CoreError (io) if it is not writable.
         kv_store_path: a directory where at most kv_store_bytes of keys and values are kept; empty for none. The model
         must have a digest_directory. Raises CoreError (io) if it cannot be used.
+        speculative: method, num_draft_tokens, prompt_lookup_min, prompt_lookup_max, adaptive; None for none.
         """
     def submit(
         self,
@@ -371,6 +373,7 @@ class Engine:
         only_chunks: bool = False,
         pin_chunks: bool = False,
         key_policy: tuple[str, int, int, int, int] = ...,
+        speculative: bool | None = None,
     ) -> int:
         """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
         prompt_logprobs, prompt_logits or only_chunks.

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from nanobraid import _core, _logging
@@ -32,6 +33,7 @@ from nanobraid.errors import core_errors
 from nanobraid.kv_policy import KvPolicy, parse
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams, require_int
+from nanobraid.speculative import SpeculativeConfig, core_options
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ class LLM(Composing, Scoring):
             chunks are kept, so that another LLM of the same model and options need not compute them again. Changes no
             token. Several processes may share it. Without prefix caching, chunks alone are kept. None: nothing is.
         kv_store_bytes: Most that all files in it may take; what was not used for longest goes first. None is 8 GiB.
+        speculative_config: Guess coming tokens, so that one step verifies several; changes no token, see
+            `SpeculativeConfig`. On a GPU only with `deterministic`. None: one token a step and answer.
 
     Raises:
         InvalidArgumentError: An option is outside its range.
@@ -126,6 +130,7 @@ class LLM(Composing, Scoring):
         trace_path: str | os.PathLike[str] | None = None,
         kv_store_path: str | os.PathLike[str] | None = None,
         kv_store_bytes: int | None = None,
+        speculative_config: SpeculativeConfig | None = None,
     ) -> None:
         from nanobraid import models
 
@@ -148,6 +153,7 @@ class LLM(Composing, Scoring):
         self._kv_policy = parse(kv_policy)
         trace = trace_file(trace_path)
         store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
+        speculative = core_options(speculative_config)
 
         path = models.ensure(model)
         if path.is_dir():
@@ -169,6 +175,7 @@ class LLM(Composing, Scoring):
                 trace_path=trace,
                 kv_store_path=store,
                 kv_store_bytes=store_bytes,
+                speculative=speculative,
                 **limits,
             )
         if self._model.expanded:
@@ -178,6 +185,7 @@ class LLM(Composing, Scoring):
             )
         self._path = path
         self._kv_dtype = engine.kv_dtype
+        self._speculative_config = speculative_config
         self._max_model_len = engine.max_model_len
         self._driver = Driver(engine)
         self._chunks = ChunkCache(self._driver, self._tokenizer)
@@ -230,6 +238,7 @@ class LLM(Composing, Scoring):
             "dtype": self._model.dtype,
             "kv_dtype": self._kv_dtype,
             "kv_policy": str(self._kv_policy),
+            "speculative_config": None if self._speculative_config is None else asdict(self._speculative_config),
             "kv_selftest": self._kv_selftest,
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
@@ -248,7 +257,9 @@ class LLM(Composing, Scoring):
         ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each policy: how many ``running``
         requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
-        them behind a further ``_``.
+        them behind a further ``_``. With a `speculative_config`: ``draft_tokens`` that were verified,
+        ``accepted_draft_tokens``, their share ``draft_acceptance``, ``tokens_per_decode`` (an answer gets in a step)
+        and ``draft_saved_seconds``, an estimate from what steps of so many rows took.
         """
         return self._driver.stats()
 

@@ -12,6 +12,7 @@ from nanobraid.kv_policy import NAMES
 from nanobraid.llm import LLM
 from nanobraid.models import DEFAULT_MODEL, Offer, ensure
 from nanobraid.sampling_params import SamplingParams
+from nanobraid.speculative import METHODS, SpeculativeConfig
 
 _MODEL_FIELDS = (
     "device",
@@ -94,6 +95,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--kv-store-path", metavar="DIR", help="keep keys and values there, so that they survive a restart"
     )
     group.add_argument("--kv-store-bytes", type=int, metavar="N", help="most that they may take there (default: 8 GiB)")
+    group.add_argument(
+        "--speculative",
+        metavar="METHOD",
+        help=f"guess coming tokens and verify several in a step, which changes no token: {', '.join(METHODS)}",
+    )
+    group.add_argument(
+        "--num-draft-tokens", type=int, metavar="N", help="most tokens guessed for a request in a step (default: 4)"
+    )
 
 
 def add_sampling_options(
@@ -129,7 +138,18 @@ def add_sampling_options(
 def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
     """Loads the model that the options ask for; asks before it is downloaded from a hub."""
     values = {field: getattr(options, field) for field in _MODEL_FIELDS}
+    values["speculative_config"] = _speculative_config(options)
     return LLM(model_path(options), **{**values, **overrides})
+
+
+def _speculative_config(options: argparse.Namespace) -> SpeculativeConfig | None:
+    """What --speculative and the options of it say."""
+    if options.speculative is None:
+        if options.num_draft_tokens is not None:
+            raise InvalidArgumentError("--num-draft-tokens is given without --speculative")
+        return None
+    given = {} if options.num_draft_tokens is None else {"num_draft_tokens": options.num_draft_tokens}
+    return SpeculativeConfig(method=options.speculative, **given)
 
 
 def model_path(options: argparse.Namespace) -> Path:

@@ -465,7 +465,6 @@ EngineStats Engine::stats() const {
   stats.disk_hit_chunks = scheduler_.counters().restored_chunks;
   stats.disk_saves_dropped = scheduler_.saves().num_dropped();
   update_store_stats(stats);
-  stats.weights = model_.weights().stream_stats();
   stats.read_bytes = throughput_.read_bytes();
   stats.tokens_per_s = throughput_.total().tokens_per_s;
   stats.read_gb_per_s = throughput_.total().read_gb_per_s;
@@ -481,6 +480,7 @@ EngineStats Engine::stats() const {
 }
 
 void Engine::update_store_stats(EngineStats& stats) const {
+  stats.weights = model_.weights().stream_stats();
   if (tier_ == nullptr) return;
   const DiskTierStats tier = tier_->stats();
   stats.disk = tier.store;

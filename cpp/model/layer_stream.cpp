@@ -105,19 +105,24 @@ int LayerStream::find(int position) const {
 }
 
 /// What to read next, and where: the first of the positions from next_ on that is in no slot, as many of them as there
-/// are slots not in use. False if all are there.
+/// are slots not in use, into the slot whose layer is wanted last. So where reading is the slower half, and slots are
+/// rarely all ahead, the spare ones keep their layers from one cycle to the next. False if all are there.
 bool LayerStream::choose(int& slot, int& position) const {
   const int num_streamed = static_cast<int>(streamed_.size());
-  const int window = std::min(static_cast<int>(slots_.size()) - (in_use_ == kNone ? 0 : 1), num_streamed);
-  const auto distance = [&](int of) { return (of - next_ + num_streamed) % num_streamed; };
-  for (int ahead = 0; ahead < window; ++ahead) {
+  const int num_free = static_cast<int>(slots_.size()) - (in_use_ == kNone ? 0 : 1);
+  const auto distance = [&](const Slot& of) {
+    return of.state == State::empty ? num_streamed : (of.position - next_ + num_streamed) % num_streamed;
+  };
+  for (int ahead = 0; ahead < std::min(num_free, num_streamed); ++ahead) {
     position = (next_ + ahead) % num_streamed;
     if (find(position) != kNone) continue;
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      const bool is_free =
-          static_cast<int>(i) != in_use_ && (slots_[i].state == State::empty || distance(slots_[i].position) >= window);
-      if (is_free) return slot = static_cast<int>(i), true;
+    slot = kNone;
+    for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
+      if (i == in_use_) continue;
+      const auto at = [&](int index) { return distance(slots_[static_cast<std::size_t>(index)]); };
+      if (slot == kNone || at(i) > at(slot)) slot = i;
     }
+    return true;
   }
   return false;
 }

@@ -34,6 +34,7 @@ from nanobraid.kv_policy import KvPolicy
 from nanobraid.llm import LLM
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
+from nanobraid.streaming import StreamingConfig
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ __all__ = [
     "ScoreOutput",
     "Segment",
     "StreamPiece",
+    "StreamingConfig",
     "Tokenizer",
     "UnsupportedError",
     "WarmReport",

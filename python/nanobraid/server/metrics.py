@@ -326,7 +326,8 @@ class Metrics:
         self._vllm_requests(out)
         self._server(out)
         for key, kind, text in _ENGINE_METRICS:
-            out.metric(f"nanobraid:{_RENAMED.get(key, key)}", kind, text, [((), stats[key])])
+            number = +stats[key]  # of a truth value too
+            out.metric(f"nanobraid:{_RENAMED.get(key, key)}", kind, text, [((), number)])
         for key, label, text in _LABELLED_METRICS:
             prefix = key + "_"
             rows = [(((label, name[len(prefix) :]),), stats[name]) for name in stats if name.startswith(prefix)]

@@ -40,6 +40,7 @@ EngineStats Engine::stats() const {
 }
 
 void Engine::update_store_stats(EngineStats& stats) const {
+  stats.weights = model_.weights().stream_stats();
   if (tier_ == nullptr) return;
   const DiskTierStats tier = tier_->stats();
   stats.disk = tier.store;

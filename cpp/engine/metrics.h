@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "kv/disk_store.h"
+#include "model/layer_stream.h"
 #include "ops/fusion.h"
 #include "quant/format_id.h"
 
@@ -91,6 +92,7 @@ struct EngineStats {
   std::int64_t disk_saves_dropped = 0;    ///< sequences and chunks not kept, since others needed their blocks
   double disk_load_seconds = 0.0;         ///< in which steps waited for the store
   kv::DiskStoreStats disk{};              ///< of the store itself
+  model::StreamStats weights{};           ///< of layers that do not stay in memory
   int chunks = 0;                         ///< there, or being computed
   int chunk_blocks = 0;                   ///< that they take
   std::int64_t chunk_hits = 0;            ///< chunks that a request wanted and found

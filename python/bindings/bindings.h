@@ -34,6 +34,7 @@ void bind_system(pybind11::module_& module);
 void bind_files(pybind11::module_& module);
 void bind_quant(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
+void bind_model(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_export(pybind11::module_& module);
 

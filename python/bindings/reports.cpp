@@ -102,6 +102,16 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["disk_foreign_records"] = stats.disk.foreign_records;
   out["disk_bytes"] = stats.disk.bytes;
   out["disk_waiting_bytes"] = stats.disk.waiting_bytes;
+  out["weight_budget_bytes"] = stats.weights.budget_bytes;
+  out["weight_resident_bytes"] = stats.weights.resident_bytes;
+  out["streamed_layers"] = stats.weights.layers;
+  out["streamed_direct"] = stats.weights.direct;
+  out["streamed_reads"] = stats.weights.reads;
+  out["streamed_bytes"] = stats.weights.read_bytes;
+  out["streamed_seconds"] = stats.weights.read_seconds;
+  out["streamed_wait_seconds"] = stats.weights.wait_seconds;
+  out["streamed_gb_per_s"] = stats.weights.gb_per_s();
+  out["streamed_errors"] = stats.weights.errors;
   out["chunks"] = stats.chunks;
   out["chunk_blocks"] = stats.chunk_blocks;
   out["chunk_hits"] = stats.chunk_hits;

@@ -35,6 +35,7 @@ from nanobraid.llm import LLM
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
 from nanobraid.speculative import SpeculativeConfig
+from nanobraid.streaming import StreamingConfig
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ __all__ = [
     "Segment",
     "SpeculativeConfig",
     "StreamPiece",
+    "StreamingConfig",
     "Tokenizer",
     "UnsupportedError",
     "WarmReport",

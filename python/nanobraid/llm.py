@@ -34,6 +34,8 @@ from nanobraid.kv_policy import KvPolicy, parse
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams, require_int
 from nanobraid.speculative import SpeculativeConfig, core_options
+from nanobraid.streaming import StreamingConfig
+from nanobraid.streaming import core_options as streaming_options
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ class LLM(Composing, Scoring):
         kv_store_bytes: Most that all files in it may take; what was not used for longest goes first. None is 8 GiB.
         speculative_config: Guess coming tokens, so that one step verifies several; changes no token, see
             `SpeculativeConfig`. On a GPU only with `deterministic`. None: one token a step and answer.
+        streaming_config: Keep weights within a budget of memory and read the layers that do not fit from disk, each
+            step; changes no token, see `StreamingConfig`. Not on a GPU. None: all weights are in memory.
 
     Raises:
         InvalidArgumentError: An option is outside its range.
@@ -103,8 +107,8 @@ class LLM(Composing, Scoring):
         ModelNotFoundError: There is no such model.
         DownloadError: The model could not be downloaded.
         FormatError: The model file is damaged.
-        ModelIOError: The model file cannot be read, `trace_path` not be written, or
-            `kv_store_path` not be used.
+        ModelIOError: The model file cannot be read, `trace_path` not be written, `kv_store_path` not be used, or there
+            is no room for the layers that are streamed.
         OutOfMemoryError: Weights, or keys and values, do not fit in memory.
     """
 
@@ -131,6 +135,7 @@ class LLM(Composing, Scoring):
         kv_store_path: str | os.PathLike[str] | None = None,
         kv_store_bytes: int | None = None,
         speculative_config: SpeculativeConfig | None = None,
+        streaming_config: StreamingConfig | None = None,
     ) -> None:
         from nanobraid import models
 
@@ -154,6 +159,7 @@ class LLM(Composing, Scoring):
         trace = trace_file(trace_path)
         store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
         speculative = core_options(speculative_config)
+        streaming = streaming_options(streaming_config)
 
         path = models.ensure(model)
         if path.is_dir():
@@ -163,9 +169,16 @@ class LLM(Composing, Scoring):
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
-            digests = models.digest_dir() if store or is_tested(kv_dtype) else None
+            digests = models.digest_dir() if store or streaming or is_tested(kv_dtype) else None
             self._model = _core.Model(
-                str(path), backend, dtype, threads, is_deterministic, digest_directory=digests, fusion=fusion
+                str(path),
+                backend,
+                dtype,
+                threads,
+                is_deterministic,
+                digest_directory=digests,
+                fusion=fusion,
+                streaming=streaming,
             )
             self._kv_selftest = check_kv_format(self._model, self._tokenizer, kv_dtype, path.name, force=is_forced)
             engine = _core.Engine(
@@ -184,6 +197,7 @@ class LLM(Composing, Scoring):
                 stacklevel=2,
             )
         self._path = path
+        self._streaming_config = streaming_config
         self._kv_dtype = engine.kv_dtype
         self._speculative_config = speculative_config
         self._max_model_len = engine.max_model_len
@@ -239,6 +253,7 @@ class LLM(Composing, Scoring):
             "kv_dtype": self._kv_dtype,
             "kv_policy": str(self._kv_policy),
             "speculative_config": None if self._speculative_config is None else asdict(self._speculative_config),
+            "streaming_config": None if self._streaming_config is None else asdict(self._streaming_config),
             "kv_selftest": self._kv_selftest,
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
@@ -260,6 +275,9 @@ class LLM(Composing, Scoring):
         them behind a further ``_``. With a `speculative_config`: ``draft_tokens`` that were verified,
         ``accepted_draft_tokens``, their share ``draft_acceptance``, ``tokens_per_decode`` (an answer gets in a step)
         and ``draft_saved_seconds``, an estimate from what steps of so many rows took.
+        With a `streaming_config`: ``weight_resident_bytes`` of ``weight_budget_bytes``,
+        and of the ``streamed_layers`` what was read (``streamed_bytes``, ``streamed_gb_per_s``) and the seconds that
+        steps waited for it, ``streamed_wait_seconds``; ``streamed_direct``: reads went past the system's page cache.
         """
         return self._driver.stats()
 

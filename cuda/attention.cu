@@ -6,15 +6,14 @@
 
 #include "base/align.h"
 #include "base/error.h"
-#include "cuda/attention_decode.cuh"
-#include "cuda/attention_prefill.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/attention_start.cuh"
 #include "cuda/operators.h"
 
 namespace nb::cuda {
 namespace {
 
 constexpr int kMaxHeadDim = 256;
+constexpr int kMergeThreads = 128;
 constexpr int kEnoughBlocks = 256;  // to keep a large GPU busy without cutting rows into splits
 constexpr std::int64_t kMaxScratchBytes = std::int64_t{64} << 20;  // except where one row needs more
 
@@ -52,25 +51,28 @@ std::int64_t scratch_bytes(const DecodePlan& plan) {
   return std::clamp<std::int64_t>(kMaxScratchBytes / plan.row_bytes, 1, plan.rows) * plan.row_bytes;
 }
 
-template <class Key, class Value, int kLanes, int kHeads>
-void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
-  launch({.name = "attention_decode_kernel",
-          .grid_x = static_cast<unsigned>(rows),
-          .grid_y = static_cast<unsigned>(args.a.kv.num_kv_heads * plan.head_tiles),
-          .grid_z = static_cast<unsigned>(args.partials == nullptr ? 1 : plan.splits),
-          .threads = kDecodeThreads<kHeads>},
-         attention_decode_kernel<Key, Value, kLanes, kHeads>, args);
-}
-
-template <class Key, class Value>
-void launch_decode(const DecodeArgs& args, const DecodePlan& plan, int rows) {
-  if (args.a.kv.head_dim > 128) return launch_decode<Key, Value, 32, 4>(args, plan, rows);
-  if (args.a.kv.head_dim > 64) {
-    return plan.heads == 4 ? launch_decode<Key, Value, 16, 4>(args, plan, rows)
-                           : launch_decode<Key, Value, 16, 8>(args, plan, rows);
+/// Folds what the blocks of single splits have left. grid: (rows, heads).
+__global__ void __launch_bounds__(kMergeThreads) attention_merge_kernel(DecodeArgs args) {
+  grid_trigger();
+  grid_wait();
+  const ops::AttentionArgs& a = args.a;
+  const int dim = a.kv.head_dim, head = static_cast<int>(blockIdx.y);
+  const DecodeRow found = find_row(args, args.first_row + static_cast<int>(blockIdx.x));
+  if (found.segment < 0) return;
+  const ops::AttentionSegment segment = a.segments[found.segment];
+  int splits = 0;
+  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) splits += splits_of(a.runs[r]);
+  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kMergeThreads) {
+    const float* partial =
+        args.partials + (static_cast<std::int64_t>(blockIdx.x) * a.num_heads + head) * args.splits * (dim + 2);
+    SplitState total = empty_state();
+    float out = 0.0f;
+    for (int split = 0; split < splits; ++split, partial += dim + 2) {
+      const FoldScale scale = fold(total, {partial[0], partial[1]});
+      out = fold_value(scale, out, partial[2 + d]);
+    }
+    a.out[found.row * a.out_stride + head * dim + d] = out * inverse_of(total);
   }
-  return plan.heads == 4 ? launch_decode<Key, Value, 8, 4>(args, plan, rows)
-                         : launch_decode<Key, Value, 8, 8>(args, plan, rows);
 }
 
 void decode(const ops::AttentionArgs& a, bool all_rows) {
@@ -89,8 +91,7 @@ void decode(const ops::AttentionArgs& a, bool all_rows) {
                           .head_tiles = plan.head_tiles,
                           .splits = plan.splits,
                           .partials = apart ? reinterpret_cast<float*>(a.scratch) : nullptr};
-    with_kv_numbers(a.kv.format,
-                    [&](auto key, auto value) { launch_decode<decltype(key), decltype(value)>(args, plan, rows); });
+    a.has_policies ? start_decode<true>(args, plan.heads, rows) : start_decode<false>(args, plan.heads, rows);
     if (!apart) continue;
     launch({.name = "attention_merge_kernel",
             .grid_x = static_cast<unsigned>(rows),
@@ -100,36 +101,11 @@ void decode(const ops::AttentionArgs& a, bool all_rows) {
   }
 }
 
-template <class Key, class Value, int kDim>
-void launch_prefill(const ops::AttentionArgs& a) {
-  // Every long segment may have one tile that is not full.
-  const int full = a.rows * (a.num_heads / a.kv.num_kv_heads) / kTileColumns;
-  const int rest = std::min(a.num_segments, a.rows / (ops::kDecodeRows + 1));
-  launch({.name = "attention_prefill_kernel",
-          .grid_x = static_cast<unsigned>(full + rest),
-          .grid_y = static_cast<unsigned>(a.kv.num_kv_heads),
-          .threads = kPrefillThreads,
-          .dynamic_shared_bytes = prefill_shared_bytes<Key, Value, kDim>()},
-         attention_prefill_kernel<Key, Value, kDim>, a);
-}
-
 }  // namespace
 
 void attention(const ops::AttentionArgs& a, const Part&) {
   if (!has_prefill_kernel(a.kv) || a.max_segment_rows <= ops::kDecodeRows) return decode(a, true);
-  with_kv_numbers(a.kv.format, [&](auto key, auto value) {
-    using Key = decltype(key);
-    using Value = decltype(value);
-    if constexpr (!std::is_same_v<Key, float>) {
-      if (a.kv.head_dim == 64) {
-        launch_prefill<Key, Value, 64>(a);
-      } else if (a.kv.head_dim == 96) {
-        launch_prefill<Key, Value, 96>(a);
-      } else {
-        launch_prefill<Key, Value, 128>(a);
-      }
-    }
-  });
+  a.has_policies ? start_prefill<true>(a) : start_prefill<false>(a);
   decode(a, false);
 }
 

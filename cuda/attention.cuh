@@ -45,12 +45,20 @@ NB_DEVICE KeyRange visible_keys(const ops::AttentionArgs& a, const ops::Attentio
   return {first, limit < run.num_keys ? limit : run.num_keys};
 }
 
+/// The number of the policy by which rows of a segment see the keys of its run `r`; -1: none. Only the last run has
+/// one.
+NB_DEVICE int policy_of(const ops::AttentionSegment& segment, int r) {
+  const bool is_last = r + 1 == segment.run_begin + segment.run_count;
+  return is_last ? segment.policy : -1;
+}
+
 NB_DEVICE int splits_of(const ops::AttentionRun& run) { return (run.num_keys + kSplitTokens - 1) / kSplitTokens; }
+
+constexpr float kLog2e = 1.44269504f;
 
 /// Numbers `pair` and pair + D / 2 of a query head, rotated to `position` and scaled so that exp2 of a product with a
 /// key is its weight.
 NB_DEVICE float2 rotated_pair(const ops::AttentionArgs& a, int row, int head, int position, int pair) {
-  constexpr float kLog2e = 1.44269504f;
   const int dim = a.kv.head_dim, half = dim / 2;
   const float* q = a.q + row * a.q_stride + head * dim + pair;
   const float* angle = a.rope.cos_sin + static_cast<std::int64_t>(position) * dim + pair;
@@ -67,6 +75,13 @@ struct SplitState {
 };
 
 NB_DEVICE SplitState empty_state() { return {-INFINITY, 0.0f}; }
+
+/// What a run adds to the scores of all its keys, it adds to their maximum. For kernels that know policies.
+template <bool kPolicies>
+NB_DEVICE float biased(float max, const ops::AttentionRun& run) {
+  if constexpr (kPolicies) max += run.score_bias * kLog2e;
+  return max;
+}
 
 /// What a fold does to weighted values: out = out * keep + split * add.
 struct FoldScale {

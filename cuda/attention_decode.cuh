@@ -3,23 +3,30 @@
 //
 // A split of 256 keys goes in three phases: scores into shared memory, softmax over the split, weighted values. kLanes
 // neighbouring threads hold a key, 8 dimensions each. A block does all splits of its row and folds them, or one split
-// only, whose state attention_merge_kernel folds: the same arithmetic in the same order.
+// only, whose state attention_merge_kernel (attention.cu) folds: the same arithmetic in the same order.
+//
+// Policies hide keys as a run does, by bits beside the ids of a split's blocks. Splits that a policy hides are skipped,
+// and in place of a key of a hidden block the first key of a seen one is loaded, so that hidden blocks are not read.
+// Kernels with policies are instances of their own: the others stay what they are.
+//
+// Sealed keys become rotated floats in registers. A key of the row's own group is read in its open cell.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/attention.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/sealed_keys.cuh"
 
 namespace nb::cuda {
 
 /// More heads need more registers a thread.
 template <int kHeads>
 inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
-template <class Value, int kHeads>  // on a multiprocessor, at least; codes of 4 bits and f32 need more registers, too
+/// On a multiprocessor, at least; codes of 4 bits, f32 and policies need more registers, too.
+template <class Value, int kHeads, bool kPolicies>
 inline constexpr int kDecodeBlocks =
-    kHeads > 4 && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
-inline constexpr int kMergeThreads = 128;
+    kHeads > 4 && !kPolicies && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
 
 struct DecodeArgs {
   ops::AttentionArgs a;
@@ -67,16 +74,20 @@ NB_DEVICE void reduce_scatter(float (&values)[kSize], int& begin) {
   }
 }
 
-/// grid: (rows, head tiles of all KV heads, splits or 1).
-template <class Key, class Value, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads>)
+/// What scores are computed from.
+template <class Key>
+using ReadyKey = std::conditional_t<kIsSealed<Key>, RotatedEight, Eight<Key>>;
+
+/// grid: (rows, head tiles of all KV heads, splits or 1). `kPolicies`: for plans with policies or biases.
+template <class Key, class Value, int kLanes, int kHeads, bool kPolicies>
+__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads, kPolicies>)
     attention_decode_kernel(DecodeArgs args) {
   constexpr int kThreads = kDecodeThreads<kHeads>;
   constexpr int kDims = 8 * kLanes;
   constexpr int kWarps = kThreads / 32;
   constexpr int kAtOnce = kThreads / kLanes;  // keys that the block loads side by side
   constexpr bool kIsWide = std::is_same_v<Key, float> || kIsCode<Key>;
-  constexpr int kAhead = kIsWide ? 2 : 4;  // such loads under way
+  constexpr int kAhead = kIsSealed<Key> ? 1 : kIsWide ? 2 : 4;  // such loads under way
   constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;
@@ -88,6 +99,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   NB_SHARED(unsigned, hidden, 2 * kSplitBlocks);  // keys of these blocks, a bit each, where the run hides any
   NB_SHARED(float, maxima, kHeads);
   NB_SHARED(float, sums, kHeads);
+  NB_SHARED(float4, biases, kIsSealed<Key> ? kDims / 4 : 1);  // of sealed keys: [low or high 4 of 8][lane]
 
   grid_trigger();
   grid_wait();
@@ -107,6 +119,19 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   constexpr int kThreadsPerHead = kThreads / kHeads;
   const int out_head = thread / kThreadsPerHead;
   const auto output = [&](int o) { return o * kThreadsPerHead + thread % kThreadsPerHead; };
+  // Dimension d of a head in shared memory: as a lane reads it, 8 that follow each other, or an eighth of sealed keys.
+  const auto place_in_head = [&](int d) {
+    if constexpr (kIsSealed<Key>) return (d / (dim / 2) * kLanes + d % (dim / 2) / 4) * 4 + d % 4;
+    return (d / 4 % 2 * kLanes + d / 8) * 4 + d % 4;
+  };
+  if constexpr (kIsSealed<Key>) {
+    for (int d = thread; d < kDims; d += kThreads) {
+      if (d >= dim) continue;
+      const float bias = a.open.bias == nullptr ? 0.0f : a.open.bias[kv_head * dim + d];
+      shared_cast<float>(biases)[place_in_head(d)] = bias;
+    }
+  }
+
   SplitState total = empty_state();
   float out[kOutputs];
   NB_UNROLL
@@ -126,19 +151,53 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
     if (seen.begin >= seen.end || first >= last) continue;
 
     const int position = a.positions[row] - run.position_offset;
-    const auto fetch_blocks = [&](int split) {
+    [[maybe_unused]] const int policy = kPolicies ? policy_of(segment, r) : -1;
+    [[maybe_unused]] int own_group = -1;  // of the row, which reads it in its open cell
+    if constexpr (kIsSealed<Key>) {
+      if (r + 1 == segment.run_begin + segment.run_count) own_group = a.open.row_groups[row];
+    }
+    const bool hides = run.hidden_begin >= 0 || (kPolicies && policy >= 0);
+    // The first key of a seen block at `key` or behind it.
+    const auto next_seen_key = [&](int key) {
+      if constexpr (kPolicies) {
+        if (policy >= 0) {
+          const int next = kBlockTokens * ops::next_seen_block(a.policies[policy], position, key / kBlockTokens);
+          return next > key ? next : key;
+        }
+      }
+      return key;
+    };
+    const auto next_seen_split = [&](int split) {
+      if constexpr (kPolicies) {
+        const int base = split * kSplitTokens;
+        const int key = next_seen_key(seen.begin > base ? seen.begin : base);
+        return key < seen.end ? key / kSplitTokens : last;
+      }
+      return split;
+    };
+    first = next_seen_split(first);
+    if (kPolicies && first >= last) continue;
+    int turn = 0;  // of two places for what is known of a split's blocks: they follow each other in turns
+    const auto place_of = [&](int split, bool is_next) { return kPolicies ? turn ^ (is_next ? 1 : 0) : split % 2; };
+    const auto fetch_blocks = [&](int split, bool is_next) {
       const int block = split * kSplitBlocks + thread;
       if (thread >= kSplitBlocks || block * kBlockTokens >= seen.end || (block + 1) * kBlockTokens <= seen.begin)
         return;
-      const int place = split % 2 * kSplitBlocks + thread;
+      const int place = place_of(split, is_next) * kSplitBlocks + thread;
       blocks[place] = a.blocks[run.block_begin + block];
-      if (run.hidden_begin >= 0) hidden[place] = a.hidden[run.hidden_begin + block];
+      if constexpr (kPolicies) {
+        unsigned bits = run.hidden_begin >= 0 ? a.hidden[run.hidden_begin + block] : 0u;
+        if (policy >= 0) bits |= ops::hidden_bits(a.policies[policy], position, block);
+        hidden[place] = bits;
+      } else {
+        if (run.hidden_begin >= 0) hidden[place] = a.hidden[run.hidden_begin + block];
+      }
     };
-    fetch_blocks(first);
+    fetch_blocks(first, false);
     for (int i = thread; i < kHeads * kDims / 4; i += kThreads) queries[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     sync_block();
     const SharedPtr<float> query_values = shared_cast<float>(queries);
-    const auto query_at = [&](int head, int d) { return ((head * 2 + d / 4 % 2) * kLanes + d / 8) * 4 + d % 4; };
+    const auto query_at = [&](int head, int d) { return head * kDims + place_in_head(d); };
     for (int i = thread; i < kHeads * dim / 2; i += kThreads) {
       const int head = i / (dim / 2), pair = i % (dim / 2);
       if (first_head + head >= args.group) break;
@@ -148,23 +207,40 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
     }
     sync_block();
 
-    for (int split = first; split < last; ++split) {
-      const int base = split * kSplitTokens;
-      const int begin = seen.begin > base ? seen.begin - base : 0;
+    for (int split = first, next; split < last; split = next) {
+      next = next_seen_split(split + 1);
+      const int base = split * kSplitTokens, place = place_of(split, false) * kSplitBlocks;
+      const int begin = next_seen_key(seen.begin > base ? seen.begin : base) - base;
       const int end = seen.end - base < kSplitTokens ? seen.end - base : kSplitTokens;
       const int first_step = begin / kStepKeys, last_step = (end + kStepKeys - 1) / kStepKeys;
-      if (split + 1 < last) fetch_blocks(split + 1);
+      if (next < last) fetch_blocks(next, true);
       // In place of a key that is not seen another one is loaded, whose weight becomes zero.
       const auto key_at = [&](int step, int u) {
         const int key = step * kStepKeys + u * kAtOnce + group;
-        return key < begin ? begin : key < end ? key : end - 1;
+        const int near = key < begin ? begin : key < end ? key : end - 1;
+        if constexpr (kPolicies) {
+          if (hides && hidden[place + near / kBlockTokens] == 0xffffu) return begin;
+        }
+        return near;
       };
       const auto cell_of = [&](int which, int key) {
-        return kv_cell(a.kv, blocks[split % 2 * kSplitBlocks + key / kBlockTokens], which, kv_head);
+        return kv_cell(a.kv, blocks[place + key / kBlockTokens], which, kv_head);
       };
       const auto load_key = [&](int step, int u) {
         const int key = key_at(step, u);
-        return load_eight<Key>(cell_of(0, key), dim, key % kBlockTokens, own_dims);
+        if constexpr (kIsSealed<Key>) {
+          Eight<Key> eight;
+          if ((base + key) / kBlockTokens == own_group) {
+            const float* const cell = open_cell(a.kv, a.open, a.open.row_cells[row], kv_head);
+            take_open(cell, dim, key % kBlockTokens, own_dims / 8, eight);
+          } else {
+            take_sealed(cell_of(0, key), dim, key % kBlockTokens, own_dims / 8, eight);
+          }
+          take_angles(a.rope, key_position(a, run, base + key), own_dims / 8, eight);
+          return eight;
+        } else {
+          return load_eight<Key>(cell_of(0, key), dim, key % kBlockTokens, own_dims);
+        }
       };
       const auto load_value = [&](int step, int u) {
         const int key = key_at(step, u);
@@ -175,10 +251,15 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
       NB_UNROLL
       for (int u = 0; u < kAhead; ++u) next_keys[u] = load_key(first_step, u);
       for (int step = first_step; step < last_step; ++step) {
-        Eight<Key> keys[kAhead];
+        ReadyKey<Key> keys[kAhead];
         NB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-          keys[u] = next_keys[u];
+          if constexpr (kIsSealed<Key>) {
+            const int eighth = own_dims / 8;
+            keys[u] = rotated(next_keys[u], biases[eighth], biases[kLanes + eighth]);
+          } else {
+            keys[u] = next_keys[u];
+          }
           next_keys[u] = load_key(step + 1, u);
         }
         float scores[kScores];
@@ -195,7 +276,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
             score = fmaf(keys[u].code(5), high.y, score);
             score = fmaf(keys[u].code(6), high.z, score);
             score = fmaf(keys[u].code(7), high.w, score);
-            if constexpr (kIsCode<Key>) score *= keys[u].factor();
+            if constexpr (kIsCode<Key> && !kIsSealed<Key>) score *= keys[u].factor();
             scores[u * kHeads + h] = score;
           }
         }
@@ -223,8 +304,8 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
           const int key = 32 * i + lane_id();
           const bool computed = key >= first_step * kStepKeys && key < last_step * kStepKeys;
           x[i] = computed ? static_cast<float>(weights[key * kHeads + h]) : -INFINITY;
-          if (run.hidden_begin >= 0 && key >= begin && key < end) {
-            const unsigned bits = hidden[split % 2 * kSplitBlocks + key / kBlockTokens];
+          if (hides && key >= begin && key < end) {
+            const unsigned bits = hidden[place + key / kBlockTokens];
             if ((bits >> key % kBlockTokens & 1u) != 0) x[i] = -INFINITY;
           }
           largest = fmaxf(largest, x[i]);
@@ -240,7 +321,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
         }
         sum = warp_sum(sum);
         if (lane_id() == 0) {
-          maxima[h] = largest;
+          maxima[h] = biased<kPolicies>(largest, run);
           sums[h] = sum;
         }
       }
@@ -251,8 +332,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
       for (int i = 0; i < kHeads * 8; ++i) acc[i] = 0.0f;
       const SharedPtr<float4> weights_of_key = shared_cast<float4>(weights);
       const auto is_hidden = [&](int key) {
-        if (run.hidden_begin < 0) return false;
-        return (hidden[split % 2 * kSplitBlocks + key / kBlockTokens] >> key % kBlockTokens & 1u) != 0;
+        return hides && (hidden[place + key / kBlockTokens] >> key % kBlockTokens & 1u) != 0;
       };
       for (int step = first_step; step < last_step; ++step) {
         NB_UNROLL
@@ -291,6 +371,7 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
         for (int w = 0; w < kWarps; ++w) value += sums_of_warps[(w * kHeads + out_head) * kDims + output(o)];
         out[o] = fold_value(scale, out[o], value);
       }
+      turn ^= 1;
     }
   }
   if (first_head + out_head >= args.group) return;
@@ -311,30 +392,6 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
   for (int o = 0; o < kOutputs; ++o) {
     const int d = output(o) % kLanes * 8 + output(o) / kLanes;
     if (d < dim) to[d] = out[o] * inverse;
-  }
-}
-
-/// Folds what the blocks of single splits have left. grid: (rows, heads).
-__global__ void __launch_bounds__(kMergeThreads) attention_merge_kernel(DecodeArgs args) {
-  grid_trigger();
-  grid_wait();
-  const ops::AttentionArgs& a = args.a;
-  const int dim = a.kv.head_dim, head = static_cast<int>(blockIdx.y);
-  const DecodeRow found = find_row(args, args.first_row + static_cast<int>(blockIdx.x));
-  if (found.segment < 0) return;
-  const ops::AttentionSegment segment = a.segments[found.segment];
-  int splits = 0;
-  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) splits += splits_of(a.runs[r]);
-  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kMergeThreads) {
-    const float* partial =
-        args.partials + (static_cast<std::int64_t>(blockIdx.x) * a.num_heads + head) * args.splits * (dim + 2);
-    SplitState total = empty_state();
-    float out = 0.0f;
-    for (int split = 0; split < splits; ++split, partial += dim + 2) {
-      const FoldScale scale = fold(total, {partial[0], partial[1]});
-      out = fold_value(scale, out, partial[2 + d]);
-    }
-    a.out[found.row * a.out_stride + head * dim + d] = out * inverse_of(total);
   }
 }
 

@@ -10,12 +10,21 @@
 // fp16 is multiplied as fp16. Codes are fetched as they are and become bf16 in shared memory: those of keys exactly,
 // their scales meet the scores; values with their scales, rounded. A token that is not finite gets NaN scores, and
 // zeros for its value, so that columns which do not see it stay as they are.
+//
+// Of a policy, the first row of a tile of columns sees most: tiles and blocks that are hidden from it are not read. A
+// lane works out what one block hides from its two columns, and the four lanes of a column share it. Kernels with
+// policies are instances of their own: the others stay what they are.
+//
+// Sealed keys are rotated when they become bf16. A column sees the keys of its row's own group in an open cell, so the
+// last run is gone through twice: for all columns up to their own groups, sealed, and then for what is left, which has
+// splits of its own. What a column adds up, and in which order, depends on no other column.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/attention.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/sealed_keys.cuh"
 
 namespace nb::cuda {
 
@@ -28,6 +37,8 @@ template <int kDim>
 inline constexpr int kTileStride = kDim + 8;
 
 inline constexpr int kTileCells = kTileKeys / kBlockTokens;
+inline constexpr int kSplitTiles = kSplitTokens / kTileKeys;
+inline constexpr int kNoCell = 0x7fffffff;
 
 /// What the tensor cores multiply.
 template <class Number>
@@ -35,8 +46,9 @@ using Factor = std::conditional_t<kIsCode<Number>, Bf16, Number>;
 
 /// Vectors of 16 bytes of a cell of codes.
 template <class Number, int kDim>
-inline constexpr int kCellVectors = std::is_same_v<Number, Code8>
-                                        ? kDim + 2
+inline constexpr int kCellVectors = std::is_same_v<Number, Code8> ? kDim + 2
+                                    : kIsSealed<Number>
+                                        ? (10 * kDim + 16) / 16
                                         : kDim / 2 + 4 * ((kDim + quant::kKvGroup - 1) / quant::kKvGroup);
 
 /// A tile of queries, two of keys and two of values. Of codes: one of each, and the cells of the next ones.
@@ -95,14 +107,22 @@ struct ColumnTile {
   NB_DEVICE int head(int c) const { return head_begin + (first + c) % group; }
 };
 
-/// Starts to copy keys [base, base + 64) of a run and their values; what nobody sees becomes zeros.
+/// Bit i: the policy hides all of block i of a tile from rows at `position` and later.
+NB_DEVICE unsigned dead_blocks(const ops::KeyPolicy& policy, int position, int tile) {
+  const int block = tile * kTileCells + lane_id() % kTileCells;
+  return ballot(ops::is_dead(policy, position, block)) & ((1u << kTileCells) - 1);
+}
+
+/// Starts to copy keys [base, base + 64) of a run and their values; what nobody sees becomes zeros. `dead`: blocks that
+/// nobody sees, a bit each.
 template <class Number, int kDim>
 NB_DEVICE void copy_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base,
-                         const KeyRange& seen, SharedPtr<Number> keys, SharedPtr<Number> values) {
+                         const KeyRange& seen, unsigned dead, SharedPtr<Number> keys, SharedPtr<Number> values) {
   constexpr int kVectors = kDim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kVectors; i += kPrefillThreads) {
     const int key = i / kVectors, d = i % kVectors * 8;
-    const bool valid = base + key >= seen.begin && base + key < seen.end;
+    const bool is_dead = (dead >> key / kBlockTokens & 1u) != 0;
+    const bool valid = base + key >= seen.begin && base + key < seen.end && !is_dead;
     const int block = valid ? a.blocks[run.block_begin + (base + key) / kBlockTokens] : 0;
     const int to = key * kTileStride<kDim> + d;
     const int from = key % kBlockTokens * kDim + d;
@@ -115,11 +135,12 @@ NB_DEVICE void copy_tile(const ops::AttentionArgs& a, const ops::AttentionRun& r
 /// Starts to copy the cells of these keys and values, which are codes: those of which anybody sees a token.
 template <class Number, int kDim>
 NB_DEVICE void copy_cells(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base, int which,
-                          const KeyRange& seen, SharedPtr<uint4> cells) {
+                          const KeyRange& seen, unsigned dead, SharedPtr<uint4> cells) {
   constexpr int kVectors = kCellVectors<Number, kDim>;
   for (int i = static_cast<int>(threadIdx.x); i < kTileCells * kVectors; i += kPrefillThreads) {
     const int first = base + i / kVectors * kBlockTokens;
-    const bool valid = first + kBlockTokens > seen.begin && first < seen.end;
+    const bool is_dead = (dead >> i / kVectors & 1u) != 0;
+    const bool valid = first + kBlockTokens > seen.begin && first < seen.end && !is_dead;
     const int block = valid ? a.blocks[run.block_begin + first / kBlockTokens] : 0;
     const std::uint8_t* cell = kv_cell(a.kv, block, which, kv_head);
     cp_async16(cells + i, reinterpret_cast<const uint4*>(cell) + i % kVectors, valid);
@@ -166,12 +187,54 @@ NB_DEVICE void convert_tile(SharedPtr<uint4> cells, SharedPtr<Bf16> tile) {
   }
 }
 
+/// Writes a tile of sealed keys, rotated to their positions, as bf16. With kIsOpen block b of the tile is in the open
+/// cell cells_of_blocks[b]; kNoCell makes zeros.
+template <int kDim, bool kIsOpen>
+NB_DEVICE void rotate_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, int kv_head, int base,
+                           SharedPtr<uint4> cells, SharedPtr<int> cells_of_blocks, SharedPtr<Bf16> tile) {
+  constexpr int kEights = kDim / 8;
+  NB_UNROLL_BY(1)  // side by side they need too many registers
+  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kEights; i += kPrefillThreads) {
+    // Neighbours have eighths of one key, or tokens of an open cell.
+    const int key = kIsOpen ? i % kTileKeys : i / kEights, eighth = kIsOpen ? i / kTileKeys : i % kEights;
+    const int block = key / kBlockTokens, token = key % kBlockTokens;
+    Eight<Sealed> eight;
+    bool exists = true;
+    if constexpr (kIsOpen) {
+      const int cell = cells_of_blocks[block];
+      exists = cell != kNoCell;
+      if (exists) take_open(open_cell(a.kv, a.open, cell, kv_head), kDim, token, eighth, eight);
+    } else {
+      const SharedPtr<uint4> cell = cells + block * kCellVectors<Sealed, kDim>;
+      take_sealed(shared_cast<unsigned>(cell), cell, kDim, token, eighth, eight);
+    }
+    unsigned words[4] = {0, 0, 0, 0};
+    if (exists) {
+      take_angles(a.rope, key_position(a, run, base + key), eighth, eight);
+      float bias[8];
+      NB_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int d = kv_head * kDim + j / 4 * (kDim / 2) + 4 * eighth + j % 4;
+        bias[j] = a.open.bias == nullptr ? 0.0f : a.open.bias[d];
+      }
+      const float4 low = {bias[0], bias[1], bias[2], bias[3]}, high = {bias[4], bias[5], bias[6], bias[7]};
+      const RotatedEight numbers = rotated(eight, low, high);
+      NB_UNROLL
+      for (int w = 0; w < 4; ++w) words[w] = pack_pair<Bf16>(numbers.values[2 * w], numbers.values[2 * w + 1]);
+    }
+    const SharedPtr<uint2> out = shared_cast<uint2>(tile + key * kTileStride<kDim>);
+    out[eighth] = uint2{words[0], words[1]};
+    out[kDim / 8 + eighth] = uint2{words[2], words[3]};
+  }
+}
+
 /// Writes what scores are to be multiplied with: the scale of each key, or NaN if the value is not finite either.
 template <class Key, class Value, int kDim>
 NB_DEVICE void write_scales(SharedPtr<uint4> key_cells, SharedPtr<uint4> value_cells, SharedPtr<float> scales) {
   const int key = static_cast<int>(threadIdx.x);
   if (key >= kTileKeys) return;
-  float scale = eight_of_tile<Key, kDim>(key_cells, key, 0).factor();
+  float scale = 1.0f;
+  if constexpr (!kIsSealed<Key>) scale = eight_of_tile<Key, kDim>(key_cells, key, 0).factor();
   constexpr int kStep = std::is_same_v<Value, Code8> ? kDim / 8 : quant::kKvGroup / 8;
   NB_UNROLL
   for (int eighth = 0; eighth < kDim / 8; eighth += kStep) {
@@ -227,12 +290,40 @@ NB_DEVICE void hide_keys(const ops::AttentionArgs& a, const ops::AttentionRun& r
   }
 }
 
+/// What the policy hides of a thread's two columns in block lane % 4 of a tile: 16 bits of the first, above them those
+/// of the second. `positions` of their rows, -1 where there is none.
+NB_DEVICE unsigned hidden_of_columns(const ops::KeyPolicy& policy, const int (&positions)[2], int tile) {
+  const int block = tile * kTileCells + lane_id() % kTileCells;
+  unsigned bits = 0;
+  NB_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const unsigned own = positions[half] < 0 ? 0xffffu : ops::hidden_bits(policy, positions[half], block);
+    bits |= own << 16 * half;
+  }
+  return bits;
+}
+
+/// Makes what hidden_of_columns() says weigh nothing.
+NB_DEVICE void hide_from_columns(unsigned hidden, float (&scores)[kTileKeys / 8][4]) {
+  const int lane = lane_id();
+  NB_UNROLL
+  for (int block = 0; block < kTileCells; ++block) {
+    const unsigned bits = shuffle(hidden, lane / 4 * 4 + block) >> 2 * (lane % 4);
+    NB_UNROLL
+    for (int i = 0; i < 8; ++i) {  // of every 8 keys, numbers 2 (lane % 4) and the next one of both columns
+      const int column = i % 4 / 2, key = i / 4 * 8 + i % 2;
+      if ((bits >> (16 * column + key) & 1u) != 0) scores[2 * block + i / 4][i % 4] = -INFINITY;
+    }
+  }
+}
+
 /// Adds a run's tile of keys from `base` on to the split's states of a warp's columns, of which the thread's see `seen`
-/// but for the hidden ones. `scales`, of keys, if these are codes.
-template <class Key, int kDim>
+/// but for the hidden ones: those of the run, and `hidden` by hidden_of_columns(). `scales`, of keys, if these are
+/// codes.
+template <class Key, int kDim, bool kPolicies, class Seen>
 NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun& run, SharedPtr<Factor<Key>> queries,
                            SharedPtr<Factor<Key>> keys, SharedPtr<Factor<Key>> values, SharedPtr<float> scales,
-                           int base, const KeyRange (&seen)[2], ColumnPair<kDim>& split) {
+                           int base, const Seen& seen, unsigned hidden, ColumnPair<kDim>& split) {
   using Number = Factor<Key>;
   constexpr int kStride = kTileStride<kDim>;
   const int lane = lane_id();
@@ -242,8 +333,8 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
     NB_UNROLL
     for (int e = 0; e < 4; ++e) scores[j][e] = 0.0f;
   }
-  // All of it unrolled, fp16 of 128 dimensions spills registers on sm_80, and codes spill if it is not.
-  [[maybe_unused]] constexpr int kTimes = std::is_same_v<Key, Fp16> ? 4 : kDim / 16;
+  // All of it unrolled, fp16 and sealed keys of 128 dimensions spill registers on sm_80; codes spill if it is not.
+  [[maybe_unused]] constexpr int kTimes = std::is_same_v<Key, Fp16> || kIsSealed<Key> ? 4 : kDim / 16;
   NB_UNROLL_BY(kTimes)
   for (int k = 0; k < kDim / 16; ++k) {
     unsigned q[4];
@@ -267,16 +358,20 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
   }
 
   if (run.hidden_begin >= 0) hide_keys(a, run, base, scores);
+  if constexpr (kPolicies) {
+    if (ballot(hidden != 0) != 0) hide_from_columns(hidden, scores);
+  }
   NB_UNROLL
   for (int half = 0; half < 2; ++half) {
     SplitState& state = split.state[half];
+    const KeyRange range = seen(half);
     float largest = -INFINITY;
     NB_UNROLL
     for (int j = 0; j < kTileKeys / 8; ++j) {
       NB_UNROLL
       for (int e = 2 * half; e < 2 * half + 2; ++e) {
         const int key = base + 8 * j + 2 * (lane % 4) + e % 2;
-        if (key < seen[half].begin || key >= seen[half].end) scores[j][e] = -INFINITY;
+        if (key < range.begin || key >= range.end) scores[j][e] = -INFINITY;
         largest = fmaxf(largest, scores[j][e]);
       }
     }
@@ -319,12 +414,13 @@ NB_DEVICE void attend_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
   }
 }
 
-/// total <- total folded with split, split <- empty.
-template <int kDim>
-NB_DEVICE void fold_split(ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
+/// total <- total folded with split, split <- empty. The split is of `run`.
+template <bool kPolicies, int kDim>
+NB_DEVICE void fold_split(const ops::AttentionRun& run, ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
   NB_UNROLL
   for (int half = 0; half < 2; ++half) {
     SplitState state = split.state[half];
+    state.max = biased<kPolicies>(state.max, run);
     state.sum += shuffle_xor(state.sum, 1);
     state.sum += shuffle_xor(state.sum, 2);
     const FoldScale scale = fold(total.state[half], state);
@@ -339,11 +435,13 @@ NB_DEVICE void fold_split(ColumnPair<kDim>& total, ColumnPair<kDim>& split) {
   split.clear();
 }
 
-/// grid: (tiles of all long segments or more, KV heads).
-template <class Key, class Value, int kDim>
+/// grid: (tiles of all long segments or more, KV heads). `kPolicies`: for plans with policies or biases.
+template <class Key, class Value, int kDim, bool kPolicies>
 __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(ops::AttentionArgs a) {
   using Number = Factor<Key>;
   constexpr int kTile = 64 * kTileStride<kDim>;
+  // Where policies or sealed keys need registers, ranges of columns are read when they are needed.
+  constexpr bool kReadsRanges = kPolicies || kIsSealed<Key>;
   const SharedPtr<Number> queries = dynamic_shared<Number>();
   const SharedPtr<Number> buffers = queries + kTile;  // keys, values, keys, values; of codes: keys, values, cells
   const SharedPtr<uint4> key_cells = shared_cast<uint4>(buffers + 2 * kTile);
@@ -351,6 +449,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
   NB_SHARED(float, scales, kIsCode<Key> ? kTileKeys : 1);
   NB_SHARED(int, first_seen, kTileColumns);
   NB_SHARED(int, end_seen, kTileColumns);
+  NB_SHARED(int, own_groups, kIsSealed<Key> ? kTileColumns : 1);  // of the columns' rows; -1: none
+  NB_SHARED(int, cells_of_blocks, kIsSealed<Key> ? kTileCells : 1);
+  NB_SHARED(int, row_positions, kPolicies ? kTileColumns : 1);  // of columns; -1 where there is none
 
   grid_trigger();
   grid_wait();
@@ -371,18 +472,38 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
   ColumnPair<kDim> total, split;
   total.clear();
   split.clear();
-  for (int r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+  const int run_end = segment.run_begin + segment.run_count;
+  bool is_open = false;  // the last run once more, for keys that rows see in open cells
+  for (int r = segment.run_begin; r < run_end;) {
     const ops::AttentionRun run = a.runs[r];
+    // By number: an address would take a register more.
+    [[maybe_unused]] const int policy = kPolicies ? policy_of(segment, r) : -1;
     if (thread < kTileColumns) {
       KeyRange range = {0, 0};
       if (tile.exists(thread)) range = visible_keys(a, run, tile.row(thread));
+      if constexpr (kIsSealed<Key>) {
+        const bool has_own = r + 1 == run_end && tile.exists(thread);
+        const int own_group = has_own ? a.open.row_groups[tile.row(thread)] : -1;
+        own_groups[thread] = own_group;
+        const int own = own_group < 0 ? run.num_keys : own_group * kBlockTokens;
+        if (is_open) {
+          range.begin = range.begin > own ? range.begin : own;
+        } else {
+          range.end = range.end < own ? range.end : own;
+        }
+      }
       const bool is_empty = range.begin >= range.end;
       first_seen[thread] = is_empty ? run.num_keys : range.begin;
       end_seen[thread] = is_empty ? 0 : range.end;
+      if constexpr (kPolicies) row_positions[thread] = tile.exists(thread) ? a.positions[tile.row(thread)] : -1;
     }
     sync_block();
     const auto seen_by = [&](int c) { return KeyRange{first_seen[c], end_seen[c]}; };
-    const KeyRange seen[2] = {seen_by(warp_column + lane / 4), seen_by(warp_column + lane / 4 + 8)};
+    [[maybe_unused]] const KeyRange of_columns[2] = {seen_by(warp_column + lane / 4),
+                                                     seen_by(warp_column + lane / 4 + 8)};
+    const auto seen = [&](int half) {
+      return kReadsRanges ? seen_by(warp_column + lane / 4 + 8 * half) : of_columns[half];
+    };
     const KeyRange seen_by_warp = range_of_lanes(seen_by(warp_column + lane % 16), 8);
     KeyRange seen_by_all = seen_by(lane);
     const KeyRange others = seen_by(lane + 32);
@@ -391,40 +512,93 @@ __global__ void __launch_bounds__(kPrefillThreads, 2) attention_prefill_kernel(o
     seen_by_all = range_of_lanes(seen_by_all, 16);
 
     const int first = seen_by_all.begin / kTileKeys, last = (seen_by_all.end + kTileKeys - 1) / kTileKeys;
-    const auto buffer_of = [&](int t) { return kIsCode<Key> ? buffers : buffers + t % 2 * 2 * kTile; };
-    const auto copy = [&](int t) {
+    // The first tile from t on of which a policy shows the first row, and so any row, a key.
+    const auto next_seen = [&](int t) {
+      if constexpr (kPolicies) {
+        if (policy >= 0 && t < last) {
+          const int block = t * kTileCells, begin = seen_by_all.begin / kBlockTokens;
+          t = ops::next_seen_block(a.policies[policy], row_positions[0], block > begin ? block : begin) / kTileCells;
+        }
+      }
+      return t;
+    };
+    int turn = 0;  // of two buffers: tiles with policies follow each other in turns
+    const auto buffer_of = [&](int t, bool is_next) {
+      const int place = kPolicies ? turn ^ (is_next ? 1 : 0) : t % 2;
+      return kIsCode<Key> ? buffers : buffers + place * 2 * kTile;
+    };
+    const auto copy = [&](int t, bool is_next) {
+      unsigned dead = 0;
+      if constexpr (kPolicies) {
+        if (policy >= 0) dead = dead_blocks(a.policies[policy], row_positions[0], t);
+      }
       if constexpr (kIsCode<Key>) {
-        copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, key_cells);
-        copy_cells<Value, kDim>(a, run, kv_head, t * kTileKeys, 1, seen_by_all, value_cells);
+        if (!is_open) copy_cells<Key, kDim>(a, run, kv_head, t * kTileKeys, 0, seen_by_all, dead, key_cells);
+        copy_cells<Value, kDim>(a, run, kv_head, t * kTileKeys, 1, seen_by_all, dead, value_cells);
         cp_async_commit();
       } else {
-        const SharedPtr<Number> buffer = buffer_of(t);
-        copy_tile<Number, kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, buffer, buffer + kTile);
+        const SharedPtr<Number> buffer = buffer_of(t, is_next);
+        copy_tile<Number, kDim>(a, run, kv_head, t * kTileKeys, seen_by_all, dead, buffer, buffer + kTile);
       }
     };
-    if (first < last) {
-      copy(first);
+    const int begin = next_seen(first);
+    if (begin < last) {
+      copy(begin, false);
       write_queries<kDim>(a, tile, run.position_offset, queries);
     }
-    for (int t = first; t < last; ++t) {
+    for (int t = begin, next; t < last; t = next) {
       cp_async_wait<0>();
       sync_block();  // the tile is here, and everybody is done with the one before
-      if constexpr (kIsCode<Key>) {
+      if constexpr (kIsSealed<Key>) {
+        if (is_open) {
+          if (thread < kTileCells) {
+            int cell = kNoCell;
+            for (int c = 0; c < kTileColumns; ++c) {
+              if (own_groups[c] == t * kTileCells + thread) cell = a.open.row_cells[tile.row(c)];
+            }
+            cells_of_blocks[thread] = cell;
+          }
+          sync_block();
+          rotate_tile<kDim, true>(a, run, kv_head, t * kTileKeys, key_cells, cells_of_blocks, buffers);
+        } else {
+          rotate_tile<kDim, false>(a, run, kv_head, t * kTileKeys, key_cells, cells_of_blocks, buffers);
+        }
+      } else if constexpr (kIsCode<Key>) {
         convert_tile<false, Key, kDim>(key_cells, buffers);
+      }
+      if constexpr (kIsCode<Key>) {
         convert_tile<true, Value, kDim>(value_cells, buffers + kTile);
         write_scales<Key, Value, kDim>(key_cells, value_cells, scales);
         sync_block();
       }
-      if (t + 1 < last) copy(t + 1);
+      next = next_seen(t + 1);
+      if (next < last) copy(next, true);
       const int base = t * kTileKeys;
-      if (base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin) {
-        const SharedPtr<Number> buffer = buffer_of(t);
-        attend_tile<Key, kDim>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile, scales, base,
-                               seen, split);
+      bool sees = base < seen_by_warp.end && base + kTileKeys > seen_by_warp.begin;
+      unsigned hidden = 0;
+      if constexpr (kPolicies) {
+        if (policy >= 0) {
+          const int column = warp_column + lane / 4, positions[2] = {row_positions[column], row_positions[column + 8]};
+          hidden = hidden_of_columns(a.policies[policy], positions, t);
+          sees = sees && ballot(hidden != kFullWarp) != 0;
+        }
       }
-      if ((base + kTileKeys) % kSplitTokens == 0 || t + 1 == last) fold_split(total, split);
+      if (sees) {
+        const SharedPtr<Number> buffer = buffer_of(t, false);
+        attend_tile<Key, kDim, kPolicies>(a, run, queries + warp_column * kTileStride<kDim>, buffer, buffer + kTile,
+                                          scales, base, seen, hidden, split);
+      }
+      const bool ends_split =
+          kPolicies ? next / kSplitTiles != t / kSplitTiles : (base + kTileKeys) % kSplitTokens == 0;
+      if (ends_split || next >= last) fold_split<kPolicies>(run, total, split);
+      turn ^= 1;
     }
     sync_block();  // the next run overwrites queries and ranges
+    if (kIsSealed<Key> && !is_open && r + 1 == run_end) {
+      is_open = true;
+    } else {
+      ++r;
+    }
   }
 
   NB_UNROLL

@@ -7,6 +7,7 @@
 #include "cuda/operators.h"
 #include "cuda/ptx.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/sealed_keys.cuh"
 #include "cuda/weight.cuh"
 
 namespace nb::cuda {
@@ -85,7 +86,20 @@ __global__ void __launch_bounds__(kThreads) kv_write_tokens_kernel(ops::KvWriteA
   const int item = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / 32);
   if (item >= a.rows * a.kv.num_kv_heads) return;
   const int row = item / a.kv.num_kv_heads, head = item % a.kv.num_kv_heads, at = head * a.kv.head_dim;
-  store_token(a.kv, a.slots[row], head, a.k + row * a.k_stride + at, a.v + row * a.v_stride + at);
+  store_token(a.kv, a.open, row, a.slots[row], head, a.k + row * a.k_stride + at, a.v + row * a.v_stride + at);
+}
+
+/// Dimension d of a key of a row of `a`, which is in an open cell if keys are sealed, or of `b`, where it is sealed.
+template <class Key, bool kIsOpen>
+NB_DEVICE float kept_number(const ops::KeyDeviationArgs& a, int row, const std::uint8_t* cell, int head, int token,
+                            int d) {
+  if constexpr (!kIsSealed<Key>) {
+    return number_at<Key>(cell, a.a.head_dim, token, d);
+  } else if constexpr (kIsOpen) {
+    return open_cell(a.a, a.open, a.open.row_cells[row], head)[d * kBlockTokens + token];
+  } else {
+    return sealed_number(cell, a.a.head_dim, token, d);
+  }
 }
 
 /// grid: (groups of rows); a warp per row. A lane adds up every 32nd dimension of one head after the other.
@@ -98,9 +112,11 @@ __global__ void __launch_bounds__(kThreads) key_deviation_kernel(ops::KeyDeviati
   const int slot_a = a.slots_a[row], slot_b = a.slots_b[row];
   float sum = 0.0f;
   for (int head = 0; head < a.a.num_kv_heads; ++head) {
-    const KeyNumbers<Key> x(a.a, slot_a, head), y(a.b, slot_b, head);
+    const std::uint8_t* const x = kv_cell(a.a, slot_a / kBlockTokens, 0, head);
+    const std::uint8_t* const y = kv_cell(a.b, slot_b / kBlockTokens, 0, head);
     for (int dim = lane_id(); dim < a.a.head_dim; dim += 32) {
-      const float difference = x.at(dim) - y.at(dim);
+      const float difference = kept_number<Key, true>(a, row, x, head, slot_a % kBlockTokens, dim) -
+                               kept_number<Key, false>(a, row, y, head, slot_b % kBlockTokens, dim);
       sum = fmaf(difference, difference, sum);
     }
   }

@@ -6,6 +6,7 @@
 //   int8, keys of mixed    [16 tokens][head_dim] of code + 128, then [16 tokens] of fp16 scales
 //   values of mixed        [16 tokens][head_dim / 2] of two codes of 4 bits, the even dimension in the lower ones, then
 //                          [groups][16 tokens] of an fp16 scale and an fp16 minimum
+//   int4                   values as mixed; keys: sealed_keys.cuh
 #pragma once
 
 #include <type_traits>
@@ -16,9 +17,10 @@
 
 namespace nb::cuda {
 
-/// Kinds of numbers in cells, beside float, Bf16 and Fp16: codes of 8 bits, and of 4.
+/// Kinds of numbers in cells, beside float, Bf16 and Fp16: codes of 8 bits, and of 4; and keys that are sealed.
 struct Code8 {};
 struct Code4 {};
+struct Sealed {};
 
 template <class Number>
 inline constexpr bool kIsCode = false;
@@ -26,6 +28,8 @@ template <>
 inline constexpr bool kIsCode<Code8> = true;
 template <>
 inline constexpr bool kIsCode<Code4> = true;
+template <>
+inline constexpr bool kIsCode<Sealed> = true;
 
 /// Calls visit(Key{}) with the kind of a format's keys.
 template <class Visit>
@@ -33,6 +37,7 @@ void with_key_number(quant::KvFormat format, Visit&& visit) {
   if (format == quant::KvFormat::f32) return visit(float{});
   if (format == quant::KvFormat::bf16) return visit(Bf16{});
   if (format == quant::KvFormat::f16) return visit(Fp16{});
+  if (format == quant::KvFormat::int4) return visit(Sealed{});
   visit(Code8{});
 }
 
@@ -43,6 +48,7 @@ void with_kv_numbers(quant::KvFormat format, Visit&& visit) {
   if (format == quant::KvFormat::bf16) return visit(Bf16{}, Bf16{});
   if (format == quant::KvFormat::f16) return visit(Fp16{}, Fp16{});
   if (format == quant::KvFormat::int8) return visit(Code8{}, Code8{});
+  if (format == quant::KvFormat::int4) return visit(Sealed{}, Code4{});
   visit(Code8{}, Code4{});
 }
 
@@ -59,6 +65,13 @@ NB_DEVICE std::uint8_t* kv_cell(const ops::KvLayer& kv, int block, int which, in
   const std::int64_t within =
       which == 0 ? head * kv.key_cell_bytes : kv.num_kv_heads * kv.key_cell_bytes + head * kv.value_cell_bytes;
   return kv.base + block * kv.block_stride + within;
+}
+
+/// The keys of an open cell, [head_dim][16 tokens] of a head: see OpenKeys.
+NB_DEVICE float* open_cell(const ops::KvLayer& kv, const ops::OpenKeys& open, int cell, int head) {
+  const std::int64_t head_floats = static_cast<std::int64_t>(kv.head_dim) * kBlockTokens;
+  if (cell < 0) return open.step_cells + (static_cast<std::int64_t>(~cell) * kv.num_kv_heads + head) * head_floats;
+  return open.cells + cell * open.cell_stride + head * head_floats;
 }
 
 /// Stores one value of a token's key (which = 0) or value (1), of f32 or bf16.
@@ -79,7 +92,8 @@ struct EightFloats {
 };
 
 /// Lanes that have no dimensions get zeros.
-NB_DEVICE EightFloats take_eight(const float* from, int dim) {
+template <class Floats>
+NB_DEVICE EightFloats take_eight(Floats from, int dim) {
   EightFloats x;
   const int first = 8 * lane_id();
   NB_UNROLL
@@ -163,8 +177,18 @@ NB_DEVICE void store_codes4(std::uint8_t* cell, int dim, int token, const EightF
       scale.bits | static_cast<unsigned>(minimum.bits) << 16;
 }
 
-/// Stores a token's key and value of one head. For a whole warp; head_dim is a multiple of 8 up to 256.
-NB_DEVICE void store_token(const ops::KvLayer& kv, int slot, int head, const float* key, const float* value) {
+NB_DEVICE void store_open(float* cell, int dim, int token, const EightFloats& x) {
+  const int first = 8 * lane_id();
+  if (first >= dim) return;
+  NB_UNROLL
+  for (int i = 0; i < 8; ++i) cell[(first + i) * kBlockTokens + token] = x.values[i];
+}
+
+/// Stores a token's key and value of one head; a key that is sealed later, in the open cell of `row`. For a whole warp;
+/// head_dim is a multiple of 8 up to 256. `Floats` points into global or shared memory.
+template <class Floats>
+NB_DEVICE void store_token(const ops::KvLayer& kv, const ops::OpenKeys& open, int row, int slot, int head, Floats key,
+                           Floats value) {
   const int dim = kv.head_dim, token = slot % kBlockTokens;
   std::uint8_t* const keys = kv_cell(kv, slot / kBlockTokens, 0, head);
   std::uint8_t* const values = kv_cell(kv, slot / kBlockTokens, 1, head);
@@ -173,6 +197,9 @@ NB_DEVICE void store_token(const ops::KvLayer& kv, int slot, int head, const flo
     const bool finite = ballot(!all_finite(k) || !all_finite(v)) == 0;
     store_halves(keys, dim, token, k, finite, kFp16Nan.bits * 0x10001u);
     store_halves(values, dim, token, v, finite, 0);
+  } else if (kv.format == quant::KvFormat::int4) {
+    store_open(open_cell(kv, open, open.row_cells[row], head), dim, token, k);
+    store_codes4(values, dim, token, v);
   } else {
     store_codes8(keys, dim, token, k);
     if (kv.format == quant::KvFormat::int8) {
@@ -244,28 +271,21 @@ NB_DEVICE Eight<Number> load_eight(const std::uint8_t* cell, int dim, int token,
   return eight;
 }
 
-/// The key of a token and head; at(d) is dimension d.
+/// Dimension d of a token in a cell.
 template <class Number>
-struct KeyNumbers {
-  const Number* numbers;
-
-  NB_DEVICE KeyNumbers(const ops::KvLayer& kv, int slot, int head)
-      : numbers(reinterpret_cast<const Number*>(kv_cell(kv, slot / kBlockTokens, 0, head)) +
-                slot % kBlockTokens * kv.head_dim) {}
-  NB_DEVICE float at(int d) const { return to_float(numbers[d]); }
-};
-
-template <>
-struct KeyNumbers<Code8> {
-  const std::uint8_t* codes;
-  float scale;
-
-  NB_DEVICE KeyNumbers(const ops::KvLayer& kv, int slot, int head) {
-    const std::uint8_t* const cell = kv_cell(kv, slot / kBlockTokens, 0, head);
-    codes = cell + slot % kBlockTokens * kv.head_dim;
-    scale = to_float(reinterpret_cast<const Fp16*>(cell + kBlockTokens * kv.head_dim)[slot % kBlockTokens]);
+NB_DEVICE float number_at(const std::uint8_t* cell, int dim, int token, int d) {
+  const int at = token * dim + d;
+  if constexpr (std::is_same_v<Number, Code8>) {
+    const float scale = to_float(reinterpret_cast<const Fp16*>(cell + kBlockTokens * dim)[token]);
+    return static_cast<float>(static_cast<int>(cell[at]) - 128) * scale;
+  } else if constexpr (std::is_same_v<Number, Code4>) {
+    const Fp16* factors =
+        reinterpret_cast<const Fp16*>(cell + kBlockTokens / 2 * dim) + 2 * (d / quant::kKvGroup * kBlockTokens + token);
+    const int code = cell[at / 2] >> at % 2 * 4 & 15;
+    return fmaf(static_cast<float>(code), to_float(factors[0]), to_float(factors[1]));
+  } else {
+    return to_float(reinterpret_cast<const Number*>(cell)[at]);
   }
-  NB_DEVICE float at(int d) const { return static_cast<float>(static_cast<int>(codes[d]) - 128) * scale; }
-};
+}
 
 }  // namespace nb::cuda

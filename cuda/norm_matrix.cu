@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks<M>)
 }
 
 /// Norms heads of q in place; norms (or not), rotates and stores heads of k, and with kTokens those of v beside them.
+/// Keys that are sealed are not rotated.
 /// grid: (heads of k, then of q, rows).
 template <bool kTokens>
 __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkvArgs a) {
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkv
         first = first * scale * a.k_norm[i];
         second = second * scale * a.k_norm[i + half];
       }
-      rotate(first, second, angle + i, half);
+      if (!kTokens || !quant::seals_keys(a.kv.format)) rotate(first, second, angle + i, half);
       if constexpr (kTokens) {
         k[i] = first;
         k[i + half] = second;
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkv
     if constexpr (kTokens) {
       sync_block();
       const float* v = a.scratch_v + static_cast<std::int64_t>(row) * a.v.rows + head * dim;
-      if (thread < 32) store_token(a.kv, a.slots[row], head, k, v);
+      if (thread < 32) store_token(a.kv, a.open, row, a.slots[row], head, static_cast<const float*>(k), v);
     }
   } else {
     head -= a.kv.num_kv_heads;

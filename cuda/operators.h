@@ -30,6 +30,12 @@ void head(const ops::HeadArgs&, const Part&);
 // sampling.cu
 void sample(const ops::SampleArgs&, const Part&);
 
+// seal.cu
+void kv_seal(const ops::KvSealArgs&, const Part&);
+
+// summarize.cu
+void summarize_kv(const ops::SummarizeKvArgs&, const Part&);
+
 // attention.cu
 void attention(const ops::AttentionArgs&, const Part&);
 void attention_deterministic(const ops::AttentionArgs&, const Part&);

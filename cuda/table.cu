@@ -16,10 +16,11 @@ ops::KernelTable make_table(const DeviceMemory& memory) {
   table.prepare = prepare;
   table.rope = rope;
   table.kv_write = kv_write;
-  table.kv_formats = ops::kv_bit(quant::KvFormat::f32) | ops::kv_bit(quant::KvFormat::bf16) |
-                     ops::kv_bit(quant::KvFormat::f16) | ops::kv_bit(quant::KvFormat::int8) |
-                     ops::kv_bit(quant::KvFormat::mixed);
+  table.kv_formats = ops::kAllKvFormats;
+  table.kv_seal = kv_seal;
+  table.key_policies = true;
   table.key_deviation = key_deviation;
+  table.summarize_kv = summarize_kv;
   table.attention = attention;
   table.attention_scratch_bytes = attention_scratch_bytes;
   table.silu_mul = silu_mul;

@@ -55,12 +55,13 @@ kv::KvStorage make_storage(const model::Model& model, const EngineOptions& optio
                   .available_bytes = memory_info().available_bytes,
                   .max_num_seqs = options.max_num_seqs,
                   .max_model_len = options.max_model_len};
+  const int num_open_cells = quant::seals_keys(shape.format) ? 2 * options.max_num_seqs : 0;
   if (device != nullptr) {
-    budget.available_bytes = static_cast<std::int64_t>(device->free_bytes());
+    const std::int64_t open_bytes = kv::OpenCells::bytes_for(shape, num_open_cells);
+    budget.available_bytes = std::max<std::int64_t>(static_cast<std::int64_t>(device->free_bytes()) - open_bytes, 1);
     budget.share = kDeviceShare;
   }
-  const bool seals = quant::seals_keys(shape.format);
-  return {shape, choose_num_blocks(budget), device, seals ? 2 * options.max_num_seqs : 0};
+  return {shape, choose_num_blocks(budget), device, num_open_cells};
 }
 
 /// Everything but tokens that the KV of this engine depends on; nothing if it keeps none.

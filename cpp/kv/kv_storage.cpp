@@ -22,9 +22,9 @@ KvStorage::KvStorage(const KvShape& shape, int num_blocks, const DeviceMemory* d
   NB_CHECK(num_blocks > 0, invalid_argument, "a KV storage needs at least one block, got ", num_blocks);
   const auto size = static_cast<std::size_t>(bytes());
   memory_ = device == nullptr ? HostArena::create(1)->allocate(size) : allocate_on(*device, size);
-  NB_CHECK(num_open_cells == 0 || (quant::seals_keys(shape.format) && device == nullptr), unsupported, "KV format ",
-           quant::to_string(shape.format), " has no open cells", device == nullptr ? "" : " on a device");
-  if (num_open_cells > 0) open_cells_.emplace(shape, num_open_cells);
+  NB_CHECK(num_open_cells == 0 || quant::seals_keys(shape.format), unsupported, "KV format ",
+           quant::to_string(shape.format), " has no open cells");
+  if (num_open_cells > 0) open_cells_.emplace(shape, num_open_cells, device);
 }
 
 std::uint8_t* KvStorage::block(BlockId id) const {

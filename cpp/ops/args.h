@@ -264,6 +264,7 @@ struct AttentionArgs {
   const int32_t* row_segments;  ///< [T]; null on the CPU
   uint8_t* scratch;             ///< as many bytes as the kernel's scratch function asks for
   int64_t scratch_bytes;
+  bool has_policies;  ///< a segment has a policy, or a run a bias
 };
 
 /// out = silu(gate) * up.

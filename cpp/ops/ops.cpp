@@ -112,6 +112,14 @@ void check_open(const KvLayer& kv, const OpenKeys& open, const char* what) {
            quant::to_string(kv.format), " needs open cells, and which of them each row has");
 }
 
+// The same where kernels can read it: which cells rows have is said in arrays of the host.
+OpenKeys on_device(OpenKeys open, std::size_t num_rows, ExecContext& ctx) {
+  for (const int32_t** array : {&open.row_cells, &open.row_groups}) {
+    if (*array != nullptr) *array = ctx.workspace->on_device(std::span(*array, num_rows));
+  }
+  return open;
+}
+
 void check_bias(const Tensor& bias, const LinearSegment& weight) {
   if (bias) check_tensor(bias, "bias", DType::f32, {weight.rows});
 }
@@ -194,7 +202,7 @@ void kv_write(const KvLayer& kv, Tensor k, Tensor v, std::span<const int32_t> sl
   check_tensor(v, "kv_write: v", DType::f32, {static_cast<std::int64_t>(slots.size()), cols});
   launch(ctx.kernels->kv_write,
          KvWriteArgs{k.as<const float>(), k.row_stride, v.as<const float>(), v.row_stride, rows_of(k),
-                     ctx.workspace->on_device(slots), kv, open},
+                     ctx.workspace->on_device(slots), kv, on_device(open, slots.size(), ctx)},
          "kv_write", ctx);
 }
 
@@ -206,7 +214,8 @@ void kv_seal(const KvLayer& kv, const OpenKeys& open, std::span<const SealItem> 
              " of ", item.num_tokens, " tokens");
   }
   if (items.empty()) return;
-  launch(ctx.kernels->kv_seal, KvSealArgs{kv, open, items.data(), static_cast<int32_t>(items.size())}, "kv_seal", ctx);
+  launch(ctx.kernels->kv_seal,
+         KvSealArgs{kv, open, ctx.workspace->on_device(items), static_cast<int32_t>(items.size())}, "kv_seal", ctx);
 }
 
 void silu_mul(Tensor out, Tensor gate, Tensor up, ExecContext& ctx) {
@@ -241,7 +250,7 @@ void key_deviation(std::span<float> out, const KvLayer& a, std::span<const int32
   float* const found = writable(out, ctx);
   launch(ctx.kernels->key_deviation,
          KeyDeviationArgs{a, b, ctx.workspace->on_device(slots_a), ctx.workspace->on_device(slots_b),
-                          static_cast<int32_t>(out.size()), found, open},
+                          static_cast<int32_t>(out.size()), found, on_device(open, out.size(), ctx)},
          "key_deviation", ctx);
   copy_out(out, static_cast<const float*>(found), ctx);
 }
@@ -319,7 +328,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
     args.slots = ctx.workspace->on_device(slots);
     args.rope = rope_table;
     args.kv = kv;
-    args.open = open;
+    args.open = on_device(open, slots.size(), ctx);
     args.act_type = qkv.act_type;
     args.scratch_act = allocate_scratch(qkv.act_type, args.rows, q.cols, ctx);
     args.scratch_k = keys.as<float>();
@@ -360,8 +369,9 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
   check_positions(plan.positions, rope_table);
   check_plan(plan, rope_table);
-  if (uses_policies(plan)) require_key_policies(*ctx.kernels);
   AttentionArgs args{};
+  args.has_policies = uses_policies(plan);
+  if (args.has_policies) require_key_policies(*ctx.kernels);
   args.q = q.as<const float>();
   args.q_stride = q.row_stride;
   args.out = out.as<float>();
@@ -371,7 +381,7 @@ void attention(Tensor out, Tensor q, int num_heads, float scale, int window, con
   args.window = window;
   args.rope = rope_table;
   args.kv = kv;
-  args.open = open;
+  args.open = on_device(open, plan.positions.size(), ctx);
   args.positions = ctx.workspace->on_device(plan.positions);
   args.segments = ctx.workspace->on_device(plan.segments);
   args.num_segments = static_cast<int32_t>(plan.segments.size());

@@ -2,6 +2,7 @@
 
 #include <iterator>
 
+#include "base/align.h"
 #include "base/error.h"
 #include "base/ids.h"
 
@@ -22,7 +23,7 @@ std::int64_t nibble_cell(int head_dim) {
 
 std::int64_t sealed_cell(int head_dim) {
   const int words = (head_dim / 2 + 3) / 4;
-  return std::int64_t{kBlockTokens} * 4 * words + std::int64_t{2} * head_dim + 4;
+  return round_up<std::int64_t>(std::int64_t{kBlockTokens} * 4 * words + std::int64_t{2} * head_dim + 4, 16);
 }
 
 constexpr const char* kPlainLayout = "[block][layer][K|V][head][token][dim]";
@@ -42,7 +43,7 @@ constexpr KvFormatInfo kFormats[] = {
      int8_cell, nibble_cell, 0.036},
     {KvFormat::int4, "int4",
      "[block][layer][K|V][head]: K: codes of 4 bits before rotation, scale and base of each dimension as bytes, fp16 "
-     "unit, bits of tokens that are not finite; V: codes of 4 bits, fp16 scales, fp16 minima of 32",
+     "unit, bits of tokens that are not finite, to 16 bytes; V: codes of 4 bits, fp16 scales, fp16 minima of 32",
      sealed_cell, nibble_cell, 0.08},
 };
 static_assert(std::size(kFormats) == kNumKvFormats);

@@ -67,8 +67,8 @@ class LLM(Composing, Scoring):
             ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
             ones become bf16.
         kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
-            number), ``mixed`` (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.0 bits).
-            ``auto`` is bf16, and f32 on ``reference``; a GPU does not have ``int4``.
+            number), ``mixed`` (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.06 bits).
+            ``auto`` is bf16, and f32 on ``reference``.
             The first time that a model is loaded with a quantized type, a self-test measures what that changes.
         force_kv_dtype: Use `kv_dtype` even if that changes the predictions of this model too much; see
             ``config["kv_selftest"]``.

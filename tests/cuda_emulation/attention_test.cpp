@@ -1,198 +1,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <limits>
-#include <numeric>
 
 #include "base/error.h"
-#include "base/ids.h"
 #include "cuda/operators.h"
-#include "cuda_emulation/device_cells.h"
-#include "cuda_emulation/device_fixture.h"
-#include "ops/ops.h"
-#include "quant/kv_format.h"
+#include "cuda_emulation/attention_setting.h"
 
 namespace nb::cuda {
 namespace {
-
-using ops::AttentionRun;
-using ops::AttentionSegment;
-using ops::Matrix;
-using quant::KvFormat;
-
-// Sequences with contexts in shuffled blocks, and the rows that query them.
-struct Problem {
-  int num_heads, num_kv_heads, head_dim;
-  KvFormat format;
-  struct Sequence {
-    int context;  // keys of the last run, of which the last `rows` belong to the query rows
-    int rows;
-    std::vector<int> earlier_runs = {};  // lengths of the runs before it, each at the offset where the one before ends
-  };
-  std::vector<Sequence> sequences;
-  int window = 0;
-  bool is_composed = false;  // runs begin late and have hidden keys, and the last one has positions with gaps
-};
-
-std::string name_of(const Problem& problem) {
-  std::string name = std::to_string(problem.num_heads) + "/" + std::to_string(problem.num_kv_heads) + " heads of " +
-                     std::to_string(problem.head_dim) + " " + quant::to_string(problem.format) + " window " +
-                     std::to_string(problem.window) + (problem.is_composed ? " composed" : "");
-  for (const Problem::Sequence& s : problem.sequences) {
-    name += ", " + std::to_string(s.rows) + " rows of " + std::to_string(s.context);
-    for (const int run : s.earlier_runs) name += " + " + std::to_string(run);
-  }
-  return name;
-}
-
-// Everything of a problem in host memory. The cells were written by the reference backend; those of the device have the
-// same numbers. Blocks that no run names are NaN, unused cells of the others zero, as the engine leaves them.
-class Setting {
- public:
-  explicit Setting(const Problem& problem)
-      : problem_(problem),
-        reference_("reference"),
-        rotations_(ops::make_rotations(problem.head_dim, kPositions)),
-        q_(0, 0) {
-    int num_blocks = 0;
-    for (const auto& sequence : problem.sequences) {
-      num_blocks += (sequence.context + 15) / 16 + 1;
-      for (const int length : sequence.earlier_runs) num_blocks += (length + 15) / 16;
-    }
-    std::vector<int32_t> order(static_cast<std::size_t>(num_blocks));
-    std::iota(order.begin(), order.end(), 0);
-    std::mt19937 random(4);
-    std::shuffle(order.begin(), order.end(), random);
-    stride_ = layer_bytes(problem.format, problem.num_kv_heads, problem.head_dim);
-    cells_.assign(static_cast<std::size_t>(num_blocks * stride_), 0xff);  // NaN, or scales of NaN
-    for (const auto& sequence : problem.sequences) add(sequence, order);
-    q_ = Matrix::random(static_cast<int>(positions.size()), problem.num_heads * problem.head_dim, 55, 1.5F);
-  }
-
-  ops::KvLayer layer(std::uint8_t* base) const {
-    return layer_of(problem_.format, problem_.num_kv_heads, problem_.head_dim, base, stride_);
-  }
-
-  Matrix expected() {
-    Matrix out(q_.num_rows, q_.num_cols, -3.0F);
-    attend(out.view(), q_.view(), rotations_.data(), cells_.data(), segments, positions, reference_.ctx);
-    return out;
-  }
-
-  // All rows, or one of them alone with all its runs.
-  Matrix on_device(DeviceBench& bench, int only_row = -1) {
-    if (only_row < 0) return on_device(bench, segments, positions, q_);
-    std::vector<AttentionSegment> asked;
-    for (const AttentionSegment& s : segments) {
-      if (only_row >= s.row_begin && only_row < s.row_begin + s.row_count) asked = {{0, 1, s.run_begin, s.run_count}};
-    }
-    Matrix q(1, q_.num_cols);
-    std::copy_n(q_.values.begin() + only_row * q_.num_cols, q_.num_cols, q.values.begin());
-    return on_device(bench, asked, {positions[static_cast<std::size_t>(only_row)]}, q);
-  }
-
-  // All rows, where segments that are long enough come as two long ones, the first of which has `first` rows.
-  Matrix in_slices(DeviceBench& bench, int first) {
-    std::vector<AttentionSegment> asked;
-    for (const AttentionSegment& s : segments) {
-      const bool cut = s.row_count - first > ops::kDecodeRows;
-      asked.push_back({s.row_begin, cut ? first : s.row_count, s.run_begin, s.run_count});
-      if (cut) asked.push_back({s.row_begin + first, s.row_count - first, s.run_begin, s.run_count});
-    }
-    return on_device(bench, asked, positions, q_);
-  }
-
-  std::vector<AttentionSegment> segments;
-  std::vector<int32_t> positions;
-
- private:
-  static constexpr int kPositions = 1300;
-
-  Matrix on_device(DeviceBench& bench, const std::vector<AttentionSegment>& asked, const std::vector<int32_t>& at,
-                   const Matrix& q) {
-    const std::vector<std::uint8_t> stored = device_cells(cells_, layer(cells_.data()));
-    const Buffer cells = copy_to(bench.memory, stored.data(), stored.size());
-    const Buffer rotations = copy_to(bench.memory, rotations_.data(), rotations_.size() * sizeof(float));
-    const DeviceMatrix queries(bench, q);
-    const DeviceMatrix out(bench, Matrix(q.num_rows, q.num_cols, std::numeric_limits<float>::quiet_NaN()));
-    attend(out.view(), queries.view(), rotations.as<float>(), cells.as<std::uint8_t>(), asked, at, bench.ctx);
-    bench.workspace.reset();  // its copies of the arrays above are those of this step
-    return out.host();
-  }
-
-  void add(const Problem::Sequence& sequence, const std::vector<int32_t>& order) {
-    const auto run_begin = static_cast<int32_t>(runs_.size());
-    int offset = 0;
-    for (const int length : sequence.earlier_runs) {
-      add_run(length, offset, false, order);
-      offset += length;
-    }
-    const int last = add_run(sequence.context, offset, true, order);
-    segments.push_back({static_cast<int32_t>(positions.size()), sequence.rows, run_begin,
-                        static_cast<int32_t>(runs_.size()) - run_begin});
-    for (int i = 0; i < sequence.rows; ++i) positions.push_back(last + 1 - sequence.rows + i);
-  }
-
-  // Returns the position of the last key.
-  int add_run(int keys, int offset, bool is_last, const std::vector<int32_t>& order) {
-    AttentionRun run{static_cast<int32_t>(blocks_.size()), keys, offset};
-    std::vector<int32_t> slots, local;
-    for (int i = 0; i < keys; ++i) {
-      if (i % kBlockTokens == 0) {
-        blocks_.push_back(order[blocks_.size()]);
-        std::fill_n(cells_.begin() + blocks_.back() * stride_, stride_, std::uint8_t{0});
-      }
-      slots.push_back(blocks_.back() * kBlockTokens + i % kBlockTokens);
-      local.push_back(i);
-    }
-    if (problem_.is_composed) {
-      run.first_key = std::min(keys, keys % 21);
-      hide_keys(run);
-    }
-    if (problem_.is_composed && is_last) {
-      run.position_offset = 0;
-      run.positions_begin = static_cast<int32_t>(key_positions_.size());
-      for (int i = 0; i < keys; ++i) local[static_cast<std::size_t>(i)] = offset + i + i / 5 * 2;
-      key_positions_.insert(key_positions_.end(), local.begin(), local.end());
-    }
-    runs_.push_back(run);
-    if (keys == 0) return offset - 1;
-    const int cols = problem_.num_kv_heads * problem_.head_dim;
-    Matrix k = Matrix::random(keys, cols, seed_++), v = Matrix::random(keys, cols, seed_++);
-    ops::rope(k.view(), local, {rotations_.data(), problem_.head_dim, kPositions}, reference_.ctx);
-    ops::kv_write(layer(cells_.data()), k.view(), v.view(), slots, reference_.ctx);
-    return run.positions_begin < 0 ? offset + local.back() : local.back();
-  }
-
-  // All keys of a run of 48, of the second split and of some tiles; none or some of other blocks.
-  void hide_keys(AttentionRun& run) {
-    run.hidden_begin = static_cast<int32_t>(hidden_.size());
-    for (int block = 0; block < (run.num_keys + 15) / 16; ++block) {
-      const bool all = run.num_keys == 48 || block / 16 == 1 || block % 14 / 4 == 1;
-      const auto some = static_cast<uint16_t>(random_() | 1U);
-      hidden_.push_back(all ? uint16_t{0xffff} : block % 7 < 4 ? uint16_t{0} : some);
-    }
-  }
-
-  void attend(Tensor out, Tensor q, const float* rotations, std::uint8_t* cells,
-              const std::vector<AttentionSegment>& asked, const std::vector<int32_t>& at, ops::ExecContext& ctx) {
-    ops::attention(out, q, problem_.num_heads, 1.0F / std::sqrt(static_cast<float>(problem_.head_dim)), problem_.window,
-                   {rotations, problem_.head_dim, kPositions}, layer(cells),
-                   {at, asked, runs_, blocks_, key_positions_, hidden_}, ctx);
-  }
-
-  Problem problem_;
-  ops::Bench reference_;
-  std::vector<float> rotations_;
-  std::vector<std::uint8_t> cells_;
-  std::int64_t stride_ = 0;
-  std::vector<AttentionRun> runs_;
-  std::vector<int32_t> blocks_, key_positions_;
-  std::vector<uint16_t> hidden_;
-  std::mt19937 random_{5};
-  unsigned seed_ = 100;
-  Matrix q_;
-};
 
 // A bench whose table attends in another way.
 struct OtherBench : DeviceBench {
@@ -290,6 +105,45 @@ std::vector<Problem> other_prefill_problems() {
   return problems;
 }
 
+// Policies of every rule, whose edges lie within blocks, tiles and splits and at their borders, beside sequences
+// without.
+constexpr ops::KeyPolicy kSinks{ops::KeyRule::window, 4, 40, 0, 0};
+constexpr ops::KeyPolicy kStrided{ops::KeyRule::strided, 16, 64, 7, 0};
+constexpr ops::KeyPolicy kBlocks{ops::KeyRule::block, 0, 17, 96, 32};
+constexpr ops::KeyPolicy kBudget{ops::KeyRule::budget, 33, 100, 0, 5};
+constexpr ops::KeyPolicy kSummaries{ops::KeyRule::summary, 4, 50, 48, 0};
+
+std::vector<Problem> policy_decode_problems() {
+  std::vector<Problem> problems = {
+      {3, 1, 64, KvFormat::bf16, {{900, 2, {}, kSinks}, {600, 3, {}, kBudget}, {270, 1}, {300, 1, {20}}}},
+      {5, 1, 16, KvFormat::f32, {{820, 8, {}, kStrided}, {513, 1, {}, kBlocks}, {600, 2, {}, kSummaries}}},
+      {5, 1, 128, KvFormat::f32, {{600, 1, {}, kSinks}}, 300},
+      {8, 1, 64, KvFormat::bf16, {{600, 2, {}, kSummaries}, {300, 1, {}, kBudget}}, 250},
+      {2, 1, 200, KvFormat::bf16, {{560, 1, {}, kStrided}}},
+  };
+  for (const KvFormat format : kOtherFormats) {
+    problems.push_back({2, 1, 64, format, {{600, 1, {}, kBlocks}, {330, 2, {}, kSummaries}}});
+    problems.push_back({6, 1, 128, format, {{540, 1, {}, kSinks}, {400, 1, {}, kBudget}}});
+    problems.push_back({2, 2, 24, format, {{530, 3, {}, kStrided}}});
+  }
+  return problems;
+}
+
+std::vector<Problem> policy_prefill_problems() {
+  std::vector<Problem> problems = {
+      {3, 1, 64, KvFormat::bf16, {{600, 30, {}, kSinks}, {130, 70, {}, kBudget}, {40, 12}, {33, 1, {}, kSinks}}},
+      {1, 1, 64, KvFormat::bf16, {{700, 40, {}, kStrided}}, 400},
+      {2, 1, 96, KvFormat::bf16, {{420, 20, {}, kSummaries}, {400, 9, {}, kBlocks}}},
+      {3, 1, 128, KvFormat::bf16, {{600, 12, {}, kBudget}, {300, 14, {}, kSinks}}},
+      {2, 1, 32, KvFormat::f32, {{300, 14, {}, kBlocks}}},
+  };
+  for (const KvFormat format : kOtherFormats) {
+    problems.push_back({2, 1, 64, format, {{330, 12, {}, kSummaries}, {270, 10, {}, kStrided}}});
+    problems.push_back({1, 1, 128, format, {{300, 10, {}, kSinks}}});
+  }
+  return problems;
+}
+
 std::vector<Problem> with(std::vector<Problem> problems, const std::vector<Problem>& more) {
   problems.insert(problems.end(), more.begin(), more.end());
   return problems;
@@ -316,7 +170,8 @@ const std::vector<Problem>& decode_problems() {
       {3, 1, 64, KvFormat::bf16, {{40, 4, {20, 300}}, {600, 3}, {70, 1}}, 17},
       {2, 2, 64, KvFormat::bf16, {{600, 3}, {300, 1, {256}}}, 256},
   };
-  static const std::vector<Problem> problems = with(with(plain, other_decode_problems()), composed_decode_problems());
+  static const std::vector<Problem> problems =
+      with(with(with(plain, other_decode_problems()), composed_decode_problems()), policy_decode_problems());
   return problems;
 }
 
@@ -339,7 +194,8 @@ const std::vector<Problem>& prefill_problems() {
       {3, 1, 80, KvFormat::bf16, {{40, 12}}},        // no kernel on tensor cores
       {3, 1, 64, KvFormat::f32, {{270, 12}}},
   };
-  static const std::vector<Problem> problems = with(with(plain, other_prefill_problems()), composed_prefill_problems());
+  static const std::vector<Problem> problems =
+      with(with(with(plain, other_prefill_problems()), composed_prefill_problems()), policy_prefill_problems());
   return problems;
 }
 
@@ -438,38 +294,6 @@ TEST(CudaAttention, RefusesHeadsItHasNoKernelFor) {
       EXPECT_EQ(error.code(), ErrorCode::unsupported);
     }
   }
-}
-
-// Not offered yet: whoever asks is told so, and gets no attention without them.
-TEST(CudaAttention, RefusesKeyPoliciesBiasesAndSummaries) {
-  DeviceBench bench;
-  const DeviceMatrix table(bench, Matrix(10, 64)), q(bench, Matrix(1, 64)), out(bench, Matrix(1, 64));
-  const ops::RopeTable rope{table.view().as<const float>(), 64, 10};
-  const Buffer cells = allocate_on(bench.memory, 2 * 16 * 64 * sizeof(float) * 2);
-  const ops::KvLayer layer{cells.as<std::uint8_t>(), 2 * 16 * 64 * 4, 16 * 64 * 4, 16 * 64 * 4, 1, 64, KvFormat::f32};
-  const std::vector<ops::KeyPolicy> policies = {{ops::KeyRule::window, 0, 5, 0, 0}};
-  const std::vector<int32_t> blocks = {0}, positions = {9};
-  const auto refusal = [&](int policy, float bias, bool summarize) -> std::string {
-    const std::vector<AttentionSegment> segments = {
-        {.row_begin = 0, .row_count = 1, .run_begin = 0, .run_count = 1, .policy = policy}};
-    const std::vector<AttentionRun> runs = {
-        {.block_begin = 0, .num_keys = 10, .position_offset = 0, .score_bias = bias}};
-    const std::vector<ops::KvSummary> summaries = {
-        {.block_begin = 0, .first_key = 0, .num_tokens = 4, .position = 0, .slot = 16, .slot_position = 0}};
-    try {
-      if (summarize) ops::summarize_kv(layer, summaries, blocks, rope, bench.ctx);
-      ops::attention(out.view(), q.view(), 1, 1.0F, 0, rope, layer,
-                     {positions, segments, runs, blocks, {}, {}, policies}, bench.ctx);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::unsupported);
-      return error.what();
-    }
-    return "";
-  };
-  const std::string name = bench.backend.kernels->name;
-  EXPECT_EQ(refusal(0, 0.0F, false), "KV policies are not offered by backend " + name);
-  EXPECT_EQ(refusal(-1, 0.5F, false), "KV policies are not offered by backend " + name);
-  EXPECT_EQ(refusal(-1, 0.0F, true), "operator summarize_kv has no kernel in backend " + name);
 }
 
 }  // namespace

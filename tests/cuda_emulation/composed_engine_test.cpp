@@ -192,6 +192,15 @@ TEST_P(Composed, PreemptedOnesGiveTheTokensOfTheHost) {
   EXPECT_GT(engine.stats().chunk_evictions, 0);
 }
 
+// Runs of chunks are sealed to the end, and what is measured for blend goes through open cells of its own.
+TEST_P(Composed, SealedKeysGiveTheTokensOfTheHost) {
+  const EngineOptions options{.kv_format = quant::KvFormat::int4, .max_num_seqs = 3, .max_batch_tokens = 40};
+  const std::vector<Request> requests = some_composed_requests();
+  Engine engine(*model_, options);
+  expect_same_tokens(answer_all(engine, requests), answers_alone(*model::make_tiny_model({}), requests, options));
+  EXPECT_GT(engine.stats().measured_tokens, 50);
+}
+
 TEST_P(Composed, SiblingsForkOnTheDevice) {
   const auto all_of = [](const model::Model& model) {
     Engine engine(model, {.kv_format = quant::KvFormat::f32, .max_num_seqs = 6, .max_batch_tokens = 30});

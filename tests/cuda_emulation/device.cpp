@@ -186,6 +186,8 @@ const ops::Backend& reference_backend() {
     NB_WITH_ACCESS(rope, RopeArgs);
     NB_WITH_ACCESS(kv_write, KvWriteArgs);
     NB_WITH_ACCESS(key_deviation, KeyDeviationArgs);
+    NB_WITH_ACCESS(summarize_kv, SummarizeKvArgs);
+    NB_WITH_ACCESS(kv_seal, KvSealArgs);
     NB_WITH_ACCESS(attention, AttentionArgs);
     NB_WITH_ACCESS(silu_mul, SiluMulArgs);
     NB_WITH_ACCESS(argmax, ArgmaxArgs);

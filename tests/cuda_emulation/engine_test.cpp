@@ -31,6 +31,23 @@ void expect_same(const std::vector<Answer>& got, const std::vector<Answer>& expe
   }
 }
 
+/// Prompts by every rule, of which each hides a part.
+std::vector<Request> policy_requests() {
+  const ops::KeyPolicy policies[] = {{.rule = ops::KeyRule::window, .prefix = 4, .window = 20},
+                                     {.rule = ops::KeyRule::strided, .window = 16, .period = 3},
+                                     {.rule = ops::KeyRule::block, .window = 5, .period = 32, .keep = 16},
+                                     {.rule = ops::KeyRule::budget, .prefix = 3, .window = 17, .keep = 1},
+                                     {.rule = ops::KeyRule::summary, .prefix = 4, .window = 12, .period = 16}};
+  std::vector<Request> requests;
+  for (const ops::KeyPolicy& policy : policies) {
+    const auto i = static_cast<unsigned>(requests.size());
+    requests.push_back(random_request(400 + i, 61 + 7 * static_cast<int>(i), 4));
+    requests.back().key_policy = policy;
+  }
+  requests.push_back(random_request(410, 30, 4));
+  return requests;
+}
+
 class ReferenceOnDevice : public testing::Test {
  protected:
   model::TinyModelOptions host_;
@@ -42,6 +59,18 @@ TEST_F(ReferenceOnDevice, GivesTheTokensOfTheHost) {
   const std::size_t before = emulation::device_bytes_in_use();
   expect_same(answers_of(device_, mixed_requests(), options), answers_of(host_, mixed_requests(), options));
   EXPECT_EQ(emulation::device_bytes_in_use(), before) << "memory of the device that nobody gave back";
+}
+
+TEST_F(ReferenceOnDevice, PoliciesHideWhatTheyHideOnTheHost) {
+  const EngineOptions options{.max_num_seqs = 3, .max_batch_tokens = 40};
+  expect_same(answers_of(device_, policy_requests(), options), answers_of(host_, policy_requests(), options));
+}
+
+TEST_F(ReferenceOnDevice, SealsTheKeysOfTheHost) {
+  const EngineOptions options{.kv_format = quant::KvFormat::int4, .max_num_seqs = 3, .max_batch_tokens = 40};
+  const std::size_t before = emulation::device_bytes_in_use();
+  expect_same(answers_of(device_, mixed_requests(), options), answers_of(host_, mixed_requests(), options));
+  EXPECT_EQ(emulation::device_bytes_in_use(), before);
 }
 
 TEST_F(ReferenceOnDevice, PreemptsAndReusesPrefixesAsTheHostDoes) {
@@ -274,14 +303,22 @@ TEST(Emulated, QuantizedModelsRunAsBf16) {
 // Codes may differ from the reference's by one, where products are summed in another order: here no token does.
 TEST(Emulated, GreedyTokensOverQuantizedKeysAreThoseOfTheReference) {
   const model::TinyModelOptions host, device{.device = &cuda::tested_backend()};
-  const EngineOptions options{.kv_format = quant::KvFormat::mixed, .max_num_seqs = 3, .max_batch_tokens = 48};
-  expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
+  for (const quant::KvFormat format : {quant::KvFormat::mixed, quant::KvFormat::int4}) {
+    const EngineOptions options{.kv_format = format, .max_num_seqs = 3, .max_batch_tokens = 48};
+    expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
+  }
+}
+
+TEST(Emulated, GreedyTokensUnderPoliciesAreThoseOfTheReference) {
+  const model::TinyModelOptions host, device{.device = &cuda::tested_backend()};
+  const EngineOptions options{.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 48};
+  expect_same(answers_of(device, policy_requests(), options), answers_of(host, policy_requests(), options));
 }
 
 /// Answers alone against answers in company, with the prefix cache and small slices.
 void expect_same_alone_and_together(const model::TinyModelOptions& options, int max_batch_tokens,
-                                    std::optional<quant::KvFormat> kv_format = {}) {
-  std::vector<Request> requests = short_requests();
+                                    std::optional<quant::KvFormat> kv_format = {},
+                                    std::vector<Request> requests = short_requests()) {
   requests.push_back(requests[3]);  // again: found in the prefix cache, or waited for
   const auto model = model::make_tiny_model(options);
   std::vector<Answer> alone;
@@ -306,7 +343,17 @@ TEST(Emulated, UpToEightRowsGiveTheSameBits) {
 
 TEST(Emulated, UpToEightRowsGiveTheSameBitsOverQuantizedKeys) {
   if (is_reduced()) GTEST_SKIP();
-  expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, quant::KvFormat::int8);
+  for (const quant::KvFormat format : {quant::KvFormat::int8, quant::KvFormat::int4}) {
+    expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, format);
+  }
+}
+
+TEST(Emulated, UpToEightRowsGiveTheSameBitsUnderPolicies) {
+  if (is_reduced()) GTEST_SKIP();
+  expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, quant::KvFormat::mixed, policy_requests());
+  std::vector<Request> sealed = policy_requests();
+  sealed.erase(sealed.begin() + 4);  // no summaries of sealed keys
+  expect_same_alone_and_together({.device = &cuda::tested_backend()}, 8, quant::KvFormat::int4, sealed);
 }
 
 TEST(Emulated, DeterministicModelsGiveTheSameBitsForAnyNumberOfRows) {
@@ -314,6 +361,8 @@ TEST(Emulated, DeterministicModelsGiveTheSameBitsForAnyNumberOfRows) {
   for (const quant::Format format : {quant::Format::bf16, quant::Format::f32}) {
     expect_same_alone_and_together({.format = format, .device = &cuda::tested_backend(), .deterministic = true}, 100);
   }
+  expect_same_alone_and_together({.device = &cuda::tested_backend(), .deterministic = true}, 100,
+                                 quant::KvFormat::int4);
 }
 
 }  // namespace

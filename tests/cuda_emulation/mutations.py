@@ -27,12 +27,14 @@ TARGET = "cuda_emulation_tests"
 # Tests of one kind of kernel, which are tried first where a file that begins so is broken, and those of whole engines,
 # which take long and are tried last.
 OWN = {
-    "attention": "CudaAttention.*",
+    "attention": "CudaAttention.*:CudaPolicies.*:SealedAttention.*",
     "gemm": "Gemm.*:ManyRows.*",
     "gemv": "Gemv.*",
     "matrix": "Gemv.*:ManyRows.*",
     "norm_matrix": "Gemv.*",
     "sampling": "DeviceSampling.*",
+    "seal": "SealedKeys.*:SealedAttention.*",
+    "summarize": "CudaPolicies.*",
     "": "Elementwise.*:KvCells.*:Reduce.*",
 }
 ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"
@@ -58,11 +60,12 @@ MUTATIONS = (
     Mutation("argmax.cuh", "other > value ||", "!(other <= value) ||", "argmax: NaN wins"),
     # ---- attention.cu ----
     Mutation(
-        "attention.cu",
+        "attention_start.cuh",
         "a.rows / (ops::kDecodeRows + 1));",
         "a.rows / (ops::kDecodeRows + 1)) - 1;",
         "prefill: one tile of columns short",
     ),
+    Mutation("attention.cu", "split < splits; ++split", "split + 1 < splits; ++split", "merge: one split short"),
     Mutation("attention.cu", "row < plan.rows; row += step", "row < plan.rows; row += step + 1", "passes skip rows"),
     # ---- attention.cuh ----
     Mutation(
@@ -142,8 +145,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "    }\n    sync_block();\n\n    for (int split = first;",
-        "    }\n\n    for (int split = first;",
+        "    }\n    sync_block();\n\n    for (int split = first,",
+        "    }\n\n    for (int split = first,",
         "decode: barrier after rotation dropped",
     ),
     Mutation(
@@ -159,9 +162,6 @@ MUTATIONS = (
         "decode: sums from the wrong lane",
     ),
     Mutation(
-        "attention_decode.cuh", "split < splits; ++split", "split + 1 < splits; ++split", "merge: one split short"
-    ),
-    Mutation(
         "attention_decode.cuh",
         "const int position = a.positions[row] - run.position_offset;",
         "const int position = a.positions[row];",
@@ -169,8 +169,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "blocks[split % 2 * kSplitBlocks + key",
-        "blocks[(split + 1) % 2 * kSplitBlocks + key",
+        "blocks[place + key",
+        "blocks[(place ^ kSplitBlocks) + key",
         "decode: block ids of the wrong split",
     ),
     # ---- attention_prefill.cuh ----
@@ -212,8 +212,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_prefill.cuh",
-        "key >= seen[half].end) scores",
-        "key > seen[half].end) scores",
+        "key >= range.end) scores",
+        "key > range.end) scores",
         "prefill: one key beyond the diagonal",
     ),
     Mutation(
@@ -270,11 +270,11 @@ MUTATIONS = (
     Mutation("elementwise.cu", "if (row >= a.rows) return;", "if (row + 1 >= a.rows) return;", "deviation: last row"),
     Mutation(
         "elementwise.cu",
-        "y(a.b, slot_b, head)",
-        "y(a.b, slot_a, head)",
+        "kv_cell(a.b, slot_b / kBlockTokens",
+        "kv_cell(a.b, slot_a / kBlockTokens",
         "deviation: slots mixed up",
     ),
-    Mutation("elementwise.cu", "y(a.b, slot_b", "y(a.a, slot_b", "deviation: one layer with itself"),
+    Mutation("elementwise.cu", "kv_cell(a.b, slot_b", "kv_cell(a.a, slot_b", "deviation: one layer with itself"),
     Mutation(
         "elementwise.cu",
         "dim < a.a.head_dim; dim += 32",
@@ -450,6 +450,250 @@ MUTATIONS = (
         "scratch[warp * M + m] = scales[m]",
         "scratch[warp * M] = scales[m]",
         "norms of several rows in one place",
+    ),
+    # ---- policies, summaries and sealed keys ----
+    Mutation(
+        "attention.cu",
+        "a.has_policies ? start_decode<true>",
+        "!a.has_policies ? start_decode<true>",
+        "decode: policies ignored",
+    ),
+    Mutation(
+        "attention.cu",
+        "a.has_policies ? start_prefill<true>",
+        "!a.has_policies ? start_prefill<true>",
+        "prefill: policies ignored",
+    ),
+    Mutation(
+        "attention.cuh",
+        "return is_last ? segment.policy : -1;",
+        "return segment.policy;",
+        "policies: by the keys of the summaries too",
+    ),
+    Mutation("attention.cuh", "max += run.score_bias * kLog2e;", "max += 0.0f;", "biased runs: the bias dropped"),
+    Mutation(
+        "attention.cuh",
+        "max += run.score_bias * kLog2e;",
+        "max += run.score_bias;",
+        "biased runs: the bias in the wrong base",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "maxima[h] = biased<kPolicies>(largest, run);",
+        "maxima[h] = largest;",
+        "decode: the bias of a run dropped",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "bits |= ops::hidden_bits(a.policies[policy], position, block);",
+        "bits |= 0u;",
+        "decode: keys seen that a policy hides",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "ops::hidden_bits(a.policies[policy], position, block)",
+        "ops::hidden_bits(a.policies[policy], position + 1, block)",
+        "decode: by the policy of the next row",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "== 0xffffu) return begin;",
+        "== 0x10000u) return begin;",
+        "decode: blocks read that a policy hides",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "turn ^ (is_next ? 1 : 0) : split % 2;",
+        "turn : split % 2;",
+        "decode: blocks of the next split over those of this one",
+    ),
+    Mutation("attention_decode.cuh", "      turn ^= 1;\n", "", "decode: the next split by the blocks of this one"),
+    Mutation(
+        "attention_prefill.cuh",
+        "if (ballot(hidden != 0) != 0) hide_from_columns(hidden, scores);",
+        "",
+        "prefill: keys seen that a policy hides",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "bits |= own << 16 * half;",
+        "bits |= own * 0x10001u;",
+        "prefill: what a policy hides from either of two columns",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "shuffle(hidden, lane / 4 * 4 + block)",
+        "shuffle(hidden, lane / 4 * 4)",
+        "prefill: what a policy hides of the first block",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "t = ops::next_seen_block(a.policies[policy], row_positions[0],",
+        "t = ops::next_seen_block(a.policies[policy], row_positions[0] + 64,",
+        "prefill: tiles skipped that the first rows see",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "state.max = biased<kPolicies>(state.max, run);\n",
+        "",
+        "prefill: the bias of a run dropped",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "(dead >> key / kBlockTokens & 1u) != 0;",
+        "dead > 15u;",
+        "prefill: blocks read that a policy hides",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "(dead >> i / kVectors & 1u) != 0;",
+        "dead > 15u;",
+        "prefill: cells read that a policy hides",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "kPolicies ? turn ^ (is_next ? 1 : 0) : t % 2;",
+        "kPolicies ? turn : t % 2;",
+        "prefill: the next tile over the one at hand",
+    ),
+    Mutation(
+        "summarize.cu",
+        "first += fmaf(x, cos, y * sin) / square;",
+        "first += fmaf(x, cos, y * sin);",
+        "summaries: magnitude of rotations left in",
+    ),
+    Mutation("summarize.cu", "fmaf(y, cos, -(x * sin))", "fmaf(y, cos, x * sin)", "summaries: keys rotated on"),
+    Mutation(
+        "summarize.cu",
+        "summary.slot_position) * dim",
+        "summary.position) * dim",
+        "summaries: rotated to the first token",
+    ),
+    Mutation("summarize.cu", "value[d] = first / count;", "value[d] = first;", "summaries: a sum for a mean"),
+    Mutation(
+        "summarize.cu",
+        "blocks[at / kBlockTokens], 1, head), dim, at % kBlockTokens",
+        "blocks[0], 1, head), dim, at % kBlockTokens",
+        "summaries: values of the first block only",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "(base + key) / kBlockTokens == own_group",
+        "(base + key) / kBlockTokens > own_group + (1 << 20)",
+        "decode: own group read sealed",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "(base + key) / kBlockTokens == own_group",
+        "own_group >= 0",
+        "decode: every group read open",
+    ),
+    Mutation(
+        "attention_decode.cuh",
+        "key_position(a, run, base + key)",
+        "key_position(a, run, key)",
+        "decode: sealed keys rotated within their split",
+    ),
+    Mutation(
+        "attention_decode.cuh", "a.open.bias[kv_head * dim + d]", "a.open.bias[d]", "decode: bias of the first head"
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "range.end = range.end < own ? range.end : own;",
+        "range.end = range.end + 0 * own;",
+        "prefill: own group read sealed, too",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "range.begin = range.begin > own ? range.begin : own;",
+        "range.begin = range.begin + 0 * own;",
+        "prefill: all groups read open, too",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "if (own_groups[c] == t * kTileCells + thread)",
+        "if (own_groups[c] >= 0)",
+        "prefill: one open cell for all groups",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "key_position(a, run, base + key)",
+        "key_position(a, run, key)",
+        "prefill: sealed keys rotated within their tile",
+    ),
+    Mutation(
+        "attention_prefill.cuh",
+        "kv_head * kDim + j / 4 * (kDim / 2)",
+        "j / 4 * (kDim / 2)",
+        "prefill: bias of the first head",
+    ),
+    Mutation(
+        "kv_cells.cuh",
+        "cell[(first + i) * kBlockTokens + token] = x.values[i];",
+        "cell[token * dim + first + i] = x.values[i];",
+        "open cells: axes swapped",
+    ),
+    Mutation(
+        "sealed_keys.cuh",
+        "(code << 19) + (112u << 23)",
+        "(code << 19) + (113u << 23)",
+        "sealed keys: scales twice as large",
+    ),
+    Mutation(
+        "sealed_keys.cuh",
+        "marked ? to_float(kFp16Nan) : first;",
+        "first;",
+        "sealed keys: a token that is not finite read as a number",
+    ),
+    Mutation(
+        "sealed_keys.cuh",
+        "rotate(first, second, angle, 1);",
+        "rotate(second, first, angle, 1);",
+        "sealed keys: rotated the other way",
+    ),
+    Mutation(
+        "sealed_keys.cuh",
+        "byte_of(eight.words[1 + i / 4], i % 4)",
+        "byte_of(eight.words[1], i % 4)",
+        "sealed keys: scales of the first half",
+    ),
+    Mutation(
+        "sealed_keys.cuh",
+        "const int d = i / 4 * (dim / 2) + 4 * eighth + i % 4;",
+        "const int d = 8 * eighth + i;",
+        "open keys: dimensions that rotation does not pair",
+    ),
+    Mutation(
+        "seal.cu",
+        "~bad & ((1u << item.num_tokens) - 1)",
+        "(1u << item.num_tokens) - 1",
+        "sealing: tokens that are not finite count",
+    ),
+    Mutation(
+        "seal.cu", "~bad & ((1u << item.num_tokens) - 1)", "~bad & 0xffffu", "sealing: tokens behind the last count"
+    ),
+    Mutation(
+        "seal.cu",
+        "most = fmaxf(most, extent_of(keys + d * kBlockTokens, good)",
+        "most = fmaxf(most, extent_of(keys + d, good)",
+        "sealing: unit along the wrong axis",
+    ),
+    Mutation("seal.cu", "+ 0x7ffffu) >> 19", "+ 0u) >> 19", "sealing: scales rounded down"),
+    Mutation("seal.cu", "rintf(own[t] / scale) - base", "rintf(own[t] / unit) - base", "sealing: codes by the unit"),
+    Mutation(
+        "seal.cu",
+        "word |= low << 4 * j | high << (16 + 4 * j);",
+        "word |= high << 4 * j | low << (16 + 4 * j);",
+        "sealing: halves of a head swapped",
+    ),
+    Mutation(
+        "norm_matrix.cu", "!kTokens || !quant::seals_keys(a.kv.format)", "true", "keys rotated before they are sealed"
+    ),
+    Mutation(
+        "elementwise.cu",
+        "kept_number<Key, true>(a, row, x,",
+        "kept_number<Key, false>(a, row, x,",
+        "deviation: of two sealed keys",
     ),
     # ---- sampling.cu ----
     Mutation(

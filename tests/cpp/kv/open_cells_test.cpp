@@ -15,6 +15,7 @@ TEST(OpenCells, CellsOfLayersDoNotOverlap) {
   const KvShape shape{quant::KvFormat::int4, 3, 2, 16};
   const OpenCells cells(shape, 4);
   EXPECT_EQ(cells.bytes(), 4 * 3 * 2 * 16 * 16 * 4);
+  EXPECT_EQ(OpenCells::bytes_for(shape, 4), cells.bytes());
   std::set<const float*> begins;
   for (int layer = 0; layer < 3; ++layer) {
     const ops::OpenKeys keys = cells.layer(layer);

@@ -107,6 +107,13 @@ void check_policies(const AttentionPlan& plan) {
 
 }  // namespace
 
+void check_positions(std::span<const int32_t> positions, const RopeTable& table) {
+  for (int32_t position : positions) {
+    NB_CHECK(position >= 0 && position < table.num_positions, invalid_argument, "position ", position,
+             " is outside the rotation table of ", table.num_positions);
+  }
+}
+
 void check_policy(const KeyPolicy& policy) {
   NB_CHECK(policy.rule <= KeyRule::summary, invalid_argument, "key policy: there is no rule ",
            static_cast<int>(policy.rule));

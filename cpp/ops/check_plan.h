@@ -19,6 +19,9 @@ void check_policy(const KeyPolicy& policy);
 /// table, a slot among its own tokens.
 void check_summaries(std::span<const KvSummary> summaries, std::span<const int32_t> blocks, const RopeTable& table);
 
+/// Throws invalid_argument that names a position outside the rotation table.
+void check_positions(std::span<const int32_t> positions, const RopeTable& table);
+
 /// Whether any segment has a policy or any run a bias.
 bool uses_policies(const AttentionPlan& plan);
 

@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "engine/kv_selftest.h"
+#include "io/file_digest.h"
 #include "io/gguf_tokenizer.h"
 #include "model/loader.h"
 #include "quant/kv_format.h"
@@ -39,8 +40,10 @@ struct Options {
   int max_model_len = 0;
   int max_tokens = 64;
   nb::sampling::SamplingParams sampling{};
-  std::string system;        // chat_demo only
-  std::string prompts_file;  // this and the next four: batched_infer_multi_prompts only
+  std::optional<std::int64_t> stream_weights{};  // memory for weights; 0 is as little as there must be
+  std::string stream_cache_dir;                  // where packed layers are kept
+  std::string system;                            // chat_demo only
+  std::string prompts_file;                      // this and the next four: batched_infer_multi_prompts only
   int repeat = 1;
   std::vector<int> output_lens;  // empty: max_tokens for all
   int max_num_seqs = 16;
@@ -102,6 +105,8 @@ inline void print_help(const Program& program) {
       "  --threads N             0 is one per processor (0)\n"
       "  --kv-dtype NAME         keys and values: bf16, f32, int8, mixed (the model's default)\n"
       "  --force-kv-dtype        have them even if the self-test says that they harm the model\n"
+      "  --stream-weights BYTES  most memory for weights, 0 the least; the rest is read in each step (all stay)\n"
+      "  --stream-cache-dir DIR  where packed layers are kept, a file as large as the model; needed to stream\n"
       "  --max-model-len N       longest prompt plus answer in tokens; 0 is what the model has (0)\n"
       "  --max-tokens N          most tokens of an answer (%d)\n"
       "  --temperature X         0 takes the most likely token (%g)\n"
@@ -130,6 +135,10 @@ inline bool set_option(Options& options, const Program& program, std::string_vie
     options.kv_format = nb::quant::parse_kv_format(value);
   else if (flag == "--force-kv-dtype")
     options.force_kv_dtype = true;
+  else if (flag == "--stream-weights")
+    options.stream_weights = parse_number<std::int64_t>(flag, value, 0, std::numeric_limits<std::int64_t>::max());
+  else if (flag == "--stream-cache-dir")
+    options.stream_cache_dir = value;
   else if (flag == "--max-model-len")
     options.max_model_len = parse_number(flag, value, 0, kMostInt);
   else if (flag == "--max-tokens")
@@ -222,7 +231,14 @@ inline Session open_session(const Options& options) {
   Session session;
   session.file = nb::io::open_model(options.model);
   session.tokenizer = nb::io::read_tokenizer(session.file->metadata());
-  const nb::model::ModelOptions model_options{.backend = options.device, .num_threads = options.threads};
+  nb::model::ModelOptions model_options{.backend = options.device, .num_threads = options.threads};
+  NB_CHECK(options.stream_weights.has_value() == !options.stream_cache_dir.empty(), invalid_argument,
+           "--stream-weights and --stream-cache-dir are given together");
+  if (options.stream_weights) {
+    model_options.streaming = {.budget_bytes = *options.stream_weights,
+                               .cache_directory = options.stream_cache_dir,
+                               .content = nb::io::model_digest(*session.file, options.stream_cache_dir)};
+  }
   session.model = nb::model::load_model(*session.file, model_options);
   nb::engine::EngineOptions engine_options;
   check_kv_format(options, session);

@@ -109,7 +109,8 @@ set(cross_sources tests/cpp/ops/linear_test.cpp tests/cpp/ops/ops_test.cpp tests
 nb_test_program(cross_tests ${cross_sources})
 # What ThreadSanitizer watches, without the rest of the tests of these modules.
 nb_test_program(thread_tests tests/cpp/base/threads_test.cpp tests/cpp/engine/engine_thread_test.cpp
-                tests/cpp/engine/load_queue_test.cpp tests/cpp/engine/outbox_test.cpp)
+                tests/cpp/engine/load_queue_test.cpp tests/cpp/engine/outbox_test.cpp
+                tests/cpp/model/layer_stream_test.cpp)
 # The same as a library that the core opens like that of a GPU, for tests from Python.
 add_library(nanobraid_cuda_emulated MODULE)
 set_target_properties(nanobraid_cuda_emulated PROPERTIES LINKER_LANGUAGE CXX)

@@ -183,7 +183,7 @@ run_pytest() {
   PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 NANOBRAID_BUILD_DIR="$root/build/test" "$venv/bin/python" -c '
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])' -p xdist -n "$jobs" --dist worksteal
+os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])' -p xdist -n "$jobs" --dist worksteal --durations=30 --durations-min=4
 }
 
 run_ruff() {

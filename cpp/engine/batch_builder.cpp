@@ -15,11 +15,16 @@ void add_rows(const PlannedSequence& entry, int entry_index, StepBatch& batch) {
   model::StepInputs& inputs = batch.inputs;
   for (int own = entry.first; own < entry.first + entry.count; ++own) {
     const int position = sequence.position_of(own);
-    const bool samples = entry.samples && position + 1 == sequence.len();
+    const int draft = position + 1 - sequence.len();
+    const bool samples = entry.samples && draft >= 0;
     const bool scores = wants_prompt_score(sequence, position);
     if (samples || scores) {
       inputs.logit_rows.push_back(inputs.num_tokens());
-      batch.logit_uses.push_back({.entry = entry_index, .position = position, .samples = samples, .scores = scores});
+      batch.logit_uses.push_back({.entry = entry_index,
+                                  .position = position,
+                                  .draft = std::max(0, draft),
+                                  .samples = samples,
+                                  .scores = scores});
     }
     add_row(sequence, position, position, sequence.table.slot_of(own), inputs);  // rotated to its place
   }
@@ -92,7 +97,7 @@ void add_chunk_run(const PlacedChunk& chunk, std::span<const BlockId> blocks, bo
 }
 
 void add_row(const Sequence& sequence, int position, int key_position, int slot, model::StepInputs& inputs) {
-  inputs.token_ids.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+  inputs.token_ids.push_back(sequence.token_at(position));
   inputs.positions.push_back(position);
   inputs.key_positions.push_back(key_position);
   inputs.slots.push_back(slot);

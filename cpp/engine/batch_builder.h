@@ -17,6 +17,7 @@ namespace nb::engine {
 struct LogitUse {
   int entry;     ///< of the plan
   int position;  ///< of the row in its sequence
+  int draft;     ///< 0, or the row has the sequence's so many-th draft, and is void unless all up to it are right
   bool samples;  ///< its successor is drawn
   bool scores;   ///< its logits go into the request's prompt scores
 };

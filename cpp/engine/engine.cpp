@@ -15,6 +15,7 @@
 #include "engine/prompt_scores.h"
 #include "ops/ops.h"
 #include "quant/kv_format.h"
+#include "sampling/accept.h"
 #include "tensor/device_memory.h"
 
 namespace nb::engine {
@@ -84,6 +85,14 @@ std::unique_ptr<DiskTier> make_tier(const model::Model& model, const EngineOptio
                                                     .wake = std::move(wake)});
 }
 
+std::unique_ptr<Speculator> make_speculator(const model::Model& model, const EngineOptions& options) {
+  if (!options.speculative) return nullptr;
+  // Else a token that is verified beside others may not be the one that it would be alone.
+  NB_CHECK(model.memory() == nullptr || model.deterministic(), unsupported,
+           "speculation on a device needs deterministic kernels, which give the same bits for any number of rows");
+  return std::make_unique<Speculator>(*options.speculative, static_cast<int>(model.config().vocab_size));
+}
+
 /// A time so far away that the clock cannot tell it is none.
 Clock::time_point deadline_after(Clock::time_point start, double seconds) {
   const std::chrono::duration<double> left = Clock::time_point::max() - start;
@@ -131,6 +140,8 @@ StepOutput report(Sequence& sequence, Clock::time_point now, StepTrace* trace) {
   output.num_cached_tokens = sequence.num_cached_tokens;
   output.first_logits = sequence.first_logits();
   output.reuse = reuse_of(sequence);
+  output.num_drafted = sequence.num_drafted;
+  output.num_accepted = sequence.num_accepted;
   output.metrics = metrics_at(sequence.times, sequence.num_generated(), now);
   sequence.num_reported = sequence.num_generated();
   const bool cut_short = sequence.finish_reason == FinishReason::abort ||
@@ -164,10 +175,12 @@ Engine::Engine(const model::Model& model, const EngineOptions& options, std::fun
       tier_(make_tier(
           model, options_, storage_, [this] { update_storage(); }, std::move(wake))) {
   if (tier_ != nullptr) scheduler_.set_archive(*tier_);
+  speculator_ = make_speculator(model, options_);
+  if (speculator_ != nullptr) scheduler_.set_draft_source(*speculator_);
   if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
                  options_.max_num_seqs * kv::BlockTable::blocks_for(options_.max_model_len));
-  sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs));
+  sampled_.reserve(static_cast<std::size_t>(options_.max_num_seqs + options_.max_batch_tokens));
   const int num_tokens = storage_.num_blocks() * kBlockTokens;
   log(LogLevel::info, "KV cache: ", storage_.bytes(), " bytes reserved for ", num_tokens, " tokens",
       num_tokens < options_.max_model_len ? concat(", less than max_model_len (", options_.max_model_len, ")") : "");
@@ -182,6 +195,8 @@ std::vector<std::unique_ptr<Sequence>> Engine::prepare(Request request) const {
            model_.config().sliding_window);
   NB_CHECK(request.key_policy.rule != ops::KeyRule::summary || !quant::seals_keys(*options_.kv_format), unsupported,
            "kv_policy chunk_summary is not offered with kv_dtype ", quant::to_string(*options_.kv_format));
+  NB_CHECK(!request.speculative.value_or(false) || options_.speculative, invalid_argument,
+           "speculative is true, but this engine does not speculate");
   RequestTimes times{.submitted = Clock::now()};
   if (request.timeout_seconds > 0.0) times.deadline = deadline_after(times.submitted, request.timeout_seconds);
   if (!request.sampling.seed) request.sampling.seed = random_seed();  // the same for all choices
@@ -265,7 +280,7 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
     build_batch(*plan, scheduler_.chunks(), batch_);
     cascade_saved_ = options_.cascade ? plan_cascade(batch_.inputs, model_.config().sliding_window) : 0;
   }
-  sampled_.assign(plan->entries.size(), 0);
+  sampled_.assign(static_cast<std::size_t>(plan->num_draws), sampling::kNotDrawn);
   select(*plan);
   if (plan->num_tokens > 0) {
     const Clock::time_point started = Clock::now();
@@ -334,14 +349,15 @@ void Engine::record_time(const StepPlan& plan, double seconds) {
   double keys = 0.0;
   for (const PlannedSequence& entry : plan.entries) {
     if (entry.selects) continue;
-    if (entry.count == 1 && entry.samples) {
-      ++decode_rows;
+    if (entry.count == entry.num_draws() && entry.samples) {
+      decode_rows += entry.count;
     } else {
       const int first = entry.sequence->position_of(entry.first);
       keys += entry.count * (first + 0.5 * (entry.count + 1));
     }
   }
   times_.record(decode_rows, plan.num_tokens - decode_rows, keys, seconds);
+  if (speculator_ != nullptr) speculator_->record(plan, sampled_, seconds);
 }
 
 /// For the operators of one step.
@@ -444,47 +460,6 @@ void Engine::recover(ErrorCode code, const char* error, Clock::time_point begun)
   past_growths_ += workspace_.num_growths();
   workspace_ = Workspace(memory_);
   shapes_.forget();
-}
-
-EngineStats Engine::stats() const {
-  EngineStats stats = stats_;
-  stats.running = scheduler_.num_running();
-  stats.waiting = scheduler_.num_waiting();
-  stats.blocks_total = scheduler_.pool().num_blocks();
-  stats.blocks_free = scheduler_.pool().num_free();
-  stats.blocks_owned = scheduler_.pool().num_owned();
-  stats.blocks_cached = scheduler_.pool().num_cached();
-  stats.prefix_hit_tokens = scheduler_.counters().prefix_hit_tokens;
-  stats.chunks = static_cast<int>(scheduler_.chunks().chunks().size());
-  stats.chunk_blocks = scheduler_.chunks().num_blocks();
-  stats.chunk_hits = scheduler_.chunks().counters().hits;
-  stats.chunk_misses = scheduler_.chunks().counters().misses;
-  stats.chunk_evictions = scheduler_.chunks().counters().evictions;
-  stats.forked_tokens = scheduler_.counters().forked_tokens;
-  stats.preemptions = scheduler_.counters().preemptions;
-  stats.disk_hit_tokens = scheduler_.counters().restored_tokens;
-  stats.disk_hit_chunks = scheduler_.counters().restored_chunks;
-  stats.disk_saves_dropped = scheduler_.saves().num_dropped();
-  update_store_stats(stats);
-  stats.read_bytes = throughput_.read_bytes();
-  stats.tokens_per_s = throughput_.total().tokens_per_s;
-  stats.read_gb_per_s = throughput_.total().read_gb_per_s;
-  stats.recent_tokens_per_s = throughput_.recent().tokens_per_s;
-  stats.recent_read_gb_per_s = throughput_.recent().read_gb_per_s;
-  stats.kv_bytes = storage_.bytes();
-  stats.block_bytes = storage_.bytes() / storage_.num_blocks();
-  stats.kv_format = storage_.shape().format;
-  stats.kv_use = scheduler_.kv_use();
-  stats.workspace_bytes = static_cast<std::int64_t>(workspace_.high_water_bytes());
-  stats.workspace_growths = static_cast<std::int64_t>(past_growths_ + workspace_.num_growths());
-  return stats;
-}
-
-void Engine::update_store_stats(EngineStats& stats) const {
-  if (tier_ == nullptr) return;
-  const DiskTierStats tier = tier_->stats();
-  stats.disk = tier.store;
-  stats.disk_load_seconds = tier.load_seconds;
 }
 
 }  // namespace nb::engine

@@ -18,6 +18,7 @@
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/selection_runner.h"
+#include "engine/speculative.h"
 #include "engine/step_shapes.h"
 #include "engine/step_times.h"
 #include "engine/step_trace.h"
@@ -42,6 +43,7 @@ struct EngineOptions {
   std::string kv_store_path{};      ///< directory of KV that outlives the engine, see DiskTier; empty: none
   std::int64_t kv_store_bytes = 0;  ///< of all files in it; must be given with a path
   Digest kv_store_fingerprint{};    ///< the identity of the model's content: kept KV serves no other model
+  std::optional<SpeculativeOptions> speculative{};  ///< guesses coming tokens; none: does not
   bool cascade = true;  ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
@@ -71,6 +73,8 @@ struct StepOutput {
   ReuseReport reuse;
   int num_prompt_tokens = 0;
   int num_cached_tokens = 0;  ///< prompt tokens that were not computed, but taken from the prefix cache or a sibling
+  int num_drafted = 0;        ///< guesses of tokens that were verified so far
+  int num_accepted = 0;       ///< and were right
   RequestMetrics metrics;
 };
 
@@ -180,11 +184,12 @@ class Engine {
   StepTimes times_;
   StepTraffic traffic_;
   Throughput throughput_;
-  std::unique_ptr<DiskTier> tier_;    // none: nothing is kept
-  std::unique_ptr<StepTrace> trace_;  // none: nothing is traced
-  std::size_t past_growths_ = 0;      // of workspaces given up after an error
-  std::uint64_t seen_progress_ = 0;   // of the store's loads, before the last step
-  bool was_idle_ = false;             // the last step found nothing to do but to wait for a load
+  std::unique_ptr<DiskTier> tier_;          // none: nothing is kept
+  std::unique_ptr<StepTrace> trace_;        // none: nothing is traced
+  std::unique_ptr<Speculator> speculator_;  // none: nothing is guessed
+  std::size_t past_growths_ = 0;            // of workspaces given up after an error
+  std::uint64_t seen_progress_ = 0;         // of the store's loads, before the last step
+  bool was_idle_ = false;                   // the last step found nothing to do but to wait for a load
   Clock::time_point wait_deadline_ = Clock::time_point::max();
   RequestId next_id_ = 1;
   EngineStats stats_;

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "engine/prompt_scores.h"
+#include "sampling/accept.h"
 #include "tensor/device_memory.h"
 
 namespace nb::engine {
@@ -21,17 +22,20 @@ struct HeadRunner::Group {
   std::array<TokenId, kGroupRows> tokens{};  ///< the argmax of the row, or what a device has drawn
   std::array<Outcome, kGroupRows> outcomes{};
 
-  Sequence& sequence(std::size_t row) const {
-    return *plan.entries[static_cast<std::size_t>(uses[row].entry)].sequence;
+  const PlannedSequence& entry(std::size_t row) const {
+    return plan.entries[static_cast<std::size_t>(uses[row].entry)];
   }
+  Sequence& sequence(std::size_t row) const { return *entry(row).sequence; }
+  /// Where the token of a row that samples goes.
+  std::size_t draw(std::size_t row) const { return static_cast<std::size_t>(entry(row).first_draw + uses[row].draft); }
 };
 
 namespace {
 
 /// Whether the argmax that the head has found is the token, whatever else its row is wanted for.
-bool takes_argmax(const Sequence& sequence) {
+bool takes_argmax(const LogitUse& use, const Sequence& sequence) {
   return sequence.constraint == nullptr &&
-         sampling::is_plain_greedy(sequence.request.sampling, sequence.num_generated());
+         sampling::is_plain_greedy(sequence.request.sampling, sequence.num_generated() + use.draft);
 }
 
 /// Whether anybody wants to see the logits of a row.
@@ -40,12 +44,27 @@ bool shows_logits(const LogitUse& use, const Sequence& sequence) {
 }
 
 bool needs_logits(const LogitUse& use, const Sequence& sequence) {
-  return shows_logits(use, sequence) || (use.samples && !takes_argmax(sequence));
+  return shows_logits(use, sequence) || (use.samples && !takes_argmax(use, sequence));
 }
 
-/// Whether a device that can draw tokens draws that of the row.
+/// Whether a device that can draw tokens draws that of the row: not where a constraint must see the drafts before it,
+/// of which it is not known yet whether they are right.
 bool only_draws(const LogitUse& use, const Sequence& sequence) {
+  if (use.draft > 0 && sequence.constraint != nullptr) return false;
   return needs_logits(use, sequence) && !shows_logits(use, sequence);
+}
+
+/// Whether the draft of a row is the token that was drawn before it, and the sequence goes on behind that. Lets a
+/// constraint take it.
+bool goes_on(const LogitUse& use, Sequence& sequence, std::span<const TokenId> drawn) {
+  if (use.draft == 0) return true;
+  const auto before = static_cast<std::size_t>(use.draft) - 1;
+  const TokenId token = sequence.drafts[before];
+  if (drawn[before] != token || sequence.stops_at(token)) return false;
+  if (sequence.constraint == nullptr) return true;
+  sequence.constraint_ends = sequence.constraint->accept(token);
+  sequence.num_constrained = use.draft;
+  return !sequence.constraint_ends || sequence.num_generated() + use.draft < sequence.request.sampling.min_tokens;
 }
 
 /// Fills `bits` with the tokens that may come next: those of the constraint, and where it says that the answer may end,
@@ -67,9 +86,10 @@ void fill_allowed(const Sequence& sequence, std::span<std::uint32_t> bits) {
 }
 
 /// Appends the row of one drawn token, in the place of one that was never committed.
-void store_logprobs(Sequence& sequence, TokenId token, std::span<const float> logits, sampling::Sampler& sampler) {
+void store_logprobs(Sequence& sequence, int draft, TokenId token, std::span<const float> logits,
+                    sampling::Sampler& sampler) {
   const std::size_t stride = 1 + static_cast<std::size_t>(*sequence.request.sampling.logprobs);
-  const std::size_t begin = static_cast<std::size_t>(sequence.num_generated()) * stride;
+  const std::size_t begin = static_cast<std::size_t>(sequence.num_generated() + draft) * stride;
   sequence.logprobs.resize(begin + stride);
   sampler.score(logits, token, std::span(sequence.logprobs).subspan(begin));
 }
@@ -122,12 +142,12 @@ void HeadRunner::find_allowed(const Sequence& sequence, std::size_t row) {
   fill_allowed(sequence, allowed_[row]);
 }
 
-/// What the next token of a sequence depends on, but for its logits; after find_allowed().
-sampling::SampleInput HeadRunner::describe(const Sequence& sequence, std::size_t row) const {
+/// What the token of a sequence behind so many drafts depends on, but for its logits; after find_allowed().
+sampling::SampleInput HeadRunner::describe(const Sequence& sequence, int draft, std::size_t row) const {
   return {.logits = {},
           .params = sequence.request.sampling,
           .seed = sequence.seed,
-          .tokens = sequence.tokens,
+          .tokens = sequence.text_with(draft),
           .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
           .stop_ids = sequence.stop_ids,
           .allowed_bits = allowed_[row]};
@@ -164,7 +184,7 @@ void HeadRunner::draw_on_device(Group& group, ops::ExecContext& ctx, EngineStats
   sample_rows_.clear();
   for (std::size_t row = first; row < last; ++row) {
     if (group.outcomes[row] == Group::Outcome::drawn) {
-      sample_rows_.add(describe(group.sequence(row), row));
+      sample_rows_.add(describe(group.sequence(row), group.uses[row].draft, row));
     } else {
       sample_rows_.add_unwanted();
     }
@@ -199,10 +219,14 @@ void HeadRunner::copy_to_host(Group& group) {
   group.logits = Tensor(host_logits_.data(), DType::f32, {group.logits.dim(0), group.logits.dim(1)});
 }
 
-/// A thread's share of a group. Rows do not influence each other, so the split does not matter. Must not throw.
+/// A thread's share of a group. Rows do not influence each other, so the split does not matter, but for those of
+/// drafts, which one thread finishes in order. Must not throw.
 void HeadRunner::finish_rows(const Group& group, const Part& part) {
-  for (std::size_t row = static_cast<std::size_t>(part.index); row < group.uses.size();
-       row += static_cast<std::size_t>(part.count)) {
+  int owner = -1;
+  for (std::size_t row = 0; row < group.uses.size(); ++row) {
+    const bool follows = row > 0 && group.uses[row].draft > 0;  // the row before it is of the same sequence
+    if (!follows) owner = (owner + 1) % part.count;
+    if (owner != part.index) continue;
     try {
       finish_row(group, row, static_cast<std::size_t>(part.index));
     } catch (const Error& error) {
@@ -231,15 +255,19 @@ void HeadRunner::finish_row(const Group& group, std::size_t row, std::size_t thr
   }
   if (use.scores) store_prompt_score(sequence, use.position, logits, sampler);
   if (!use.samples) return;
+  const PlannedSequence& entry = group.entry(row);
+  const auto drawn =
+      group.sampled.subspan(static_cast<std::size_t>(entry.first_draw), static_cast<std::size_t>(entry.num_draws()));
+  if (!goes_on(use, sequence, drawn)) return;
   TokenId token = group.tokens[row];
-  if (!is_drawn && !takes_argmax(sequence)) {
+  if (!is_drawn && !takes_argmax(use, sequence)) {
     find_allowed(sequence, row);
-    sampling::SampleInput input = describe(sequence, row);
+    sampling::SampleInput input = describe(sequence, use.draft, row);
     input.logits = logits;
     token = sampler.sample(input);
   }
-  if (sequence.request.sampling.logprobs) store_logprobs(sequence, token, logits, sampler);
-  group.sampled[static_cast<std::size_t>(use.entry)] = token;
+  if (sequence.request.sampling.logprobs) store_logprobs(sequence, use.draft, token, logits, sampler);
+  group.sampled[group.draw(row)] = token;
 }
 
 }  // namespace nb::engine

@@ -28,10 +28,12 @@ class HeadRunner {
   /// `model` must outlive this.
   explicit HeadRunner(const model::Model& model);
 
-  /// Sets sampled[entry] for every entry of the plan that samples and fills the prompt scores of its sequences.
-  /// `hidden` is the decoder's output for batch.inputs. A request whose masks leave no token gets the message in
-  /// Sequence::error and its sampled[entry] stays as it was, and so does one whose constraint fails. Throws internal if
-  /// a row itself has nothing to draw from.
+  /// Sets the draws of every entry of the plan that samples, from sampled[entry.first_draw] on, as long as its drafts
+  /// are right: rows behind a wrong one, or behind a token that ends the sequence, are not drawn. Fills the prompt
+  /// scores of its sequences. `hidden` is the decoder's output for batch.inputs. A request whose masks leave no token
+  /// gets the message in Sequence::error and its draw stays as it was, and so does one whose constraint fails. A
+  /// constraint takes drafts that are right before the row behind them is drawn. Throws internal if a row itself has
+  /// nothing to draw from.
   void run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
            ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace = nullptr);
 
@@ -49,7 +51,7 @@ class HeadRunner {
   void finish_rows(const Group& group, const Part& part);
   void finish_row(const Group& group, std::size_t row, std::size_t thread);
   void find_allowed(const Sequence& sequence, std::size_t row);
-  sampling::SampleInput describe(const Sequence& sequence, std::size_t row) const;
+  sampling::SampleInput describe(const Sequence& sequence, int draft, std::size_t row) const;
 
   const model::Model& model_;
   std::vector<sampling::Sampler> samplers_;          // one per thread

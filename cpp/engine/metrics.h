@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "kv/disk_store.h"
+#include "model/layer_stream.h"
 #include "ops/fusion.h"
 #include "quant/format_id.h"
 
@@ -68,6 +69,14 @@ struct KvUse {
   }
 };
 
+/// What drafts of coming tokens have done.
+struct DraftCounters {
+  std::int64_t drafted = 0;    ///< tokens that were verified
+  std::int64_t accepted = 0;   ///< and were right
+  std::int64_t steps = 0;      ///< with and without drafts; one counts once for each sequence that decodes in it
+  double saved_seconds = 0.0;  ///< estimated, from what steps of so many rows take: may be negative
+};
+
 /// The engine's counters since it was made, and its state now.
 struct EngineStats {
   int running = 0;
@@ -83,6 +92,7 @@ struct EngineStats {
   std::int64_t disk_saves_dropped = 0;    ///< sequences and chunks not kept, since others needed their blocks
   double disk_load_seconds = 0.0;         ///< in which steps waited for the store
   kv::DiskStoreStats disk{};              ///< of the store itself
+  model::StreamStats weights{};           ///< of layers that do not stay in memory
   int chunks = 0;                         ///< there, or being computed
   int chunk_blocks = 0;                   ///< that they take
   std::int64_t chunk_hits = 0;            ///< chunks that a request wanted and found
@@ -103,6 +113,7 @@ struct EngineStats {
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
   std::int64_t drawn_on_device = 0;    ///< tokens that a device drew where their logits were
   ops::FusionCounts ops{};             ///< calls of operators, by the form they took
+  DraftCounters drafts{};              ///< where the engine speculates
   std::int64_t generated_tokens = 0;   ///< output tokens reported
   std::int64_t prompt_tokens = 0;      ///< prompt tokens computed
   std::int64_t read_bytes = 0;         ///< weights, keys and values that the steps had to read; see StepTraffic

@@ -50,6 +50,8 @@ void check_policy(const Request& request) {
            request.key_policy.period);
   const bool is_full = request.key_policy.rule == ops::KeyRule::full;
   NB_CHECK(is_full || request.keeps_kv, invalid_argument, "a request that keeps no KV cannot have a rule for it");
+  NB_CHECK(request.keeps_kv || !request.speculative.value_or(false), unsupported,
+           "kv_policy none computes all tokens anew for each one: not together with speculative");
   if (is_full && request.keeps_kv) return;
   NB_CHECK(!wants_composition(request) && !request.only_chunks, unsupported,
            "kv_policy other than full cannot be had together with chunks in mode ", to_string(request.reuse.mode));

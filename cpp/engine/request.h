@@ -115,6 +115,9 @@ struct Request {
   bool pin_chunks = false;  ///< with only_chunks: they stay until they are removed
   /// Which keys each token sees; blocks that nobody will see are given back. Not together with reuse of chunks.
   ops::KeyPolicy key_policy{};
+  /// Whether its coming tokens are guessed and verified, several a step; none: as the engine does. True needs an engine
+  /// that speculates, and keeps_kv.
+  std::optional<bool> speculative{};
   bool keeps_kv = true;  ///< false: nothing stays from one output token to the next, for comparisons; n is 1
 };
 

@@ -164,7 +164,13 @@ const StepPlan& Scheduler::plan(PromptBudget prompts) {
     const Sequence& newest = *running_.back();
     if (!newest.waits() && newest.next_rows() > 0) add_slice(*running_.back());
   }
+  add_drafts(budget);
   add_selection();
+  plan_.num_draws = 0;
+  for (PlannedSequence& entry : plan_.entries) {
+    entry.first_draw = plan_.num_draws;
+    plan_.num_draws += entry.num_draws();
+  }
   return plan_;
 }
 
@@ -341,10 +347,11 @@ void Scheduler::leave(const Sequence& leader) {
 // ---- committing ----
 
 void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
-  NB_ASSERT(sampled.size() == plan.entries.size());
-  for (std::size_t i = 0; i < sampled.size(); ++i) {
-    advance(plan.entries[i], sampled[i]);
-    publish(*plan.entries[i].sequence);
+  NB_ASSERT(sampled.size() == static_cast<std::size_t>(plan.num_draws));
+  for (const PlannedSequence& entry : plan.entries) {
+    advance(entry,
+            sampled.subspan(static_cast<std::size_t>(entry.first_draw), static_cast<std::size_t>(entry.num_draws())));
+    publish(*entry.sequence);
   }
   for (const auto& sequence : running_) {
     if (sequence->leader == nullptr || !sequence->forks_leader) continue;
@@ -358,40 +365,6 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   retire(running_);
   finish_tickets();
   retire(waiting_);
-}
-
-/// What a step did to one sequence: KV is stored, and perhaps there is a token.
-void Scheduler::advance(const PlannedSequence& entry, TokenId sampled) {
-  Sequence& sequence = *entry.sequence;
-  NB_ASSERT(!sequence.finished() && sequence.computed_len_ == entry.first);
-  sequence.was_computed = true;
-  if (entry.selects) {
-    sequence.composition->measured(entry.count);
-    return;
-  }
-  sequence.computed_len_ += entry.count;
-  if (sequence.open.is_there()) sequence.open.advance(entry.first, entry.count);
-  if (!sequence.error.empty()) {
-    sequence.finish_reason = FinishReason::error;
-    return;
-  }
-  if (entry.samples && sequence.stops_at(sampled)) {
-    sequence.finish_reason = FinishReason::stop;
-    return;
-  }
-  if (entry.samples) sequence.tokens.push_back(sampled);
-  if (entry.samples && sequence.monitor != nullptr && sequence.monitor->ends_with(sampled)) {
-    sequence.finish_reason = FinishReason::stop;
-    return;
-  }
-  if (entry.samples && sequence.constraint != nullptr && sequence.constraint->accept(sampled) &&
-      sequence.num_generated() >= sequence.request.sampling.min_tokens) {
-    sequence.finish_reason = FinishReason::stop;
-    return;
-  }
-  // A full sequence ends once nothing of it waits to be computed but its last output token, which nobody will read.
-  const bool prompt_done = sequence.computed_len_ >= sequence.num_own_prompt();
-  if (prompt_done && sequence.len() == sequence.max_len) sequence.finish_reason = FinishReason::length;
 }
 
 /// Puts the blocks that have become full into the prefix cache.

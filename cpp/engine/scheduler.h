@@ -20,6 +20,10 @@
 // comes next, it waits and takes those blocks too when they are there. Further answers to one prompt wait for the
 // first, then fork it.
 //
+// Drafts: who decodes may have guesses of its next tokens in the same step, from what the budget and the pool leave
+// once everybody has what it needs. commit() keeps those that came true; the others are as if they had never been:
+// positions behind the last computed token are not in use, and nothing of them is published, shared or kept.
+//
 // Archive, if there is one: what the prefix cache does not have of an admitted sequence, or of a chunk, is filled from
 // it while others are computed; the sequence runs and has its blocks, but gets no rows before that has ended. Who ends
 // or is preempted meanwhile stops it first, so that no block is written to after it was given back. And what sequences
@@ -36,6 +40,7 @@
 #include <vector>
 
 #include "engine/block_archive.h"
+#include "engine/draft_source.h"
 #include "engine/save_queue.h"
 #include "engine/sequence.h"
 #include "kv/block_pool.h"
@@ -84,14 +89,19 @@ struct PlannedSequence {
   Sequence* sequence;
   int first;  ///< computed_len at planning time
   int count;
-  bool samples;           ///< the last row yields a new token
+  bool samples;           ///< the last row yields a new token; with drafts, each of the last 1 + num_drafts rows
   bool selects = false;   ///< see Composition::selecting()
   int first_summary = 0;  ///< summaries from this one on are to be made
+  int num_drafts = 0;     ///< the last rows, whose tokens are Sequence::drafts
+  int first_draw = 0;     ///< of the step's draws: where those of this entry begin
+
+  int num_draws() const { return 1 + num_drafts; }
 };
 
 struct StepPlan {
   std::vector<PlannedSequence> entries;
   int num_tokens = 0;  ///< rows, without those that are only measured
+  int num_draws = 0;   ///< of all entries: one each, drawn or not, and one for each draft
 };
 
 class Scheduler {
@@ -102,6 +112,9 @@ class Scheduler {
   /// What follows is looked for in `archive`, which must outlive the scheduler, and queued in saves(). It is asked
   /// within plan(), and may empty the three lists below, as the caller does.
   void set_archive(BlockArchive& archive) { archive_ = &archive; }
+
+  /// Sequences that decode get drafts from `source`, which must outlive the scheduler; it is asked within plan().
+  void set_draft_source(DraftSource& source) { draft_source_ = &source; }
 
   /// Throws invalid_argument if the whole pool is too small for the sequence. Any thread may ask at any time.
   void check_fits(const Sequence& sequence) const;
@@ -131,7 +144,8 @@ class Scheduler {
   /// For the next plan(). Who waits for the archive is not counted, since that is not a matter of rows.
   Demand demand() const;
 
-  /// Takes the outcome of a plan: `sampled[i]` is the token of entry i (ignored where it does not sample).
+  /// Takes the outcome of a plan: the tokens of entry e are `sampled` from e.first_draw on (ignored where it does not
+  /// sample), the token behind each row as long as the drafts before it are right; kNotDrawn where the request failed.
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
 
   /// Sequences that ended and have not been forgotten, in the order in which they ended.
@@ -222,7 +236,11 @@ class Scheduler {
   void drop_unseen(const PlannedSequence& entry);
   void preempt(Sequence& sequence);
   void leave(const Sequence& leader);
-  static void advance(const PlannedSequence& entry, TokenId sampled);
+  void add_drafts(int budget);
+  int most_drafts(const PlannedSequence& entry) const;
+  int cut_to_room(Sequence& sequence, int num_drafts);
+  static void advance(const PlannedSequence& entry, std::span<const TokenId> drawn);
+  static void take_token(Sequence& sequence, TokenId token, int index);
   void publish(Sequence& sequence);
   const Sequence* find_sibling(const Sequence& sequence) const;
   bool fork(Sequence& sequence, const Sequence* sibling);
@@ -234,7 +252,9 @@ class Scheduler {
   OpenPairs open_pairs_;
   std::optional<kv::PrefixCache> cache_;
   kv::ChunkStore chunks_;
-  BlockArchive* archive_ = nullptr;  // none: nothing is kept
+  BlockArchive* archive_ = nullptr;      // none: nothing is kept
+  DraftSource* draft_source_ = nullptr;  // none: nothing is guessed
+  std::vector<DraftCandidate> candidates_;
   SaveQueue saves_;
   Waiting waiting_;  // in order of arrival
   Queue running_;    // in order of arrival

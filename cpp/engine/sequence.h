@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "engine/block_archive.h"
 #include "engine/composition.h"
+#include "engine/draft_source.h"
 #include "engine/metrics.h"
 #include "engine/open_groups.h"
 #include "engine/request.h"
@@ -97,6 +98,22 @@ class Sequence {
   int first_logits() const { return composition ? composition->tail_begin() : 0; }
   /// Computes a chunk for others, and nobody asked for an answer.
   bool is_internal() const { return encodes != 0; }
+  /// The token at a position, or the draft of it.
+  TokenId token_at(int position) const {
+    return position < len() ? tokens[static_cast<std::size_t>(position)]
+                            : drafts[static_cast<std::size_t>(position - len())];
+  }
+  /// Its tokens and the first `num_drafts` drafts.
+  std::span<const TokenId> text_with(int num_drafts) const {
+    if (num_drafts == 0) return tokens;
+    return std::span(drafted_text).first(static_cast<std::size_t>(len() + num_drafts));
+  }
+  /// Keeps the first `count` drafts, for the step being planned.
+  void set_drafts(int count) {
+    drafts.resize(static_cast<std::size_t>(count));
+    drafted_text = tokens;
+    drafted_text.insert(drafted_text.end(), drafts.begin(), drafts.end());
+  }
   /// Asks for its end with this reason; false if that has been asked for before.
   bool end_early(FinishReason reason) {
     if (ends_early()) return false;
@@ -150,18 +167,25 @@ class Sequence {
   bool is_placed = false;                       ///< it holds all that it needs
   kv::ChunkId encodes = 0;                      ///< the chunk whose KV it computes, or 0
   kv::BlockTable table;
-  kv::BlockTable summaries;    ///< of groups of tokens, a slot each, where its policy makes them
-  int tail_block = 0;          ///< of the row before which blocks were last given back
-  OpenPair open;               ///< cells of keys, while it runs, of KV formats that seal
-  kv::PrefixKeys prefix{};     ///< its namespace in the prefix cache, and the keys of its blocks
-  int num_published = 0;       ///< leading blocks of the table that are in the prefix cache
-  Sequence* leader = nullptr;  ///< a running sequence that computes tokens this one needs too, which it waits for
-  bool forks_leader = false;   ///< it is an answer to the same prompt, to be forked when that is stored
-  int shared_len = 0;          ///< tokens it shares with the leader
-  LoadId load = 0;             ///< under way, into its reserved blocks; nothing of it is computed meanwhile
-  bool loads_chunk = false;    ///< all of the chunk that it encodes, not blocks of a prefix
-  bool follows = false;        ///< runs, but without blocks for all its tokens, since it waits or waited for a leader
-  bool was_computed = false;   ///< has taken part in a step
+  kv::BlockTable summaries;     ///< of groups of tokens, a slot each, where its policy makes them
+  int tail_block = 0;           ///< of the row before which blocks were last given back
+  OpenPair open;                ///< cells of keys, while it runs, of KV formats that seal
+  kv::PrefixKeys prefix{};      ///< its namespace in the prefix cache, and the keys of its blocks
+  int num_published = 0;        ///< leading blocks of the table that are in the prefix cache
+  Sequence* leader = nullptr;   ///< a running sequence that computes tokens this one needs too, which it waits for
+  bool forks_leader = false;    ///< it is an answer to the same prompt, to be forked when that is stored
+  int shared_len = 0;           ///< tokens it shares with the leader
+  LoadId load = 0;              ///< under way, into its reserved blocks; nothing of it is computed meanwhile
+  bool loads_chunk = false;     ///< all of the chunk that it encodes, not blocks of a prefix
+  bool follows = false;         ///< runs, but without blocks for all its tokens, since it waits or waited for a leader
+  bool was_computed = false;    ///< has taken part in a step
+  std::vector<TokenId> drafts;  ///< of the step being planned or computed: guesses of its next tokens
+  std::vector<TokenId> drafted_text;            ///< tokens and drafts, while there are drafts
+  int num_constrained = 0;                      ///< drafts of this step that the constraint has already taken
+  bool constraint_ends = false;                 ///< the last of them completed the answer
+  std::unique_ptr<DraftState> draft_state;      ///< what the source of drafts remembers
+  int num_drafted = 0;                          ///< drafts that were verified
+  int num_accepted = 0;                         ///< and were right
   FinishReason early_end = FinishReason::none;  ///< the next commit() ends the sequence with it
   FinishReason finish_reason = FinishReason::none;
   std::string error;  ///< set while a token was drawn: commit() ends the sequence with it; or why it was aborted

@@ -1,15 +1,9 @@
 #include "io/braid_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
-#include <cerrno>
 #include <cstring>
 #include <set>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "base/align.h"
@@ -23,8 +17,6 @@ namespace {
 
 constexpr std::uint32_t kNumSections = 3;
 constexpr std::uint64_t kMetadataOffset = kBraidHeaderBytes + kNumSections * kBraidSectionBytes;
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 // Appends little-endian values.
 class Encoder {
@@ -44,28 +36,6 @@ class Encoder {
   }
   void zeros_until(std::uint64_t size) { bytes.resize(std::max<std::uint64_t>(size, bytes.size())); }
 };
-
-std::string folder_of(const std::string& path) {
-  const std::size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
-// Another name in the same folder, so that renaming stays within a file system; short, so that it fits wherever the
-// final name does.
-std::string temporary_name(const std::string& path) {
-  static std::atomic<std::uint32_t> counter{0};
-  return concat(folder_of(path), "/.braid-", ::getpid(), "-", counter.fetch_add(1, std::memory_order_relaxed), ".tmp");
-}
-
-void sync_folder(const std::string& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  NB_CHECK(descriptor >= 0, io, folder, ": cannot open: ", reason(errno));
-  // Some file systems have nothing to synchronise for a folder and say EINVAL.
-  const int error = ::fsync(descriptor) == 0 || errno == EINVAL ? 0 : errno;
-  ::close(descriptor);
-  NB_CHECK(error == 0, io, folder, ": cannot synchronise: ", reason(error));
-}
 
 }  // namespace
 
@@ -87,7 +57,8 @@ BraidWriter::BraidWriter(std::string path, const MetadataWriter& metadata, std::
   hash_.update(size.bytes);
   hash_.update(metadata_);
   skip_complete();
-  create_file();
+  file_.emplace(path_, "braid", file_bytes_);
+  temporary_path_ = file_->temporary_path();
 }
 
 BraidWriter::~BraidWriter() { abandon(); }
@@ -137,48 +108,12 @@ void BraidWriter::place_tensors() {
   file_bytes_ = at;
 }
 
-void BraidWriter::create_file() {
-  int error = EEXIST;
-  for (int attempt = 0; attempt < 100 && error == EEXIST; ++attempt) {
-    temporary_path_ = temporary_name(path_);
-    descriptor_ = ::open(temporary_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    error = descriptor_ >= 0 ? 0 : errno;
-  }
-  NB_CHECK(error == 0, io, path_, ": cannot create a file in ", folder_of(path_), ": ", reason(error));
-  try {
-    reserve_space();
-  } catch (...) {
-    abandon();  // the destructor of a half-made object does not run
-    throw;
-  }
-}
-
-void BraidWriter::reserve_space() const {
-  int error = ::fallocate(descriptor_, 0, 0, static_cast<off_t>(file_bytes_)) == 0 ? 0 : errno;
-  // A file system that cannot reserve will say so while writing.
-  if (error == EOPNOTSUPP || error == ENOSYS || error == EINTR) {
-    error = ::ftruncate(descriptor_, static_cast<off_t>(file_bytes_)) == 0 ? 0 : errno;
-  }
-  NB_CHECK(error == 0, io, path_, ": no room for ", file_bytes_, " bytes in ", folder_of(path_), ": ", reason(error));
-}
-
-void BraidWriter::write_at(std::uint64_t offset, std::span<const std::byte> bytes) const {
-  while (!bytes.empty()) {
-    const ssize_t done = ::pwrite(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (done < 0 && errno == EINTR) continue;
-    NB_CHECK(done > 0, io, path_, ": cannot write ", bytes.size(), " bytes at offset ", offset, " of ", temporary_path_,
-             ": ", reason(done < 0 ? errno : EIO));
-    offset += static_cast<std::uint64_t>(done);
-    bytes = bytes.subspan(static_cast<std::size_t>(done));
-  }
-}
-
 void BraidWriter::skip_complete() {
   while (current_ < tensors_.size() && tensors_[current_].written == tensors_[current_].bytes) ++current_;
 }
 
 void BraidWriter::write(std::size_t index, std::span<const std::byte> bytes) {
-  NB_CHECK(descriptor_ >= 0, invalid_argument, path_, ": the file is closed");
+  NB_CHECK(file_.has_value(), invalid_argument, path_, ": the file is closed");
   NB_CHECK(index < tensors_.size(), invalid_argument, path_, ": there is no tensor ", index, " of ", tensors_.size());
   Tensor& tensor = tensors_[index];
   const std::string name = text::in_quotes(tensor.spec.name);
@@ -187,7 +122,7 @@ void BraidWriter::write(std::size_t index, std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
   NB_CHECK(index == current_, invalid_argument, path_, ": tensor ", name, " cannot be written before ",
            text::in_quotes(tensors_[current_].spec.name), " is complete");
-  write_at(tensor.offset + tensor.written, bytes);
+  file_->write_at(tensor.offset + tensor.written, bytes);
   tensor.written += bytes.size();
   tensor.checksum = crc32c(bytes, tensor.checksum);
   hash_.update(bytes);
@@ -244,7 +179,7 @@ std::vector<std::byte> BraidWriter::head(std::span<const std::byte> directory, c
 }
 
 void BraidWriter::finish() {
-  NB_CHECK(descriptor_ >= 0, invalid_argument, path_, ": the file is closed");
+  NB_CHECK(file_.has_value(), invalid_argument, path_, ": the file is closed");
   if (current_ < tensors_.size()) {
     const Tensor& tensor = tensors_[current_];
     fail(ErrorCode::invalid_argument, path_, ": tensor ", text::in_quotes(tensor.spec.name),
@@ -256,19 +191,12 @@ void BraidWriter::finish() {
   size.u64(directory.size());
   hash.update(size.bytes);
   hash.update(directory);
-  write_at(0, head(directory, hash.finish()));
-  NB_CHECK(::fsync(descriptor_) == 0, io, path_, ": cannot synchronise ", temporary_path_, ": ", reason(errno));
-  NB_CHECK(::rename(temporary_path_.c_str(), path_.c_str()) == 0, io, path_, ": cannot rename ", temporary_path_,
-           " to it: ", reason(errno));
+  file_->write_at(0, head(directory, hash.finish()));
+  file_->publish();
   is_finished_ = true;
-  ::close(std::exchange(descriptor_, -1));
-  sync_folder(folder_of(path_));
+  file_.reset();
 }
 
-void BraidWriter::abandon() noexcept {
-  if (descriptor_ < 0) return;
-  ::unlink(temporary_path_.c_str());
-  ::close(std::exchange(descriptor_, -1));
-}
+void BraidWriter::abandon() noexcept { file_.reset(); }
 
 }  // namespace nb::io

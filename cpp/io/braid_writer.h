@@ -7,12 +7,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/sha256.h"
 #include "io/metadata_writer.h"
+#include "io/new_file.h"
 #include "quant/format.h"
 
 namespace nb::io {
@@ -63,9 +65,6 @@ class BraidWriter {
   void add_tensor(BraidTensorSpec spec);
   void check_names() const;
   void place_tensors();
-  void create_file();
-  void reserve_space() const;
-  void write_at(std::uint64_t offset, std::span<const std::byte> bytes) const;
   std::vector<std::byte> tensor_directory() const;
   std::vector<std::byte> head(std::span<const std::byte> directory, const Digest& fingerprint) const;
   void skip_complete();
@@ -77,7 +76,7 @@ class BraidWriter {
   std::uint64_t tensors_offset_ = 0, data_offset_ = 0, file_bytes_ = 0;
   std::size_t current_ = 0;  // the first tensor that is not complete
   Sha256 hash_;
-  int descriptor_ = -1;
+  std::optional<NewFile> file_;
   bool is_finished_ = false;
 };
 

@@ -54,6 +54,11 @@ std::span<const BlockId> BlockTable::grow_to(int num_tokens) {
   return blocks().subspan(used_before);
 }
 
+void BlockTable::truncate(int num_tokens) {
+  NB_ASSERT(num_tokens >= 0 && num_tokens <= length_);
+  length_ = num_tokens;
+}
+
 int BlockTable::slot_of(int position) const {
   NB_CHECK(position >= 0 && position < length_, internal, "position ", position, " of a block table of length ",
            length_);

@@ -45,8 +45,12 @@ class BlockTable {
   bool fork(BlockPool& pool, const BlockTable& other, int num_tokens, std::vector<BlockCopy>& copies);
 
   /// Makes positions [0, num_tokens) usable and returns the blocks that thereby came into use: clear their memory
-  /// before the step. Never shrinks. Throws internal beyond the reservation.
+  /// before the step. Throws internal beyond the reservation.
   std::span<const BlockId> grow_to(int num_tokens);
+
+  /// Positions from `num_tokens` on are not in use any more; their blocks stay reserved, and come into use again with
+  /// grow_to().
+  void truncate(int num_tokens);
 
   /// block * 16 + index in block. Throws internal unless 0 <= position < length(), and in a hole.
   int slot_of(int position) const;

@@ -48,7 +48,8 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
     const auto observe = [&](LayerInput input, Tensor seen) {
       if (observer) observer(i, input, seen);
     };
-    const LayerWeights& layer = weights_.acquire(i);
+    const LayerUse use(weights_, i);
+    const LayerWeights& layer = *use;
     const ops::KvLayer kv_layer = kv.layer(i);
     Tensor q = rows(config_.q_size());
     Tensor attended = rows(config_.q_size());
@@ -63,7 +64,6 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
         ops::norm_gate_up(hidden, {layer.ffn_norm, config_.rms_norm_eps}, layer.gate_up, layer.down.act_type, ctx);
     if (observer && gated.values != nullptr) observer(i, LayerInput::down, ops::values_of(gated, ctx));
     ops::linear_residual(hidden, gated, layer.down, ctx);
-    weights_.release(i);
   }
 }
 
@@ -95,9 +95,8 @@ void Decoder::store_kv(Tensor hidden, int layer, const StepInputs& inputs, const
   const std::int64_t count = std::int64_t{inputs.num_tokens()} * config_.q_size();
   Tensor q(ctx.workspace->allocate_array<float>(static_cast<std::size_t>(count)), DType::f32,
            {inputs.num_tokens(), config_.q_size()});
-  const LayerWeights& weights = weights_.acquire(layer);
-  project(q, hidden, layer, weights, inputs, kv, ctx);
-  weights_.release(layer);
+  const LayerUse weights(weights_, layer);
+  project(q, hidden, layer, *weights, inputs, kv, ctx);
 }
 
 Tensor Decoder::forward(const StepInputs& inputs, const kv::KvStorage& kv, ops::ExecContext& ctx) const {

@@ -147,10 +147,9 @@ class Measurement {
     int worst = 0;
     double most = -1.0;
     for (int i = 0; i < config_.num_layers; ++i) {
-      const LayerWeights& layer = weights_.acquire(i);
+      const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];  // its vectors are always there
       const double found = largest(layer.q_norm, 1.0) * largest(layer.k_norm, 1.0) +
                            largest(layer.q_bias, 0.0) * largest(layer.k_bias, 0.0);
-      weights_.release(i);
       if (found > most) worst = i, most = found;
     }
     return worst;
@@ -189,13 +188,12 @@ class Measurement {
 
   void measure_layer(int index) {
     workspace_.reset();
-    const LayerWeights& layer = weights_.acquire(index);
+    const LayerUse layer(weights_, index);
     const Tensor hidden = embeddings();
-    const LayerResult expected = run_layer(layer, hidden, Tensor(), composed_);
+    const LayerResult expected = run_layer(*layer, hidden, Tensor(), composed_);
     Tensor attended = rows_of_zeros(config_.q_size());  // queries in the place of what attention would give
     copy_in(table_.memory, attended.data, expected.q);
-    const LayerResult got = run_layer(layer, hidden, attended, fused_);
-    weights_.release(index);
+    const LayerResult got = run_layer(*layer, hidden, attended, fused_);
     add(ops::FusedOp::norm_qkv, "scores", score_error(got, expected), kScoreBound, index);
     add(ops::FusedOp::norm_qkv, "values", value_error(got, expected), kRelativeBound, index);
     add(ops::FusedOp::linear_residual, "residual", relative_error(got.residual, expected.residual), kRelativeBound,

@@ -8,9 +8,11 @@
 #include <memory>
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "model/layer_file.h"
 #include "model/load_progress.h"
 #include "ops/pack_queue.h"
 #include "quant/finite.h"
@@ -56,6 +58,38 @@ class Loader {
     return std::move(weights_);
   }
 
+  /// Within the budget of `options`: what does not fit is streamed from a file, which is made first if need be.
+  ModelWeights run_streamed(const StreamingOptions& options) {
+    NB_CHECK(memory_ == nullptr, unsupported, "streaming_config is not offered on a device, got ", memory_->name);
+    const int hidden = config_.hidden_size;
+    std::vector<std::int64_t> layer_bytes;
+    for (int i = 0; i < config_.num_layers; ++i) {
+      weights_.layers.push_back(planned_layer(i));
+      layer_bytes.push_back(room(blob_bytes(weights_.layers.back())));
+    }
+    weights_.final_norm = vector(names_.final_norm, hidden);
+    const auto planned_bytes = [&](const char* name) {
+      const std::vector<ops::MatrixSource> group{matrix(name, config_.vocab_size, hidden)};
+      return ops::plan_linear(group, ops::Grouping::stacked, dtype_, layout_).bytes;
+    };
+    std::int64_t fixed_bytes =
+        room(weights_.bytes - total_bytes(weights_.layers)) + room(planned_bytes(names_.embedding));
+    if (!config_.tie_word_embeddings) fixed_bytes += room(planned_bytes(names_.head));
+    const StreamPlan plan = plan_streaming(options, fixed_bytes, layer_bytes);
+    if (plan.streamed.empty()) {
+      weights_ = {};
+      arena_ = HostArena::create();
+      ModelWeights all = run();
+      all.budget_bytes = options.budget_bytes;
+      all.resident_bytes = plan.total_bytes;
+      return all;
+    }
+    weights_.budget_bytes = options.budget_bytes > 0 ? options.budget_bytes : plan.total_bytes;
+    weights_.resident_bytes = plan.total_bytes;
+    keep_and_stream(options, plan);
+    return std::move(weights_);
+  }
+
   ModelWeights run_layer(int index) {
     weights_.layers.push_back(layer(index));
     queue_.run(pool_);
@@ -63,19 +97,105 @@ class Loader {
   }
 
  private:
-  LayerWeights layer(int index) {
-    const auto name = [&](const char* pattern) { return layer_name(pattern, index); };
-    const int hidden = config_.hidden_size, inner = config_.intermediate_size;
-    LayerWeights layer;
-    layer.attention_norm = vector(name(names_.attention_norm), hidden);
-    ops::MatrixSource q = matrix(name(names_.q), config_.q_size(), hidden);
-    ops::MatrixSource k = matrix(name(names_.k), config_.kv_size(), hidden);
-    ops::MatrixSource v = matrix(name(names_.v), config_.kv_size(), hidden);
-    if (config_.interleaved_qk_rows) {
-      const int head_dim = config_.head_dim;
-      q.file_row = k.file_row = [head_dim](std::int32_t row) { return interleaved_row(row, head_dim); };
+  static std::int64_t room(std::int64_t bytes) {
+    return static_cast<std::int64_t>(io::blob_room(static_cast<std::uint64_t>(bytes)));
+  }
+
+  static std::int64_t total_bytes(const std::vector<LayerWeights>& layers) {
+    std::int64_t total = 0;
+    for (const LayerWeights& layer : layers) total += matrix_bytes(layer);
+    return total;
+  }
+
+  // Fills the memory that `plan` gives to what stays, and begins to stream the rest.
+  void keep_and_stream(const StreamingOptions& options, const StreamPlan& plan) {
+    const auto open = [&] {
+      return open_layer_file(options, config_.name, layout_, weights_.layers, [&](int index, std::span<std::byte> out) {
+        pack_blob(index, weights_.layers[static_cast<std::size_t>(index)], out);
+      });
+    };
+    std::shared_ptr<const io::BlobFile> file = open();
+    arena_->trim();  // that of norms and biases
+    const std::int64_t kept_bytes = plan.total_bytes - plan.num_slots * plan.slot_bytes;
+    arena_ = HostArena::create(static_cast<std::size_t>(kept_bytes));
+    std::vector<std::pair<int, Buffer>> kept;
+    for (int i = 0; i < config_.num_layers; ++i) {
+      if (std::binary_search(plan.streamed.begin(), plan.streamed.end(), i)) continue;
+      const std::int64_t bytes = room(blob_bytes(weights_.layers[static_cast<std::size_t>(i)]));
+      kept.emplace_back(i, arena_->allocate(static_cast<std::size_t>(bytes), io::kBlobAlignment));
     }
-    layer.qkv = pack({q, k, v});
+    const auto read = [&] {
+      for (const auto& [index, memory] : kept) file->read(index, {memory.data(), memory.bytes()});
+    };
+    try {
+      read();
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::format) throw;
+      log(LogLevel::warning, error.what());
+      file = open();
+      read();
+    }
+    for (const auto& [index, memory] : kept) {
+      place_blob(weights_.layers[static_cast<std::size_t>(index)], memory.data());
+      weights_.small.push_back(memory);
+    }
+    weights_.embedding = pack({matrix(names_.embedding, config_.vocab_size, config_.hidden_size)});
+    if (!config_.tie_word_embeddings) {
+      weights_.head = pack({matrix(names_.head, config_.vocab_size, config_.hidden_size)});
+    }
+    queue_.run(pool_, LoadProgress(config_.name));
+    NB_ASSERT(arena_->stats().in_use_bytes <= static_cast<std::size_t>(kept_bytes));
+    arena_->trim();
+    source_.release_pages();
+    weights_.stream =
+        std::make_shared<LayerStream>(weights_.layers,
+                                      LayerStream::Options{.streamed = plan.streamed,
+                                                           .num_slots = plan.num_slots,
+                                                           .slot_bytes = static_cast<std::size_t>(plan.slot_bytes),
+                                                           .direct = file->is_direct()},
+                                      [file](int index, std::span<std::byte> out) { file->read(index, out); });
+    log(LogLevel::info, config_.name, ": ", plan.streamed.size(), " of ", config_.num_layers,
+        " layers are streamed from ", file->path(), file->is_direct() ? ", past the page cache" : "", "; weights take ",
+        plan.total_bytes, " bytes of memory");
+  }
+
+  // One fused group of a layer.
+  struct Group {
+    ops::LinearWeight LayerWeights::*matrix;
+    std::vector<ops::MatrixSource> sources;
+    ops::Grouping grouping = ops::Grouping::stacked;
+  };
+
+  LayerWeights layer(int index) {
+    LayerWeights layer = vectors(index);
+    for (Group& group : groups(index)) layer.*group.matrix = pack(std::move(group.sources), group.grouping);
+    return layer;
+  }
+
+  // The same without the memory of its matrices.
+  LayerWeights planned_layer(int index) {
+    LayerWeights layer = vectors(index);
+    for (const Group& group : groups(index)) {
+      layer.*group.matrix = ops::plan_linear(group.sources, group.grouping, dtype_, layout_);
+    }
+    weights_.bytes += matrix_bytes(layer);
+    return layer;
+  }
+
+  // Packs the matrices of a planned layer as a blob.
+  void pack_blob(int index, LayerWeights layer, std::span<std::byte> out) {
+    const std::vector<Group> parts = groups(index);
+    std::size_t i = 0;
+    for_blob(layer, [&](ops::LinearWeight& matrix, std::int64_t offset) {
+      queue_.add(parts[i++].sources, matrix, reinterpret_cast<std::uint8_t*>(out.data()) + offset);
+    });
+    queue_.run(pool_);
+  }
+
+  LayerWeights vectors(int index) {
+    const auto name = [&](const char* pattern) { return layer_name(pattern, index); };
+    LayerWeights layer;
+    layer.attention_norm = vector(name(names_.attention_norm), config_.hidden_size);
     if (config_.qkv_bias) {
       layer.q_bias = rotary_vector(name(names_.q_bias), config_.q_size());
       layer.k_bias = rotary_vector(name(names_.k_bias), config_.kv_size());
@@ -85,12 +205,27 @@ class Loader {
       layer.q_norm = rotary_vector(name(names_.q_norm), config_.head_dim);
       layer.k_norm = rotary_vector(name(names_.k_norm), config_.head_dim);
     }
-    layer.attention_out = pack({matrix(name(names_.attention_out), hidden, config_.q_size())});
-    layer.ffn_norm = vector(name(names_.ffn_norm), hidden);
-    layer.gate_up = pack({matrix(name(names_.gate), inner, hidden), matrix(name(names_.up), inner, hidden)},
-                         ops::Grouping::interleaved32);
-    layer.down = pack({matrix(name(names_.down), hidden, inner)});
+    layer.ffn_norm = vector(name(names_.ffn_norm), config_.hidden_size);
     return layer;
+  }
+
+  // In the order of kLayerMatrices.
+  std::vector<Group> groups(int index) {
+    const auto name = [&](const char* pattern) { return layer_name(pattern, index); };
+    const int hidden = config_.hidden_size, inner = config_.intermediate_size;
+    ops::MatrixSource q = matrix(name(names_.q), config_.q_size(), hidden);
+    ops::MatrixSource k = matrix(name(names_.k), config_.kv_size(), hidden);
+    ops::MatrixSource v = matrix(name(names_.v), config_.kv_size(), hidden);
+    if (config_.interleaved_qk_rows) {
+      const int head_dim = config_.head_dim;
+      q.file_row = k.file_row = [head_dim](std::int32_t row) { return interleaved_row(row, head_dim); };
+    }
+    return {{&LayerWeights::qkv, {q, k, v}},
+            {&LayerWeights::attention_out, {matrix(name(names_.attention_out), hidden, config_.q_size())}},
+            {&LayerWeights::gate_up,
+             {matrix(name(names_.gate), inner, hidden), matrix(name(names_.up), inner, hidden)},
+             ops::Grouping::interleaved32},
+            {&LayerWeights::down, {matrix(name(names_.down), hidden, inner)}}};
   }
 
   const io::TensorInfo& tensor(const std::string& name, std::vector<std::int64_t> shape) {
@@ -250,6 +385,12 @@ ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, c
   return Loader(config, names, source, dtype, backend, pool).run();
 }
 
+ModelWeights load_streamed_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
+                                   const std::string& dtype, const ops::Backend& backend, ThreadPool& pool,
+                                   const StreamingOptions& streaming) {
+  return Loader(config, names, source, dtype, backend, pool).run_streamed(streaming);
+}
+
 ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                         const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer) {
   return Loader(config, names, source, dtype, backend, pool).run_layer(layer);
@@ -275,7 +416,9 @@ std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOpti
   const Family& family = find_family(config.architecture);
   auto pool =
       std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : ThreadPool::default_num_threads());
-  ModelWeights weights = load_weights(config, family.names, source, options.dtype, backend, *pool);
+  ModelWeights weights = options.streaming ? load_streamed_weights(config, family.names, source, options.dtype, backend,
+                                                                   *pool, *options.streaming)
+                                           : load_weights(config, family.names, source, options.dtype, backend, *pool);
   log(LogLevel::info, "loaded ", config.name, ": ", config.num_layers, " layers, ", weights.bytes, " bytes packed for ",
       backend.kernels->name, ", ", pool->num_threads(), " threads");
   auto model = std::make_unique<Model>(std::move(config), std::move(weights), backend, std::move(pool),

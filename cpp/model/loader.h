@@ -29,6 +29,13 @@ void move_vectors(const DeviceMemory& memory, ModelWeights& weights);
 ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool);
 
+/// The same within a budget: layers that do not fit are streamed, from a file that is made first if there is none. With
+/// everything in the budget, no layer is. Throws invalid_argument naming the option or, for a budget that is too small,
+/// the numbers; unsupported on a device; io.
+ModelWeights load_streamed_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
+                                   const std::string& dtype, const ops::Backend& backend, ThreadPool& pool,
+                                   const StreamingOptions& streaming);
+
 /// Packs one layer, as layer 0 of what is returned, and nothing else.
 ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                         const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer);

@@ -4,12 +4,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/threads.h"
 #include "model/config.h"
 #include "model/decoder.h"
 #include "model/fusion.h"
+#include "model/stream_plan.h"
 #include "model/weights.h"
 #include "ops/backends.h"
 
@@ -21,6 +23,7 @@ struct ModelOptions {
   int num_threads = 0;         ///< 0 = every processor this process may use
   bool deterministic = false;  ///< the same bits for any number of rows, where a device does not keep that by itself
   FusionOptions fusion{};      ///< which operators may run as one kernel
+  std::optional<StreamingOptions> streaming{};  ///< layers stay within a budget; none: all weights are in memory
 };
 
 class Model {

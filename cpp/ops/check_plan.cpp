@@ -107,6 +107,13 @@ void check_policies(const AttentionPlan& plan) {
 
 }  // namespace
 
+void check_positions(std::span<const int32_t> positions, const RopeTable& table) {
+  for (int32_t position : positions) {
+    NB_CHECK(position >= 0 && position < table.num_positions, invalid_argument, "position ", position,
+             " is outside the rotation table of ", table.num_positions);
+  }
+}
+
 void check_policy(const KeyPolicy& policy) {
   NB_CHECK(policy.rule <= KeyRule::summary, invalid_argument, "key policy: there is no rule ",
            static_cast<int>(policy.rule));
@@ -158,15 +165,6 @@ void check_plan(const AttentionPlan& plan, const RopeTable& table) {
   check_distances(plan, table);
   check_shared_keys(plan);
   check_policies(plan);
-}
-
-std::vector<int32_t> segments_of_rows(const AttentionPlan& plan) {
-  std::vector<int32_t> row_segments(plan.positions.size());
-  for (std::size_t s = 0; s < plan.segments.size(); ++s) {
-    const AttentionSegment& segment = plan.segments[s];
-    std::fill_n(row_segments.begin() + segment.row_begin, segment.row_count, static_cast<int32_t>(s));
-  }
-  return row_segments;
 }
 
 }  // namespace nb::ops

@@ -3,8 +3,6 @@
 // Stateless; safe from any thread.
 #pragma once
 
-#include <vector>
-
 #include "ops/ops.h"
 
 namespace nb::ops {
@@ -21,10 +19,10 @@ void check_policy(const KeyPolicy& policy);
 /// table, a slot among its own tokens.
 void check_summaries(std::span<const KvSummary> summaries, std::span<const int32_t> blocks, const RopeTable& table);
 
+/// Throws invalid_argument that names a position outside the rotation table.
+void check_positions(std::span<const int32_t> positions, const RopeTable& table);
+
 /// Whether any segment has a policy or any run a bias.
 bool uses_policies(const AttentionPlan& plan);
-
-/// The segment of each row.
-std::vector<int32_t> segments_of_rows(const AttentionPlan& plan);
 
 }  // namespace nb::ops

@@ -87,6 +87,10 @@ std::int32_t LinearWeight::rows() const {
   return total;
 }
 
+void LinearWeight::place(std::uint8_t* base) {
+  for (std::size_t i = 0; i < segments.size(); ++i) segments[i].data = base == nullptr ? nullptr : base + offsets[i];
+}
+
 ActType choose_act_type(std::span<const MatrixSource> group, const std::string& requested, WeightLayout layout) {
   bool all_quantized = true, any_f32 = false, any_f16 = false;
   for (const MatrixSource& source : group) {
@@ -108,20 +112,28 @@ ActType choose_act_type(std::span<const MatrixSource> group, const std::string& 
   return all_quantized ? ActType::int8 : unquantized;
 }
 
-LinearWeight PackQueue::add(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
-                            HostArena& arena) {
+LinearWeight plan_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
+                         WeightLayout layout) {
   check_group(group, grouping);
   LinearWeight weight;
-  std::vector<std::int64_t> offsets;
-  weight.act_type = choose_act_type(group, requested_act, layout_);
-  weight.bytes = lay_out(group, grouping, layout_, weight.segments, offsets);
-  weight.memory = arena.allocate(static_cast<std::size_t>(weight.bytes));
-  for (std::size_t m = 0; m < group.size(); ++m) {
-    std::uint8_t* const base = weight.memory.as<std::uint8_t>() + offsets[m];
-    weight.segments[m].data = base;
-    matrices_.push_back({group[m], weight.segments[m], base});
-  }
+  weight.act_type = choose_act_type(group, requested_act, layout);
+  weight.bytes = lay_out(group, grouping, layout, weight.segments, weight.offsets);
   return weight;
+}
+
+LinearWeight PackQueue::add(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
+                            HostArena& arena) {
+  LinearWeight weight = plan_linear(group, grouping, requested_act, layout_);
+  weight.memory = arena.allocate(static_cast<std::size_t>(weight.bytes));
+  add(group, weight, weight.memory.as<std::uint8_t>());
+  return weight;
+}
+
+void PackQueue::add(std::span<const MatrixSource> group, LinearWeight& weight, std::uint8_t* base) {
+  weight.place(base);
+  for (std::size_t m = 0; m < group.size(); ++m) {
+    matrices_.push_back({group[m], weight.segments[m], base + weight.offsets[m]});
+  }
 }
 
 LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
@@ -134,9 +146,7 @@ LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping,
 
 void move_to(const DeviceMemory& memory, LinearWeight& weight) {
   Buffer copy = copy_to(memory, weight.memory.data(), static_cast<std::size_t>(weight.bytes));
-  for (LinearSegment& segment : weight.segments) {
-    segment.data = copy.as<std::uint8_t>() + (segment.data - weight.memory.as<std::uint8_t>());
-  }
+  weight.place(copy.as<std::uint8_t>());
   weight.memory = std::move(copy);
 }
 

@@ -17,6 +17,9 @@
 
 namespace nb::ops {
 
+/// Raised when packing gives other bytes than before: packed weights outlive a process (model/layer_file.h).
+inline constexpr int kPackingVersion = 1;
+
 /// Where one matrix of a group comes from. Rows are asked for in packing order, each once.
 struct MatrixSource {
   std::string name;  ///< for messages
@@ -35,7 +38,11 @@ struct LinearWeight {
   std::vector<LinearSegment> segments;
   ActType act_type = ActType::f32;  ///< what rows entering this group are prepared as
   int64_t bytes = 0;                ///< packed size
-  Buffer memory;
+  std::vector<int64_t> offsets;     ///< where each segment begins in the memory
+  Buffer memory;                    ///< empty: not packed, or packed into memory that others hold
+
+  /// Makes the segments those of a packed group at `base`; null for none.
+  void place(uint8_t* base);
 
   int32_t cols() const { return segments.front().cols; }
   int32_t rows() const;
@@ -46,6 +53,10 @@ struct LinearWeight {
 /// matrix is quantized, f32 where one is f32, else bf16. int8 with an unquantized matrix falls back to bf16. Throws
 /// invalid_argument for other names.
 ActType choose_act_type(std::span<const MatrixSource> group, const std::string& requested, WeightLayout layout);
+
+/// What pack_linear would give, without memory: formats, sizes, and segments that are nowhere.
+LinearWeight plan_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
+                         WeightLayout layout);
 
 /// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape. For WeightLayout::vectors
 /// quantized matrices become bf16, and matrices of several formats f32.

@@ -6,24 +6,12 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "ops/check_plan.h"
+#include "ops/launch.h"
 #include "quant/kv_format.h"
 #include "tensor/device_memory.h"
 
 namespace nb::ops {
 namespace {
-
-// Runs one kernel as a parallel phase, or throws naming what is missing.
-template <class Args>
-void launch(void (*kernel)(const Args&, const Part&), const Args& args, const char* name, ExecContext& ctx) {
-  NB_CHECK(kernel != nullptr, unsupported, "operator ", name, " has no kernel in backend ", ctx.kernels->name);
-  if (ctx.kernels->memory != nullptr) {
-    kernel(args, Part{});
-  } else {
-    ctx.pool->run([&](const Part& part) { kernel(args, part); });
-  }
-}
-
-int rows_of(const Tensor& tensor) { return static_cast<int>(tensor.dim(0)); }
 
 Activation allocate_activation(ActType type, int rows, std::int64_t cols, ExecContext& ctx) {
   Workspace& workspace = *ctx.workspace;
@@ -62,27 +50,6 @@ Tensor allocate_f32(std::int64_t rows, std::int64_t cols, Workspace& workspace) 
   return Tensor(workspace.allocate_array<float>(static_cast<std::size_t>(rows * cols)), DType::f32, {rows, cols});
 }
 
-void check_positions(std::span<const int32_t> positions, const RopeTable& table) {
-  for (int32_t position : positions) {
-    NB_CHECK(position >= 0 && position < table.num_positions, invalid_argument, "position ", position,
-             " is outside the rotation table of ", table.num_positions);
-  }
-}
-
-// Sizes of the work, which only the host can see before a kernel starts, and the segment of every row.
-void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecContext& ctx) {
-  for (const AttentionSegment& segment : plan.segments) {
-    int32_t splits = 0;
-    for (int32_t r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
-      splits += ceil_div(plan.runs[static_cast<std::size_t>(r)].num_keys, kSplitTokens);
-    }
-    args.max_segment_rows = std::max(args.max_segment_rows, segment.row_count);
-    args.max_splits = std::max(args.max_splits, splits);
-    if (segment.row_count <= kDecodeRows) args.max_decode_splits = std::max(args.max_decode_splits, splits);
-  }
-  args.row_segments = ctx.workspace->derived_on_device(plan.segments.data(), [&] { return segments_of_rows(plan); });
-}
-
 // Writes what a kernel has written on the device, or has been given to write on the host, to the host.
 template <class T>
 void copy_out(std::span<T> out, const T* data, ExecContext& ctx) {
@@ -95,19 +62,6 @@ void copy_out(std::span<T> out, const T* data, ExecContext& ctx) {
 template <class T>
 T* writable(std::span<T> out, ExecContext& ctx) {
   return ctx.kernels->memory == nullptr ? out.data() : ctx.workspace->allocate_array<T>(out.size());
-}
-
-void check_open(const KvLayer& kv, const OpenKeys& open, const char* what) {
-  NB_CHECK(!quant::seals_keys(kv.format) || open.row_cells != nullptr, invalid_argument, what, ": KV format ",
-           quant::to_string(kv.format), " needs open cells, and which of them each row has");
-}
-
-// The same where kernels can read it: which cells rows have is said in arrays of the host.
-OpenKeys on_device(OpenKeys open, std::size_t num_rows, ExecContext& ctx) {
-  for (const int32_t** array : {&open.row_cells, &open.row_groups}) {
-    if (*array != nullptr) *array = ctx.workspace->on_device(std::span(*array, num_rows));
-  }
-  return open;
 }
 
 void check_bias(const Tensor& bias, const LinearSegment& weight) {
@@ -343,50 +297,6 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   }
   if (!quant::seals_keys(kv.format)) rope(keys, key_positions, rope_table, ctx);
   kv_write(kv, keys, values, slots, ctx, open);
-}
-
-void attention(Tensor out, Tensor q, int num_heads, float scale, int window, const RopeTable& rope_table,
-               const KvLayer& kv, const AttentionPlan& plan, ExecContext& ctx, const OpenKeys& open) {
-  require_kv_format(*ctx.kernels, kv.format);
-  check_open(kv, open, "attention");
-  NB_CHECK(!quant::seals_keys(kv.format) || open.row_groups != nullptr, invalid_argument, "attention: KV format ",
-           quant::to_string(kv.format), " needs the group of each row");
-  const auto num_rows = static_cast<std::int64_t>(plan.positions.size());
-  check_tensor(q, "attention: q", DType::f32, {num_rows, std::int64_t{num_heads} * kv.head_dim});
-  check_tensor(out, "attention: out", DType::f32, {num_rows, q.dim(1)});
-  NB_CHECK(num_heads % kv.num_kv_heads == 0, invalid_argument, "attention: ", num_heads, " heads do not share ",
-           kv.num_kv_heads, " KV heads evenly");
-  NB_CHECK(window >= 0, invalid_argument, "attention: window is ", window);
-  check_positions(plan.positions, rope_table);
-  check_plan(plan, rope_table);
-  AttentionArgs args{};
-  args.has_policies = uses_policies(plan);
-  if (args.has_policies) require_key_policies(*ctx.kernels);
-  args.q = q.as<const float>();
-  args.q_stride = q.row_stride;
-  args.out = out.as<float>();
-  args.out_stride = out.row_stride;
-  args.num_heads = num_heads;
-  args.scale = scale;
-  args.window = window;
-  args.rope = rope_table;
-  args.kv = kv;
-  args.open = on_device(open, plan.positions.size(), ctx);
-  args.positions = ctx.workspace->on_device(plan.positions);
-  args.segments = ctx.workspace->on_device(plan.segments);
-  args.num_segments = static_cast<int32_t>(plan.segments.size());
-  args.runs = ctx.workspace->on_device(plan.runs);
-  args.blocks = ctx.workspace->on_device(plan.blocks);
-  args.key_positions = plan.key_positions.empty() ? nullptr : ctx.workspace->on_device(plan.key_positions);
-  args.hidden = plan.hidden.empty() ? nullptr : ctx.workspace->on_device(plan.hidden);
-  args.policies = plan.policies.empty() ? nullptr : ctx.workspace->on_device(plan.policies);
-  args.num_policies = static_cast<int32_t>(plan.policies.size());
-  args.rows = static_cast<int32_t>(num_rows);
-  const Workspace::Scope scope(*ctx.workspace);
-  if (ctx.kernels->memory != nullptr) describe_to_device(plan, args, ctx);
-  args.scratch_bytes = ctx.kernels->attention_scratch_bytes(args, ctx.pool->num_threads());
-  args.scratch = reinterpret_cast<uint8_t*>(ctx.workspace->allocate(static_cast<std::size_t>(args.scratch_bytes)));
-  launch(ctx.kernels->attention, args, "attention", ctx);
 }
 
 void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tensor bias, ExecContext& ctx) {

@@ -29,6 +29,9 @@ class PackQueue {
   LinearWeight add(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
                    HostArena& arena);
 
+  /// The same for what plan_linear() gave and zeroed memory of the caller's; places the weight there.
+  void add(std::span<const MatrixSource> group, LinearWeight& weight, std::uint8_t* base);
+
   /// Packs what was added and empties the queue. Rethrows what reading throws, after which nothing is of use.
   void run(ThreadPool& pool, const Progress& progress = {});
 

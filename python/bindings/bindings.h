@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "engine/metrics.h"
@@ -23,7 +24,9 @@
 
 namespace nb::engine {
 struct KvSelftest;
-}
+struct SpeculativeOptions;
+struct StepOutput;
+}  // namespace nb::engine
 
 namespace nb::bindings {
 
@@ -31,6 +34,7 @@ void bind_system(pybind11::module_& module);
 void bind_files(pybind11::module_& module);
 void bind_quant(pybind11::module_& module);
 void bind_text(pybind11::module_& module);
+void bind_model(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_export(pybind11::module_& module);
 
@@ -78,6 +82,13 @@ std::function<std::unique_ptr<engine::TokenConstraint>()> constraint_maker(const
 pybind11::dict to_dict(const model::FusionPlan& plan);
 pybind11::dict to_dict(const engine::EngineStats& stats);
 pybind11::dict to_dict(const engine::KvSelftest& found);
+
+pybind11::dict reuse_of(const engine::StepOutput& output);
+pybind11::dict metrics_of(const engine::StepOutput& output);
+
+/// (method, num_draft_tokens, prompt_lookup_min, prompt_lookup_max, adaptive), see engine::SpeculativeOptions.
+using SpeculativeOption = std::tuple<std::string, int, int, int, bool>;
+engine::SpeculativeOptions parse_speculative(const SpeculativeOption& option);
 
 /// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the
 /// key.

@@ -1,4 +1,4 @@
-// Model, engine and step outputs.
+// Engine and step outputs.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -11,93 +11,14 @@
 
 #include "base/error.h"
 #include "bindings.h"
-#include "engine/disk_tier.h"
 #include "engine/engine_thread.h"
-#include "engine/kv_selftest.h"
-#include "io/file_digest.h"
-#include "io/gguf_tokenizer.h"
-#include "model/loader.h"
+#include "loaded_model.h"
 #include "quant/kv_format.h"
 
 namespace py = pybind11;
 
 namespace nb::bindings {
 namespace {
-
-const char* act_name(ops::ActType type) {
-  switch (type) {
-    case ops::ActType::f32:
-      return "f32";
-    case ops::ActType::bf16:
-      return "bf16";
-    case ops::ActType::int8:
-      return "int8";
-  }
-  return "f32";
-}
-
-// A loaded model and what its file says about ends of answers.
-struct LoadedModel {
-  // `digest_directory`: where the identity of the files is remembered; nothing: nobody asks for it.
-  LoadedModel(const std::string& path, const std::string& backend, const std::string& dtype, int num_threads,
-              bool deterministic, const std::optional<std::string>& digest_directory, const std::string& fusion,
-              bool measure_fusion) {
-    const auto begin = std::chrono::steady_clock::now();
-    const model::FusionOptions fusion_options{.fusion = model::parse_fusion(fusion), .measure = measure_fusion};
-    const auto file = io::open_model(path);
-    if (digest_directory) content = io::model_digest(*file, *digest_directory);
-    if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
-    model = model::load_model(*file, {.backend = backend,
-                                      .dtype = dtype,
-                                      .num_threads = num_threads,
-                                      .deterministic = deterministic,
-                                      .fusion = fusion_options});
-    const bool same = !digest_directory || io::model_digest(*io::open_model(path), *digest_directory) == *content;
-    NB_CHECK(same, io, path, ": the file was replaced while it was loaded");
-    load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
-  std::unique_ptr<model::Model> model;
-  std::vector<TokenId> eos_ids;
-  std::optional<Digest> content;  // identity of the files, if asked for
-  double load_seconds = 0.0;
-};
-
-py::dict config_of(const LoadedModel& self) {
-  const model::ModelConfig& config = self.model->config();
-  py::dict out;
-  out["architecture"] = config.architecture;
-  out["name"] = config.name;
-  out["num_layers"] = config.num_layers;
-  out["hidden_size"] = config.hidden_size;
-  out["num_heads"] = config.num_heads;
-  out["num_kv_heads"] = config.num_kv_heads;
-  out["head_dim"] = config.head_dim;
-  out["intermediate_size"] = config.intermediate_size;
-  out["vocab_size"] = config.vocab_size;
-  out["max_position_embeddings"] = config.max_position_embeddings;
-  out["rms_norm_eps"] = config.rms_norm_eps;
-  out["rope_theta"] = config.rope.theta;
-  out["rope_scaling"] = config.rope.divisors.empty() ? model::to_string(config.rope.scaling) : "divisors";
-  out["sliding_window"] = config.sliding_window;
-  out["qkv_bias"] = config.qkv_bias;
-  out["qk_norm"] = config.qk_norm;
-  out["tie_word_embeddings"] = config.tie_word_embeddings;
-  return out;
-}
-
-// The identity of everything that what the model predicts with this format follows from.
-std::string kv_fingerprint_of(const LoadedModel& self, const std::string& kv_dtype) {
-  NB_CHECK(self.content.has_value(), invalid_argument, "a fingerprint needs a model with a digest_directory");
-  return to_hex(engine::kv_fingerprint(*self.model, quant::parse_kv_format(kv_dtype), *self.content));
-}
-
-py::dict measure_kv_format(const LoadedModel& self, const std::string& kv_dtype, const std::vector<TokenId>& text) {
-  const auto measured = [&] {
-    const py::gil_scoped_release release;
-    return engine::measure_kv_format(*self.model, text, quant::parse_kv_format(kv_dtype));
-  };
-  return to_dict(measured());
-}
 
 // An engine that keeps its model alive.
 struct ModelEngine {
@@ -129,7 +50,7 @@ using EngineHolder = std::unique_ptr<ModelEngine, DropEngine>;
 EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype, int max_model_len,
                          int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
                          bool enable_prefix_caching, const std::string& trace_path, const std::string& kv_store_path,
-                         std::int64_t kv_store_bytes) {
+                         std::int64_t kv_store_bytes, const std::optional<SpeculativeOption>& speculative) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -141,6 +62,7 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
   options.trace_path = trace_path;
+  if (speculative) options.speculative = parse_speculative(*speculative);
   if (!kv_store_path.empty()) {
     NB_CHECK(model->content.has_value(), invalid_argument, "a KV store needs a model with a digest_directory");
     options.kv_store_path = kv_store_path;
@@ -250,7 +172,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
                  const py::object& guided, bool streams,
                  const std::vector<std::tuple<int, int, std::vector<TokenId>>>& chunks, const std::string& reuse,
                  bool mask_sink, double ratio, const std::string& select, bool only_chunks, bool pin_chunks,
-                 const KeyPolicyOption& key_policy) {
+                 const KeyPolicyOption& key_policy, std::optional<bool> speculative) {
   engine::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -281,6 +203,7 @@ RequestId submit(ModelEngine& self, std::shared_ptr<engine::Outbox> outbox, std:
   request.only_chunks = only_chunks;
   request.pin_chunks = pin_chunks;
   set_policy(request, key_policy);
+  request.speculative = speculative;
   if (!stop.empty()) {
     NB_CHECK(stop_tokenizer != nullptr, invalid_argument, "stop strings need a tokenizer");
     const StopRules rules{.stops = std::move(stop), .min_tokens = min_tokens};
@@ -343,26 +266,6 @@ py::object finish_of(const engine::StepOutput& output) {
   return py::str(to_string(output.finish_reason));
 }
 
-py::dict reuse_of(const engine::StepOutput& output) {
-  py::dict out;
-  out["mode"] = to_string(output.reuse.mode);
-  out["exact_prefix"] = output.reuse.exact_prefix;
-  out["isolated"] = output.reuse.isolated;
-  out["recomputed"] = output.reuse.recomputed;
-  out["computed"] = output.reuse.computed;
-  out["policy_applied"] = output.reuse.policy_applied;
-  return out;
-}
-
-py::dict metrics_of(const engine::StepOutput& output) {
-  py::dict out;
-  out["queue_ms"] = output.metrics.queue_ms;
-  out["ttft_ms"] = output.metrics.ttft_ms;
-  out["total_ms"] = output.metrics.total_ms;
-  out["tokens_per_s"] = output.metrics.tokens_per_s;
-  return out;
-}
-
 // Most outputs are one token of the only answer: a list is made faster than an object and its properties are read.
 bool is_brief(const engine::StepOutput& output) {
   return output.finish_reason == engine::FinishReason::none && output.choice == 0 && output.error.empty() &&
@@ -387,23 +290,6 @@ py::list wait_brief(engine::Outbox& self, double seconds) {
 }  // namespace
 
 void bind_engine(py::module_& module) {
-  py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(module, "Model")
-      .def(py::init<const std::string&, const std::string&, const std::string&, int, bool,
-                    const std::optional<std::string>&, const std::string&, bool>(),
-           py::arg("path"), py::arg("backend") = "", py::arg("dtype") = "auto", py::arg("num_threads") = 0,
-           py::arg("deterministic") = false, py::arg("digest_directory") = py::none(), py::arg("fusion") = "auto",
-           py::arg("measure_fusion") = false, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("config", &config_of)
-      .def_property_readonly("backend", [](const LoadedModel& self) { return self.model->backend().name; })
-      .def_property_readonly("dtype", [](const LoadedModel& self) { return act_name(self.model->act_type()); })
-      .def_property_readonly("num_threads", [](const LoadedModel& self) { return self.model->pool().num_threads(); })
-      .def_property_readonly("weight_bytes", [](const LoadedModel& self) { return self.model->weights().bytes; })
-      .def_property_readonly("expanded", [](const LoadedModel& self) { return self.model->weights().expanded; })
-      .def_property_readonly("fusion", [](const LoadedModel& self) { return to_dict(self.model->fusion()); })
-      .def("kv_fingerprint", &kv_fingerprint_of, py::arg("kv_dtype"))
-      .def("measure_kv_format", &measure_kv_format, py::arg("kv_dtype"), py::arg("text_token_ids"))
-      .def_property_readonly("load_seconds", [](const LoadedModel& self) { return self.load_seconds; });
-
   py::class_<engine::StepOutput>(module, "StepOutput")
       .def_property_readonly("request_id", [](const engine::StepOutput& self) { return self.request_id; })
       .def_property_readonly("choice", [](const engine::StepOutput& self) { return self.choice; })
@@ -440,7 +326,8 @@ void bind_engine(py::module_& module) {
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("kv_dtype") = "auto",
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
-           py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0)
+           py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0,
+           py::arg("speculative") = py::none())
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),
@@ -453,7 +340,7 @@ void bind_engine(py::module_& module) {
            py::arg("chunks") = std::vector<std::tuple<int, int, std::vector<TokenId>>>{}, py::arg("reuse") = "exact",
            py::arg("mask_sink") = true, py::arg("ratio") = 0.15, py::arg("select") = "deviation",
            py::arg("only_chunks") = false, py::arg("pin_chunks") = false,
-           py::arg("key_policy") = KeyPolicyOption{"full", 0, 1, 0, 0})
+           py::arg("key_policy") = KeyPolicyOption{"full", 0, 1, 0, 0}, py::arg("speculative") = py::none())
       .def("num_cached", &num_cached, py::arg("token_ids"), py::arg("cache_salt") = "")
       .def("find_chunk", &find_chunk, py::arg("token_ids"), py::arg("anchor_token_ids"), py::arg("cache_salt") = "")
       .def("list_chunks", &list_chunks, py::arg("cache_salt") = "")

@@ -40,6 +40,7 @@ PYBIND11_MODULE(_core, module) {
   nb::bindings::bind_files(module);
   nb::bindings::bind_quant(module);
   nb::bindings::bind_text(module);
+  nb::bindings::bind_model(module);
   nb::bindings::bind_engine(module);
   nb::bindings::bind_export(module);
 }

@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "bindings.h"
+#include "engine/engine.h"
 #include "engine/kv_selftest.h"
 #include "quant/kv_format.h"
 
@@ -18,6 +19,10 @@ void add_counts(py::dict& out, const std::string& name, const ops::PerFusedOp<st
     sum += counts[op];
   }
   out[py::str(name)] = sum;
+}
+
+double ratio(std::int64_t part, std::int64_t whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
 }
 
 // Keys and values of running sequences, a row for each kind of them.
@@ -97,6 +102,16 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["disk_foreign_records"] = stats.disk.foreign_records;
   out["disk_bytes"] = stats.disk.bytes;
   out["disk_waiting_bytes"] = stats.disk.waiting_bytes;
+  out["weight_budget_bytes"] = stats.weights.budget_bytes;
+  out["weight_resident_bytes"] = stats.weights.resident_bytes;
+  out["streamed_layers"] = stats.weights.layers;
+  out["streamed_direct"] = stats.weights.direct;
+  out["streamed_reads"] = stats.weights.reads;
+  out["streamed_bytes"] = stats.weights.read_bytes;
+  out["streamed_seconds"] = stats.weights.read_seconds;
+  out["streamed_wait_seconds"] = stats.weights.wait_seconds;
+  out["streamed_gb_per_s"] = stats.weights.gb_per_s();
+  out["streamed_errors"] = stats.weights.errors;
   out["chunks"] = stats.chunks;
   out["chunk_blocks"] = stats.chunk_blocks;
   out["chunk_hits"] = stats.chunk_hits;
@@ -117,6 +132,11 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["drawn_on_device"] = stats.drawn_on_device;
   add_counts(out, "fused_ops", stats.ops.fused);
   add_counts(out, "composed_ops", stats.ops.composed);
+  out["draft_tokens"] = stats.drafts.drafted;
+  out["accepted_draft_tokens"] = stats.drafts.accepted;
+  out["draft_acceptance"] = ratio(stats.drafts.accepted, stats.drafts.drafted);
+  out["tokens_per_decode"] = stats.drafts.steps > 0 ? 1.0 + ratio(stats.drafts.accepted, stats.drafts.steps) : 0.0;
+  out["draft_saved_seconds"] = stats.drafts.saved_seconds;
   out["generated_tokens"] = stats.generated_tokens;
   out["prompt_tokens"] = stats.prompt_tokens;
   out["read_bytes"] = stats.read_bytes;
@@ -124,6 +144,28 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["read_gb_per_s"] = stats.read_gb_per_s;
   out["recent_tokens_per_s"] = stats.recent_tokens_per_s;
   out["recent_read_gb_per_s"] = stats.recent_read_gb_per_s;
+  return out;
+}
+
+py::dict reuse_of(const engine::StepOutput& output) {
+  py::dict out;
+  out["mode"] = to_string(output.reuse.mode);
+  out["exact_prefix"] = output.reuse.exact_prefix;
+  out["isolated"] = output.reuse.isolated;
+  out["recomputed"] = output.reuse.recomputed;
+  out["computed"] = output.reuse.computed;
+  out["policy_applied"] = output.reuse.policy_applied;
+  return out;
+}
+
+py::dict metrics_of(const engine::StepOutput& output) {
+  py::dict out;
+  out["queue_ms"] = output.metrics.queue_ms;
+  out["ttft_ms"] = output.metrics.ttft_ms;
+  out["total_ms"] = output.metrics.total_ms;
+  out["tokens_per_s"] = output.metrics.tokens_per_s;
+  out["num_draft_tokens"] = output.num_drafted;
+  out["num_accepted_tokens"] = output.num_accepted;
   return out;
 }
 

@@ -34,6 +34,8 @@ from nanobraid.kv_policy import KvPolicy
 from nanobraid.llm import LLM
 from nanobraid.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, ScoreOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams
+from nanobraid.speculative import SpeculativeConfig
+from nanobraid.streaming import StreamingConfig
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -83,7 +85,9 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "Segment",
+    "SpeculativeConfig",
     "StreamPiece",
+    "StreamingConfig",
     "Tokenizer",
     "UnsupportedError",
     "WarmReport",

@@ -213,9 +213,12 @@ class Model:
         digest_directory: str | None = None,
         fusion: str = "auto",
         measure_fusion: bool = False,
+        streaming: tuple[int, int, int, int, str] | None = None,
     ) -> None:
         """digest_directory: the identity of the files is established, for a KV store, and remembered there unless
-        that is empty. measure_fusion: errors of fused operators are measured even if no decision depends on them."""
+        that is empty. measure_fusion: errors of fused operators are measured even if no decision depends on them.
+        streaming: bytes for weights (0: the least), layers kept at the beginning and at the end, layers read ahead,
+        directory of packed layers; it needs a digest_directory."""
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,
@@ -326,12 +329,14 @@ class Engine:
         trace_path: str = "",
         kv_store_path: str = "",
         kv_store_bytes: int = 0,
+        speculative: tuple[str, int, int, int, bool] | None = None,
     ) -> None:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share.
 
         trace_path: a file for a Chrome trace of the steps; empty for none. Raises CoreError (io) if it is not writable.
         kv_store_path: a directory where at most kv_store_bytes of keys and values are kept; empty for none. The model
         must have a digest_directory. Raises CoreError (io) if it cannot be used.
+        speculative: method, num_draft_tokens, prompt_lookup_min, prompt_lookup_max, adaptive; None for none.
         """
     def submit(
         self,
@@ -371,6 +376,7 @@ class Engine:
         only_chunks: bool = False,
         pin_chunks: bool = False,
         key_policy: tuple[str, int, int, int, int] = ...,
+        speculative: bool | None = None,
     ) -> int:
         """Queues a request whose outputs go to the outbox, and returns its id. max_tokens == 0 is allowed only with
         prompt_logprobs, prompt_logits or only_chunks.

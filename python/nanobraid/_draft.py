@@ -106,6 +106,8 @@ def _metrics(output: _core.StepOutput) -> RequestMetrics:
         total_ms=times.get("total_ms", 0.0),
         tokens_per_s=times.get("tokens_per_s", 0.0),
         kv_reuse_ratio=(output.reuse["exact_prefix"] + output.reuse["isolated"]) / max(output.num_prompt_tokens, 1),
+        num_draft_tokens=int(times.get("num_draft_tokens", 0)),
+        num_accepted_tokens=int(times.get("num_accepted_tokens", 0)),
     )
 
 

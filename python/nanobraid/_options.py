@@ -31,12 +31,12 @@ def require_flag(field: str, value: bool | None, default: bool) -> bool:
 
 def trace_file(path: str | os.PathLike[str] | None) -> str:
     """The core's convention: empty for no trace."""
-    return _path_name("trace_path", "a file", path)
+    return path_name("trace_path", "a file", path)
 
 
 def kv_store(path: str | os.PathLike[str] | None, num_bytes: int | None) -> tuple[str, int]:
     """The core's path and bytes of a store of keys and values; empty and 0 for no store."""
-    name = _path_name("kv_store_path", "a directory", path)
+    name = path_name("kv_store_path", "a directory", path)
     quota = optional_size("kv_store_bytes", num_bytes, 2**62)
     if not name:
         if quota:
@@ -45,8 +45,8 @@ def kv_store(path: str | os.PathLike[str] | None, num_bytes: int | None) -> tupl
     return name, quota or KV_STORE_BYTES
 
 
-def _path_name(field: str, what: str, path: str | os.PathLike[str] | None) -> str:
-    """Empty for None."""
+def path_name(field: str, what: str, path: str | os.PathLike[str] | None) -> str:
+    """The path as text; empty for None."""
     if path is None:
         return ""
     try:

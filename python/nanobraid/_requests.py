@@ -137,6 +137,7 @@ def request_options(
         "prompt_logprobs": params.prompt_logprobs,
         "n": params.n,
         "key_policy": policy.key_rule,
+        "speculative": params.speculative,
         "stop": list(params.stop),
         "stop_tokenizer": tokenizer.core,
         "guided": None if params.guided is None else plan_for(params.guided, tokenizer),

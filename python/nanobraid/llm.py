@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from nanobraid import _core, _logging
@@ -32,6 +33,9 @@ from nanobraid.errors import core_errors
 from nanobraid.kv_policy import KvPolicy, parse
 from nanobraid.outputs import RequestOutput, StreamPiece
 from nanobraid.sampling_params import SamplingParams, require_int
+from nanobraid.speculative import SpeculativeConfig, core_options
+from nanobraid.streaming import StreamingConfig
+from nanobraid.streaming import core_options as streaming_options
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -63,7 +67,7 @@ class LLM(Composing, Scoring):
             ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
             ones become bf16.
         kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
-            number), ``mixed`` (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.1 bits).
+            number), ``mixed`` (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.06 bits).
             ``auto`` is bf16, and f32 on ``reference``.
             The first time that a model is loaded with a quantized type, a self-test measures what that changes.
         force_kv_dtype: Use `kv_dtype` even if that changes the predictions of this model too much; see
@@ -92,6 +96,10 @@ class LLM(Composing, Scoring):
             chunks are kept, so that another LLM of the same model and options need not compute them again. Changes no
             token. Several processes may share it. Without prefix caching, chunks alone are kept. None: nothing is.
         kv_store_bytes: Most that all files in it may take; what was not used for longest goes first. None is 8 GiB.
+        speculative_config: Guess coming tokens, so that one step verifies several; changes no token, see
+            `SpeculativeConfig`. On a GPU only with `deterministic`. None: one token a step and answer.
+        streaming_config: Keep weights within a budget of memory and read the layers that do not fit from disk, each
+            step; changes no token, see `StreamingConfig`. Not on a GPU. None: all weights are in memory.
 
     Raises:
         InvalidArgumentError: An option is outside its range.
@@ -99,8 +107,8 @@ class LLM(Composing, Scoring):
         ModelNotFoundError: There is no such model.
         DownloadError: The model could not be downloaded.
         FormatError: The model file is damaged.
-        ModelIOError: The model file cannot be read, `trace_path` not be written, or
-            `kv_store_path` not be used.
+        ModelIOError: The model file cannot be read, `trace_path` not be written, `kv_store_path` not be used, or there
+            is no room for the layers that are streamed.
         OutOfMemoryError: Weights, or keys and values, do not fit in memory.
     """
 
@@ -126,6 +134,8 @@ class LLM(Composing, Scoring):
         trace_path: str | os.PathLike[str] | None = None,
         kv_store_path: str | os.PathLike[str] | None = None,
         kv_store_bytes: int | None = None,
+        speculative_config: SpeculativeConfig | None = None,
+        streaming_config: StreamingConfig | None = None,
     ) -> None:
         from nanobraid import models
 
@@ -148,6 +158,8 @@ class LLM(Composing, Scoring):
         self._kv_policy = parse(kv_policy)
         trace = trace_file(trace_path)
         store, store_bytes = kv_store(kv_store_path, kv_store_bytes)
+        speculative = core_options(speculative_config)
+        streaming = streaming_options(streaming_config)
 
         path = models.ensure(model)
         if path.is_dir():
@@ -157,9 +169,16 @@ class LLM(Composing, Scoring):
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
-            digests = models.digest_dir() if store or is_tested(kv_dtype) else None
+            digests = models.digest_dir() if store or streaming or is_tested(kv_dtype) else None
             self._model = _core.Model(
-                str(path), backend, dtype, threads, is_deterministic, digest_directory=digests, fusion=fusion
+                str(path),
+                backend,
+                dtype,
+                threads,
+                is_deterministic,
+                digest_directory=digests,
+                fusion=fusion,
+                streaming=streaming,
             )
             self._kv_selftest = check_kv_format(self._model, self._tokenizer, kv_dtype, path.name, force=is_forced)
             engine = _core.Engine(
@@ -169,6 +188,7 @@ class LLM(Composing, Scoring):
                 trace_path=trace,
                 kv_store_path=store,
                 kv_store_bytes=store_bytes,
+                speculative=speculative,
                 **limits,
             )
         if self._model.expanded:
@@ -177,7 +197,9 @@ class LLM(Composing, Scoring):
                 stacklevel=2,
             )
         self._path = path
+        self._streaming_config = streaming_config
         self._kv_dtype = engine.kv_dtype
+        self._speculative_config = speculative_config
         self._max_model_len = engine.max_model_len
         self._driver = Driver(engine)
         self._chunks = ChunkCache(self._driver, self._tokenizer)
@@ -230,6 +252,8 @@ class LLM(Composing, Scoring):
             "dtype": self._model.dtype,
             "kv_dtype": self._kv_dtype,
             "kv_policy": str(self._kv_policy),
+            "speculative_config": None if self._speculative_config is None else asdict(self._speculative_config),
+            "streaming_config": None if self._streaming_config is None else asdict(self._streaming_config),
             "kv_selftest": self._kv_selftest,
             "num_threads": self._model.num_threads,
             "max_model_len": self._max_model_len,
@@ -248,7 +272,12 @@ class LLM(Composing, Scoring):
         ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each policy: how many ``running``
         requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
-        them behind a further ``_``.
+        them behind a further ``_``. With a `speculative_config`: ``draft_tokens`` that were verified,
+        ``accepted_draft_tokens``, their share ``draft_acceptance``, ``tokens_per_decode`` (an answer gets in a step)
+        and ``draft_saved_seconds``, an estimate from what steps of so many rows took.
+        With a `streaming_config`: ``weight_resident_bytes`` of ``weight_budget_bytes``,
+        and of the ``streamed_layers`` what was read (``streamed_bytes``, ``streamed_gb_per_s``) and the seconds that
+        steps waited for it, ``streamed_wait_seconds``; ``streamed_direct``: reads went past the system's page cache.
         """
         return self._driver.stats()
 

@@ -18,6 +18,8 @@ class RequestMetrics:
         tokens_per_s: Tokens after the first one, per second between the first and the last; 0 with fewer than two. Of
             the first answer, as all of these.
         kv_reuse_ratio: Share of the prompt's tokens whose keys and values were reused instead of computed.
+        num_draft_tokens: Guesses of coming tokens that were verified, of the first answer.
+        num_accepted_tokens: Those of them that were right.
     """
 
     queue_ms: float = 0.0
@@ -25,6 +27,8 @@ class RequestMetrics:
     total_ms: float = 0.0
     tokens_per_s: float = 0.0
     kv_reuse_ratio: float = 0.0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

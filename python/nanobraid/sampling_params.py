@@ -101,6 +101,8 @@ class SamplingParams:
             `max_tokens` and stop strings may end it before. Not together with `ignore_eos`.
         kv_policy: Which keys and values are kept and seen, see `nanobraid.kv_policy`: a policy, or its name with
             options as in ``"sliding_window(192, sinks=4)"``. None takes the engine's.
+        speculative: Guess coming tokens, which changes no token. None: if the LLM has a `speculative_config`; True
+            needs one, and a `kv_policy` other than ``none``.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
@@ -131,6 +133,7 @@ class SamplingParams:
     guided: Guided | None = None
     keep_special_token_ids: Sequence[int] = ()
     kv_policy: KvPolicy | str | None = None
+    speculative: bool | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -159,8 +162,7 @@ class SamplingParams:
         if self.seed is not None:
             allowed = "an integer in [0, 2**64 - 1], or None or -1 for a random one"
             put("seed", require_int("seed", self.seed, -1, _MAX_SEED, allowed))
-        if not isinstance(self.ignore_eos, bool):
-            raise _refuse("ignore_eos", self.ignore_eos, "True or False")
+        self._check_flags()
         put("stop_token_ids", _checked_ids("stop_token_ids", self.stop_token_ids))
         put("keep_special_token_ids", _checked_ids("keep_special_token_ids", self.keep_special_token_ids))
         put("logit_bias", self._checked_logit_bias())
@@ -171,13 +173,18 @@ class SamplingParams:
                 put(field, require_int(field, value, 0, _MAX_LOGPROBS, f"an integer in [0, {_MAX_LOGPROBS}], or None"))
         put("n", require_int("n", self.n, 1, _MAX_CHOICES, f"an integer in [1, {_MAX_CHOICES}]"))
         put("stop", self._checked_stop())
-        if not isinstance(self.include_stop_str_in_output, bool):
-            raise _refuse("include_stop_str_in_output", self.include_stop_str_in_output, "True or False")
         self._check_guided()
         if self.kv_policy is not None:
             put("kv_policy", parse(self.kv_policy))
         if self.best_of is not None:
             raise UnsupportedError(f"best_of={self.best_of!r} is not supported; leave it out")
+
+    def _check_flags(self) -> None:
+        for field in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, field), bool):
+                raise _refuse(field, getattr(self, field), "True or False")
+        if not (self.speculative is None or isinstance(self.speculative, bool)):
+            raise _refuse("speculative", self.speculative, "True, False or None")
 
     def _check_guided(self) -> None:
         if self.guided is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_threads import THREADS
 
 import nanobraid as nb
 from nanobraid import Segment
@@ -18,10 +20,20 @@ DOCUMENTS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["auto", "f16", "int8", "mixed", "int4"])
+def llm(request: pytest.FixtureRequest, model_path: Path) -> Iterator[nb.LLM]:
+    """An engine for each format of keys and values."""
+    with nb.LLM(model_path, kv_dtype=request.param, num_threads=THREADS, max_model_len=1024) as llm:
+        yield llm
+
+
 @pytest.fixture(autouse=True)
-def no_chunks_left(llm: nb.LLM) -> Iterator[None]:
+def no_chunks_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """The shared engine is left without chunks."""
     yield
+    if "llm" not in request.fixturenames:
+        return
+    llm: nb.LLM = request.getfixturevalue("llm")
     for salt in ("", "other"):
         for chunk in llm.chunks.list(cache_salt=salt):
             llm.chunks.remove(chunk.id)

@@ -12,6 +12,8 @@ from nanobraid.kv_policy import NAMES
 from nanobraid.llm import LLM
 from nanobraid.models import DEFAULT_MODEL, Offer, ensure
 from nanobraid.sampling_params import SamplingParams
+from nanobraid.speculative import METHODS, SpeculativeConfig
+from nanobraid.streaming import StreamingConfig
 
 _MODEL_FIELDS = (
     "device",
@@ -30,6 +32,13 @@ _MODEL_FIELDS = (
     "kv_store_path",
     "kv_store_bytes",
 )
+# Options that begin with --stream-, and the fields of `StreamingConfig`.
+_STREAM_FIELDS = {
+    "keep_first": "keep_first_k",
+    "keep_last": "keep_last_k",
+    "prefetch": "prefetch_layers",
+    "cache_dir": "cache_dir",
+}
 _SAMPLING_FIELDS = (
     "temperature",
     "top_k",
@@ -94,6 +103,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--kv-store-path", metavar="DIR", help="keep keys and values there, so that they survive a restart"
     )
     group.add_argument("--kv-store-bytes", type=int, metavar="N", help="most that they may take there (default: 8 GiB)")
+    group.add_argument(
+        "--speculative",
+        metavar="METHOD",
+        help=f"guess coming tokens and verify several in a step, which changes no token: {', '.join(METHODS)}",
+    )
+    group.add_argument(
+        "--num-draft-tokens", type=int, metavar="N", help="most tokens guessed for a request in a step (default: 4)"
+    )
+    group.add_argument(
+        "--stream-weights",
+        type=_stream_budget,
+        metavar="BYTES",
+        help="most memory for weights, or 'least'; layers that do not fit are read from disk in each step",
+    )
+    group.add_argument("--stream-keep-first", type=int, metavar="N", help="layers kept in memory, from the first on")
+    group.add_argument("--stream-keep-last", type=int, metavar="N", help="layers kept in memory, up to the last")
+    group.add_argument("--stream-prefetch", type=int, metavar="N", help="layers read ahead (default: 2)")
+    group.add_argument("--stream-cache-dir", metavar="DIR", help="where packed layers are kept (default: in the cache)")
 
 
 def add_sampling_options(
@@ -129,7 +156,31 @@ def add_sampling_options(
 def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
     """Loads the model that the options ask for; asks before it is downloaded from a hub."""
     values = {field: getattr(options, field) for field in _MODEL_FIELDS}
+    values["speculative_config"] = _speculative_config(options)
+    values["streaming_config"] = _streaming_config(options)
     return LLM(model_path(options), **{**values, **overrides})
+
+
+def _speculative_config(options: argparse.Namespace) -> SpeculativeConfig | None:
+    """What --speculative and the options of it say."""
+    if options.speculative is None:
+        if options.num_draft_tokens is not None:
+            raise InvalidArgumentError("--num-draft-tokens is given without --speculative")
+        return None
+    given = {} if options.num_draft_tokens is None else {"num_draft_tokens": options.num_draft_tokens}
+    return SpeculativeConfig(method=options.speculative, **given)
+
+
+def _streaming_config(options: argparse.Namespace) -> StreamingConfig | None:
+    """What --stream-weights and the options of it say."""
+    given = {name: getattr(options, f"stream_{name}") for name in _STREAM_FIELDS}
+    given = {_STREAM_FIELDS[name]: value for name, value in given.items() if value is not None}
+    if options.stream_weights is None:
+        if given:
+            name = next(flag for flag, field in _STREAM_FIELDS.items() if field in given)
+            raise InvalidArgumentError(f"--stream-{name.replace('_', '-')} is given without --stream-weights")
+        return None
+    return StreamingConfig(budget_bytes=options.stream_weights or None, **given)
 
 
 def model_path(options: argparse.Namespace) -> Path:
@@ -168,6 +219,14 @@ def _max_tokens(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
+def _stream_budget(text: str) -> int:
+    """0 stands for 'least'."""
+    value = 0 if text == "least" else int(text)
+    if text != "least" and value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, or 'least', got {text!r}")
+    return value
+
+
 def _token_ids(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
 
@@ -179,5 +238,6 @@ def _logit_bias(text: str) -> dict[int, float]:
 
 # argparse names the function in its message: "invalid int value: 'x'".
 _max_tokens.__name__ = "int"
+_stream_budget.__name__ = "number of bytes"
 _token_ids.__name__ = "token id list"
 _logit_bias.__name__ = "logit bias"

@@ -19,7 +19,16 @@ from nanobraid.commands._terminal import note, table
 from nanobraid.errors import InvalidArgumentError, NanobraidError
 from nanobraid.llm import LLM
 from nanobraid.sampling_params import SamplingParams
+from nanobraid.streaming import stream_line
 
+_STREAMING = (
+    "weight_budget_bytes",
+    "weight_resident_bytes",
+    "streamed_layers",
+    "streamed_bytes",
+    "streamed_gb_per_s",
+    "streamed_wait_seconds",
+)
 _BLOCK = 16  # tokens of a KV block: what the prefix cache shares
 
 
@@ -78,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         "load_seconds": config["load_seconds"],
         "kv_bytes_per_token": stats["kv_bytes_per_token"],
         "peak_rss_bytes": stats["peak_rss_bytes"],
+        **{key: stats[key] for key in _STREAMING},
     }
     if options.json:
         print(json.dumps(result, indent=2))
@@ -93,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
     if tg_tok_s:
         rows.append((f"tg{num_decode}{after}", f"{tg_tok_s:.1f}", _spread(decode), f"{result['tg_gb_s']:.1f}"))
     print(table(rows))
+    if line := stream_line(stats):
+        note(line)
     return 0
 
 

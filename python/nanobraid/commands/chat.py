@@ -19,6 +19,7 @@ from nanobraid.commands._terminal import TextOut, note
 from nanobraid.errors import NanobraidError
 from nanobraid.llm import LLM
 from nanobraid.sampling_params import SamplingParams
+from nanobraid.streaming import stream_line
 
 _PROMPT = "> "
 _HELP = f"""\
@@ -50,11 +51,13 @@ def run(options: argparse.Namespace) -> int:
             config = llm.config
             kv = f"{config['kv_dtype']} KV of {llm.stats()['kv_bytes_per_token'] / 1e3:.1f} kB a token"
             note(f"{options.model} on {config['backend']}, {config['num_threads']} threads, {kv}. /help for help.")
+            if layers := llm.stats()["streamed_layers"]:
+                note(f"{layers} of {config['num_layers']} layers are read from disk for each token.")
         while (line := _read_line(interactive)) is not None:
             if line and not chat.turn(line):
                 break
         if interactive:
-            note("")
+            note(stream_line(llm.stats()))
     return 0 if interactive or not chat.failed else 2
 
 

@@ -19,6 +19,7 @@ from nanobraid.commands import _options
 from nanobraid.commands._terminal import TextOut, note
 from nanobraid.errors import InvalidArgumentError
 from nanobraid.guided import Guided
+from nanobraid.streaming import stream_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
                 f"[{num_tokens} tokens, first after {1e3 * (first - start):.0f} ms{speed}; {config['backend']}, "
                 f"{config['dtype']} activations, {config['kv_dtype']} KV, {config['num_threads']} threads]"
             )
+            if line := stream_line(llm.stats()):
+                note(f"[{line}]")
     return 0
 
 

@@ -17,6 +17,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from nanobraid.chunk_cache import BLOCK_TOKENS
 from nanobraid.commands import _options
@@ -151,12 +152,21 @@ def _introduce(llm: LLM, name: str, url: str, *, has_key: bool) -> None:
         f"weights, {config['backend']} kernels, {config['num_threads']} threads\n"
         f"KV cache: {BLOCK_TOKENS * stats['blocks_total']} tokens ({stats['kv_bytes'] / 2**20:.0f} MiB, "
         f"{config['kv_dtype']}, {stats['kv_bytes_per_token'] / 1e3:.1f} kB a token), "
-        f"at most {config['max_model_len']} a request\n"
+        f"at most {config['max_model_len']} a request\n{_streaming(config, stats)}"
         f"Ready at {url} (the page), {url}/v1 (OpenAI), {url} (Anthropic). Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n"
         f'    -d \'{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'\n'
     )
     sys.stderr.flush()
+
+
+def _streaming(config: dict[str, Any], stats: dict[str, Any]) -> str:
+    if not stats["streamed_layers"]:
+        return ""
+    return (
+        f"Weights: {stats['weight_resident_bytes'] / 1e6:.0f} MB in memory; {stats['streamed_layers']} of "
+        f"{config['num_layers']} layers are read from disk in each step\n"
+    )
 
 
 def _with_file(options: argparse.Namespace) -> argparse.Namespace:

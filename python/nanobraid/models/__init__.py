@@ -33,6 +33,7 @@ from nanobraid.models._cache import (
     hugging_face_dir,
     is_offline,
     models_dir,
+    stream_dir,
 )
 from nanobraid.models._known import DEFAULT_MODEL, KNOWN_MODELS, KnownModel, announced
 from nanobraid.models._listing import FoundModel, list_models
@@ -61,6 +62,7 @@ __all__ = [
     "pull",
     "pull_announced",
     "resolve",
+    "stream_dir",
 ]
 
 _SUFFIXES = (".braid", ".gguf")

@@ -47,6 +47,11 @@ def kv_selftest_dir() -> Path:
     return cache_dir() / "kv_selftests"
 
 
+def stream_dir() -> Path:
+    """Folder of the cache that holds packed layers of models that are streamed; it need not exist."""
+    return cache_dir() / "streamed"
+
+
 def hub_dir() -> Path:
     """Folder of the cache that holds what was downloaded from a hub, in the layout of the Hugging Face cache."""
     return cache_dir() / "hub"

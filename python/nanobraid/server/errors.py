@@ -179,5 +179,7 @@ def of(error: core.NanobraidError, param: str | None = None, *, retry_after: int
         case core.ChunkNotFoundError():
             return ApiError(404, str(error), param=param, code="chunk_not_found")
         case core.InvalidArgumentError():
+            if param is None and str(error).startswith("speculative "):  # likewise
+                param = "speculative"
             return invalid_value(param, str(error))
     return internal()  # paths and addresses are nobody's business

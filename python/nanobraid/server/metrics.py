@@ -66,6 +66,11 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("forked_tokens", "counter", "Prompt tokens shared with another answer to the same prompt."),
     ("prefix_hit_tokens", "counter", "Tokens taken from the prefix cache instead of being computed."),
     ("cascade_saved_tokens", "counter", "Tokens of keys and values that steps did not read again for each sequence."),
+    ("draft_tokens", "counter", "Guesses of coming tokens that were verified."),
+    ("accepted_draft_tokens", "counter", "Guesses of coming tokens that were right."),
+    ("draft_acceptance", "gauge", "Share of the guesses that were right."),
+    ("tokens_per_decode", "gauge", "Tokens that an answer gets in a step on average; 0 without speculation."),
+    ("draft_saved_seconds", "gauge", "Estimate of the seconds that guesses saved, from what steps took."),
     ("read_bytes", "counter", "Weights, keys and values that steps had to read."),
     ("tokens_per_s", "gauge", "Generated tokens per second in which there was work."),
     ("recent_tokens_per_s", "gauge", "Generated tokens per second of work, over the last steps."),
@@ -91,6 +96,16 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("disk_foreign_records", "gauge", "Records of other models in the store on disk."),
     ("disk_bytes", "gauge", "Bytes of all records in the store on disk."),
     ("disk_waiting_bytes", "gauge", "Bytes that wait to be written to the store on disk."),
+    ("weight_budget_bytes", "gauge", "Memory that weights may take; 0 without a limit."),
+    ("weight_resident_bytes", "gauge", "Memory that weights take, with a limit."),
+    ("streamed_layers", "gauge", "Layers that are read from disk in each step."),
+    ("streamed_direct", "gauge", "Whether they are read past the page cache."),
+    ("streamed_reads", "counter", "Layers read from disk."),
+    ("streamed_bytes", "counter", "Bytes of layers read from disk."),
+    ("streamed_seconds", "counter", "Seconds that reading layers from disk took."),
+    ("streamed_wait_seconds", "counter", "Seconds that steps waited for layers."),
+    ("streamed_gb_per_s", "gauge", "Gigabytes of layers per second of reading."),
+    ("streamed_errors", "counter", "Layers that could not be read."),
 )
 _RENAMED: Final = {"blocks_total": "blocks"}  # a gauge; names in _total are for counters
 # Counters with a label: the keys are the name, `_` and the value of the label; the name alone is the sum.
@@ -316,7 +331,8 @@ class Metrics:
         self._vllm_requests(out)
         self._server(out)
         for key, kind, text in _ENGINE_METRICS:
-            out.metric(f"nanobraid:{_RENAMED.get(key, key)}", kind, text, [((), stats[key])])
+            number = +stats[key]  # of a truth value too
+            out.metric(f"nanobraid:{_RENAMED.get(key, key)}", kind, text, [((), number)])
         for key, label, text in _LABELLED_METRICS:
             prefix = key + "_"
             rows = [(((label, name[len(prefix) :]),), stats[name]) for name in stats if name.startswith(prefix)]

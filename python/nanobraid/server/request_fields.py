@@ -30,6 +30,7 @@ EXTENSIONS = (
     "repetition_penalty",
     "reuse",
     "seed",
+    "speculative",
     "stop_token_ids",
     "structured_outputs",
     "timeout_s",

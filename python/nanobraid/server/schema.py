@@ -173,6 +173,7 @@ class Generation(Request):
     # ours
     timeout_s: float | None = Field(None, gt=0)
     kv_policy: str | None = Field(None, min_length=1, max_length=200)
+    speculative: bool | None = None
     chunks: list[Any] | None = Field(None, max_length=256)
     reuse: Any = None
 

@@ -281,6 +281,7 @@ class Service:
             "stop": request.stop,
             "stop_token_ids": request.stop_token_ids,
             "kv_policy": request.kv_policy,
+            "speculative": request.speculative,
             "n": request.n,
         }
         try:

@@ -23,11 +23,14 @@ inline bool is_sanitized() { return &__asan_init != nullptr || &__tsan_init != n
 /// Whether tests run a share of their cases: under a sanitizer, but not in the full run.
 inline bool is_reduced() { return is_sanitized() && std::getenv("NANOBRAID_TEST_FULL") == nullptr; }
 
+/// From one number or seed of a case to the next: 1, or `stride` where tests are reduced.
+inline unsigned step_of(unsigned stride) { return is_reduced() ? stride : 1; }
+
 /// The cases to run: all, or, where tests are reduced, every `stride`-th of them, the first among them.
 template <class Case>
 std::vector<Case> some_of(const std::vector<Case>& cases, std::size_t stride) {
   std::vector<Case> some;
-  for (std::size_t i = 0; i < cases.size(); i += is_reduced() ? stride : 1) some.push_back(cases[i]);
+  for (std::size_t i = 0; i < cases.size(); i += step_of(static_cast<unsigned>(stride))) some.push_back(cases[i]);
   return some;
 }
 

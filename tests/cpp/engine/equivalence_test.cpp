@@ -2,8 +2,9 @@
 //
 // A run draws a backend, 1 or 2 threads, slices, number of sequences, cache on or off, and a pool that is ample or a
 // fifth of what its answers need; then arrivals, lengths, shared beginnings, continued conversations, namespaces,
-// several answers, sampling options, scores, prompts composed of chunks, policies of keys and cancellations. The oracle
-// answers each request by itself, without a cache, with chunks of its own and with as much memory as it likes.
+// several answers, sampling options, scores, prompts composed of chunks, policies of keys, drafts that are right or
+// wrong, and cancellations. The oracle answers each request by itself, without a cache, with chunks of its own and with
+// as much memory as it likes.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 
 #include "base/effort.h"
 #include "base/error.h"
+#include "engine/clairvoyant.h"
 #include "engine/engine_fixture.h"
 
 namespace nb::engine {
@@ -64,6 +66,8 @@ struct Totals {
   std::int64_t measured = 0;
   std::int64_t no_room = 0;
   std::int64_t lossy = 0;
+  std::int64_t drafted = 0;
+  std::int64_t accepted = 0;
 };
 
 class RandomEngineRun {
@@ -75,6 +79,7 @@ class RandomEngineRun {
     const std::size_t num_requests = static_cast<std::size_t>(pick(4, 9));
     for (std::size_t i = 0; i < num_requests; ++i) wanted_.push_back(draw_request());
     EngineOptions options = draw_options();
+    if (pick(0, 1) == 0) speculate(options);
     // Two threads seldom: their barriers cost much where other programs use the processors.
     Engine engine(pick(0, 5) > 0 ? *backend_.one : *backend_.two, options);
     serve(engine);
@@ -89,6 +94,8 @@ class RandomEngineRun {
     totals.prefix_hit_tokens += stats.prefix_hit_tokens;
     totals.forked_tokens += stats.forked_tokens;
     totals.tight_runs += tight_ ? 1 : 0;
+    totals.drafted += stats.drafts.drafted;
+    totals.accepted += stats.drafts.accepted;
     for (const auto& [id, index] : submitted_) compare(id, wanted_[index], totals);
   }
 
@@ -237,6 +244,23 @@ class RandomEngineRun {
     return options;
   }
 
+  void speculate(EngineOptions& options) {
+    SpeculativeOptions& speculative = options.speculative.emplace();
+    speculative.num_draft_tokens = one_of({1, 2, 4, 7, 20});
+    speculative.adaptive = pick(0, 4) == 0;
+    if (pick(0, 3) == 0) return;  // by its own texts, in which little repeats
+    for (std::size_t i = 0; i < wanted_.size(); ++i) {
+      if (pick(0, 9) == 0) wanted_[i].speculative = false;
+      for (int choice = 0; choice < wanted_[i].n; ++choice) {
+        foreseen_[{static_cast<RequestId>(i + 1), choice}] = expected(wanted_[i], choice).tokens;
+      }
+    }
+    const unsigned seed = static_cast<unsigned>(pick(0, 1000));
+    speculative.make_proposer = [this, seed, right = one_of({0.0, 0.5, 0.9, 1.0})] {
+      return std::make_unique<Clairvoyant>(foreseen_, seed, right, kVocab);
+    };
+  }
+
   void serve(Engine& engine) {
     const int patience = pick(0, 1) * pick(1, 6);  // 0: all arrive at once
     std::size_t next = 0;
@@ -272,6 +296,7 @@ class RandomEngineRun {
     single.n = 1;
     single.sampling.choice_index += static_cast<std::uint32_t>(choice);
     if (choice > 0) single.prompt_logprobs.reset();
+    single.speculative.reset();
     const Answer answer = answer_one(backend_.alone, single);
     remove_chunks(backend_.alone);
     return answer;
@@ -310,6 +335,7 @@ class RandomEngineRun {
   bool tight_;         // the pool has a fifth of what all answers need
   bool long_answers_;  // behind short prompts, so that sequences outgrow what they were admitted with
   std::vector<Request> wanted_;
+  Foreseen foreseen_;
   std::map<RequestId, std::size_t> submitted_;
   std::map<RequestId, bool> cancelled_;
   std::map<std::pair<RequestId, int>, Answer> answers_;
@@ -344,6 +370,9 @@ void expect_answers_alone(std::optional<quant::KvFormat> format, unsigned num_se
   EXPECT_GT(totals.evictions, num_seeds / 10);
   EXPECT_LT(totals.no_room, num_seeds);
   EXPECT_GT(totals.lossy, num_seeds / 2);
+  EXPECT_GT(totals.drafted, 100 * num_seeds);
+  EXPECT_GT(totals.accepted, totals.drafted / 10);
+  EXPECT_LT(totals.accepted, totals.drafted * 9 / 10);
 }
 
 TEST(Equivalence, EveryAnswerIsThatOfTheRequestAlone) { expect_answers_alone({}, is_reduced() ? 12 : 300); }

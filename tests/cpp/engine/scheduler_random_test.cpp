@@ -1,5 +1,5 @@
 // Random runs of the scheduler over a memory that knows of every slot what must be in it: arrivals, lengths, stops,
-// cancellations, namespaces, several answers, policies of keys.
+// cancellations, namespaces, several answers, policies of keys, drafts that are right or wrong.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include "base/effort.h"
 #include "base/error.h"
 #include "engine/scheduler.h"
+#include "sampling/accept.h"
 
 namespace nb::engine {
 namespace {
@@ -27,16 +28,17 @@ std::uint64_t kv_of(std::span<const TokenId> tokens) {
   return value;
 }
 
-/// The same of a sequence's token at a position: behind what its policy hides, of nobody else's.
+/// The same of a sequence's token or draft at a position: behind what its policy hides, of nobody else's.
 std::uint64_t kv_of(const Sequence& sequence, int position) {
-  const std::span<const TokenId> tokens = sequence.tokens;
+  const auto tokens = sequence.text_with(static_cast<int>(sequence.drafts.size()));
   const std::uint64_t value = kv_of(tokens.first(static_cast<std::size_t>(position) + 1));
-  return position < sequence.exact_len() ? value : value + static_cast<std::uint64_t>(sequence.id);
+  const int exact = sequence.request.keeps_kv ? ops::exact_tokens(sequence.request.key_policy) : 0;
+  return position < exact ? value : value + static_cast<std::uint64_t>(sequence.id);
 }
 
 /// The token that answer `choice` of the random runs continues `tokens` with; 0 stops it.
 TokenId next_token(std::span<const TokenId> tokens, int choice) {
-  return static_cast<TokenId>((kv_of(tokens) >> 20) + 7 * static_cast<std::uint64_t>(choice)) % 16;
+  return static_cast<TokenId>(((kv_of(tokens) >> 20) + 7 * static_cast<std::uint64_t>(choice)) % 16);
 }
 
 using AnswerKey = std::pair<RequestId, int>;
@@ -49,15 +51,49 @@ struct Expected {
   bool ended = false;
 };
 
+/// Drafts of any number, each right with the same probability; some sequences get none.
+class RandomDrafts final : public DraftSource {
+ public:
+  RandomDrafts(unsigned seed, double right) : random_(seed), is_right_(right) {}
+
+  void propose(std::span<const DraftCandidate> candidates, DraftRoom room) override {
+    EXPECT_GE(room.free_rows, 1);
+    int left = room.free_rows;
+    for (const DraftCandidate& candidate : candidates) {
+      EXPECT_GE(candidate.most, 1);
+      EXPECT_TRUE(candidate.sequence->drafts.empty());
+      int count = std::uniform_int_distribution<int>(0, 20)(random_);
+      count = std::min({count, candidate.most, left});
+      left -= count;
+      std::vector<TokenId> text = candidate.sequence->tokens;
+      for (; count > 0; --count) {
+        const TokenId next = next_token(text, candidate.sequence->choice);
+        text.push_back(is_right_(random_) ? next : (next + 1) % 16);
+        candidate.sequence->drafts.push_back(text.back());
+      }
+    }
+  }
+
+ private:
+  std::mt19937 random_;
+  std::bernoulli_distribution is_right_;
+};
+
 /// Random arrivals, lengths, stops, cancellations, namespaces and numbers of answers on one random configuration, over
 /// a memory that holds for each slot the value of its KV. Many prompts begin alike.
 class RandomRun {
  public:
   explicit RandomRun(unsigned seed)
       : random_(seed),
-        limits_{.max_batch_tokens = pick(1, 40), .max_num_seqs = pick(1, 8), .max_waiting = pick(0, 1) * pick(1, 6)},
+        limits_{.max_batch_tokens = pick(1, 40),
+                .max_num_seqs = pick(1, 8),
+                .max_waiting = pick(0, 1) * pick(1, 6),
+                .seals_keys = pick(0, 3) == 0},
         scheduler_(limits_, pick(2, 40), pick(0, 3) > 0 ? std::optional<std::string>("test") : std::nullopt),
-        memory_(static_cast<std::size_t>(scheduler_.pool().num_blocks()) * kBlockTokens, kGarbage) {}
+        memory_(static_cast<std::size_t>(scheduler_.pool().num_blocks()) * kBlockTokens, kGarbage),
+        drafts_(seed, 0.25 * pick(0, 4)) {
+    if (pick(0, 2) > 0) scheduler_.set_draft_source(drafts_);
+  }
 
   void run() {
     for (int step = 0; step < 150; ++step) {
@@ -76,6 +112,8 @@ class RandomRun {
   int num_longer_than_the_pool() const { return num_longer_than_the_pool_; }
   int num_dropped() const { return num_dropped_; }
   int num_summaries() const { return num_summaries_; }
+  int num_drafted() const { return num_drafted_; }
+  int num_accepted() const { return num_accepted_; }
 
  private:
   static constexpr std::uint64_t kGarbage = 0xDEAD;
@@ -110,6 +148,7 @@ class RandomRun {
     Request request;
     request.prompt = prompt();
     if (pick(0, 1) == 0) request.key_policy = policy();
+    if (pick(0, 9) == 0) request.speculative = false;
     request.keeps_kv = pick(0, 39) > 0 || request.key_policy.rule != ops::KeyRule::full;
     request.max_tokens = pick(0, 40);
     request.n = pick(0, 3) > 0 || !request.keeps_kv ? 1 : pick(2, 4);
@@ -176,14 +215,27 @@ class RandomRun {
     update_memory();
     check_plan(plan);
     compute(plan);
-    std::vector<TokenId> sampled;
-    for (const auto& entry : plan.entries)
-      sampled.push_back(next_token(entry.sequence->tokens, entry.sequence->choice));
-    scheduler_.commit(plan, sampled);
+    scheduler_.commit(plan, draw(plan));
     scheduler_.check_invariants();
     update_memory();
     for (const auto& sequence : scheduler_.finished()) check_end(*sequence);
     scheduler_.forget_finished();
+  }
+
+  /// The token behind every row that samples, as long as the drafts before it are right.
+  std::vector<TokenId> draw(const StepPlan& plan) {
+    std::vector<TokenId> sampled(static_cast<std::size_t>(plan.num_draws), sampling::kNotDrawn);
+    for (const auto& entry : plan.entries) {
+      const Sequence& sequence = *entry.sequence;
+      num_drafted_ += entry.num_drafts;
+      for (int i = 0; i < entry.num_draws(); ++i) {
+        const TokenId token = next_token(sequence.text_with(i), sequence.choice);
+        sampled[static_cast<std::size_t>(entry.first_draw + i)] = token;
+        if (i == entry.num_drafts || token != sequence.drafts[static_cast<std::size_t>(i)]) break;
+        ++num_accepted_;
+      }
+    }
+    return sampled;
   }
 
   void update_memory() {
@@ -251,12 +303,17 @@ class RandomRun {
       EXPECT_EQ(++seen[AnswerKey(sequence.id, sequence.choice)], 1);
       EXPECT_GE(entry.count, 1);
       EXPECT_EQ(entry.first, sequence.computed_len());
-      EXPECT_LE(entry.first + entry.count, sequence.len());
+      EXPECT_LE(entry.first + entry.count, sequence.len() + entry.num_drafts);
+      EXPECT_EQ(static_cast<int>(sequence.drafts.size()), entry.num_drafts);
+      EXPECT_LE(sequence.len() + entry.num_drafts, sequence.max_len - (entry.num_drafts > 0 ? 1 : 0));
+      EXPECT_TRUE(entry.num_drafts == 0 || (sequence.request.keeps_kv && sequence.request.speculative.value_or(true)));
+      if (limits_.seals_keys) check_groups(entry);
       EXPECT_GE(sequence.table.length(), entry.first + entry.count);
-      EXPECT_EQ(entry.samples, entry.first + entry.count == sequence.len() && sequence.generates());
+      const int num_tokens = entry.count - entry.num_drafts;
+      EXPECT_EQ(entry.samples, entry.first + num_tokens == sequence.len() && sequence.generates());
       EXPECT_FALSE(sequence.ends_early());
       EXPECT_FALSE(sliced) << "a younger sequence computes while an older prompt was cut short";
-      sliced = entry.first + entry.count < sequence.len() && !sequence.drops_kv();  // which may lack blocks
+      sliced = entry.first + num_tokens < sequence.len() && !sequence.drops_kv();  // which may lack blocks
       total += entry.count;
     }
     EXPECT_EQ(total, plan.num_tokens);
@@ -266,6 +323,14 @@ class RandomRun {
                                   [](const auto& entry) { return !entry.second.ended && !entry.second.cancelled; });
     idle_steps_ = live && total == 0 ? idle_steps_ + 1 : 0;
     EXPECT_LE(idle_steps_, 1);
+  }
+
+  /// No group of keys is full with a draft in it.
+  static void check_groups(const PlannedSequence& entry) {
+    const int first_draft = entry.first + entry.count - entry.num_drafts;
+    for (int draft = first_draft; draft < entry.first + entry.count; ++draft) {
+      EXPECT_NE(draft % kBlockTokens, kBlockTokens - 1);
+    }
   }
 
   void check_end(const Sequence& sequence) {
@@ -284,18 +349,21 @@ class RandomRun {
   SchedulerLimits limits_;
   Scheduler scheduler_;
   std::vector<std::uint64_t> memory_;
+  RandomDrafts drafts_;
   std::map<AnswerKey, Expected> answers_;
   RequestId next_id_ = 1;
   int idle_steps_ = 0;
   int num_longer_than_the_pool_ = 0;
   int num_dropped_ = 0;
   int num_summaries_ = 0;
+  int num_drafted_ = 0;
+  int num_accepted_ = 0;
 };
 
 TEST(SchedulerRandom, RunsKeepTheInvariants) {
   const unsigned num_seeds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 3000 : is_reduced() ? 60 : 300;
   SchedulerCounters total;
-  int longer = 0, dropped = 0, summaries = 0;
+  int longer = 0, dropped = 0, summaries = 0, drafted = 0, accepted = 0;
   for (unsigned seed = 0; seed < num_seeds && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE(concat("seed ", seed));
     RandomRun run(seed);
@@ -306,13 +374,18 @@ TEST(SchedulerRandom, RunsKeepTheInvariants) {
     longer += run.num_longer_than_the_pool();
     dropped += run.num_dropped();
     summaries += run.num_summaries();
+    drafted += run.num_drafted();
+    accepted += run.num_accepted();
   }
   EXPECT_GT(total.preemptions, num_seeds);
   EXPECT_GT(total.prefix_hit_tokens, 100 * num_seeds);
   EXPECT_GT(total.forked_tokens, 20 * num_seeds);
-  EXPECT_GT(longer, static_cast<int>(num_seeds) / 40);
+  EXPECT_GT(longer, static_cast<int>(num_seeds) / 60);
   EXPECT_GT(dropped, 1000 * static_cast<int>(num_seeds));
   EXPECT_GT(summaries, static_cast<int>(num_seeds));
+  EXPECT_GT(drafted, 500 * static_cast<int>(num_seeds));
+  EXPECT_GT(accepted, drafted / 10);
+  EXPECT_LT(accepted, drafted * 9 / 10);
 }
 
 }  // namespace

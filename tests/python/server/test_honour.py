@@ -210,6 +210,15 @@ def test_kv_policy(server: Any, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", [CHAT, TEXT])
+def test_speculative(server: Any, route: str) -> None:
+    """This server does not guess tokens, so that only a wish for it cannot be honoured."""
+    body = {**_request(route), "max_tokens": 12}
+    plain, without = (server.post(route, {**body, "speculative": value}).json() for value in (None, False))
+    assert _content(plain) == _content(without)
+    refused(server.post(route, {**body, "speculative": True}), 400, "speculative")
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
 def test_no_field_is_forgotten(route: str) -> None:
     module: Any = chat_params if route == CHAT else text_params
     known = set(CHAT_CASES if route == CHAT else TEXT_CASES) | STREAMED | ALONE

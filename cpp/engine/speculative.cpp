@@ -1,0 +1,142 @@
+#include "engine/speculative.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "engine/ngram_proposer.h"
+#include "engine/suffix_proposer.h"
+#include "sampling/accept.h"
+
+namespace nb::engine {
+
+namespace {
+
+/// Of one sequence.
+struct Memory final : DraftState {
+  Acceptance acceptance;
+  std::unique_ptr<DraftState> of_proposer;
+};
+
+Memory& memory_of(Sequence& sequence) {
+  if (sequence.draft_state == nullptr) sequence.draft_state = std::make_unique<Memory>();
+  return static_cast<Memory&>(*sequence.draft_state);
+}
+
+std::unique_ptr<Proposer> make_proposer(const SpeculativeOptions& options) {
+  if (options.make_proposer) return options.make_proposer();
+  if (options.method == SpeculativeMethod::suffix) return std::make_unique<SuffixProposer>(options.prompt_lookup_min);
+  return std::make_unique<NgramProposer>(options.prompt_lookup_min, options.prompt_lookup_max);
+}
+
+}  // namespace
+
+SpeculativeMethod parse_speculative_method(const std::string& name) {
+  NB_CHECK(name == "ngram" || name == "suffix", invalid_argument,
+           "the method of speculation must be ngram or suffix, got '", name, "'");
+  return name == "ngram" ? SpeculativeMethod::ngram : SpeculativeMethod::suffix;
+}
+
+void validate(const SpeculativeOptions& options) {
+  NB_CHECK(options.num_draft_tokens >= 1 && options.num_draft_tokens <= kMostDraftTokens, invalid_argument,
+           "num_draft_tokens must be in [1, ", kMostDraftTokens, "], got ", options.num_draft_tokens);
+  NB_CHECK(options.prompt_lookup_min >= 1, invalid_argument, "prompt_lookup_min must be >= 1, got ",
+           options.prompt_lookup_min);
+  NB_CHECK(options.prompt_lookup_max >= options.prompt_lookup_min, invalid_argument,
+           "prompt_lookup_max must be >= prompt_lookup_min (", options.prompt_lookup_min, "), got ",
+           options.prompt_lookup_max);
+}
+
+Speculator::Speculator(const SpeculativeOptions& options, int vocab_size) : options_(options), vocab_size_(vocab_size) {
+  validate(options);
+  proposer_ = make_proposer(options);
+}
+
+void Speculator::propose(std::span<const DraftCandidate> candidates, DraftRoom room) {
+  num_guesses_ = 0;
+  for (const DraftCandidate& candidate : candidates) guess(candidate);
+  if (num_guesses_ == 0) return;
+  choose(room);
+  for (std::size_t i = 0; i < num_guesses_; ++i) {
+    const auto end = guesses_[i].tokens.begin() + counts_[i];
+    guesses_[i].sequence->drafts.assign(guesses_[i].tokens.begin(), end);
+  }
+}
+
+/// Notes what the proposer says about a sequence, unless that is nothing.
+void Speculator::guess(const DraftCandidate& candidate) {
+  if (guesses_.size() == num_guesses_) guesses_.emplace_back();
+  Guess& guess = guesses_[num_guesses_];
+  guess.sequence = candidate.sequence;
+  guess.tokens.clear();
+  Memory& memory = memory_of(*candidate.sequence);
+  const int most = std::min(candidate.most, options_.num_draft_tokens);
+  guess.evidence = proposer_->propose(*candidate.sequence, memory.of_proposer, most, guess.tokens);
+  NB_ASSERT(static_cast<int>(guess.tokens.size()) <= most);
+  const auto is_outside = [&](TokenId token) { return token < 0 || token >= vocab_size_; };
+  NB_ASSERT(std::none_of(guess.tokens.begin(), guess.tokens.end(), is_outside));
+  if (guess.tokens.empty()) return;
+  guess.chances.clear();
+  for (int i = 0; i < static_cast<int>(guess.tokens.size()); ++i) {
+    guess.chances.push_back(memory.acceptance.estimate(guess.evidence + i, &acceptance_));
+  }
+  ++num_guesses_;
+}
+
+/// How many of each guess are verified. Now and then all, or none, whatever seems to pay: what a step takes with them
+/// and without is known only from such steps.
+void Speculator::choose(DraftRoom room) {
+  counts_.assign(num_guesses_, 0);
+  chances_.clear();
+  for (std::size_t i = 0; i < num_guesses_; ++i) chances_.push_back(guesses_[i].chances);
+  if (options_.adaptive) choose_counts(chances_, room.planned_rows, room.free_rows, costs_, counts_);
+  const bool has_drafts = std::any_of(counts_.begin(), counts_.end(), [](int count) { return count > 0; });
+  const bool probes = options_.adaptive && ++num_choices_ % kProbeEvery == 0;
+  if (probes && has_drafts) {
+    counts_.assign(num_guesses_, 0);
+  } else if (probes || !options_.adaptive) {
+    int rows = room.free_rows;
+    for (std::size_t i = 0; i < num_guesses_; ++i) {
+      counts_[i] = std::min(rows, static_cast<int>(guesses_[i].tokens.size()));
+      rows -= counts_[i];
+    }
+  }
+}
+
+void Speculator::record(const StepPlan& plan, std::span<const TokenId> sampled, double seconds) {
+  int num_decodes = 0, num_drafted = 0, num_accepted = 0;
+  bool only_decodes = true;
+  std::size_t next = 0;
+  for (const PlannedSequence& entry : plan.entries) {
+    const bool decodes = entry.samples && entry.count == entry.num_draws();
+    only_decodes = only_decodes && decodes;
+    if (!decodes) continue;
+    ++num_decodes;
+    const auto drawn =
+        sampled.subspan(static_cast<std::size_t>(entry.first_draw), static_cast<std::size_t>(entry.num_draws()));
+    num_drafted += entry.num_drafts;
+    num_accepted += sampling::count_accepted(entry.sequence->drafts, drawn);
+    if (next == num_guesses_ || guesses_[next].sequence != entry.sequence) continue;
+    const Guess& guess = guesses_[next++];
+    Memory& memory = memory_of(*entry.sequence);
+    // What was guessed and not verified can be right or wrong all the same.
+    for (std::size_t i = 0; i < std::min(guess.tokens.size(), drawn.size()); ++i) {
+      if (drawn[i] == sampling::kNotDrawn) break;
+      const bool right = guess.tokens[i] == drawn[i];
+      memory.acceptance.record(guess.evidence + static_cast<int>(i), right);
+      acceptance_.record(guess.evidence + static_cast<int>(i), right);
+      if (!right) break;
+    }
+  }
+  num_guesses_ = 0;
+  counters_.steps += num_decodes;
+  counters_.drafted += num_drafted;
+  counters_.accepted += num_accepted;
+  if (!only_decodes || num_decodes == 0) return;
+  costs_.record(plan.num_tokens, seconds);
+  if (num_drafted == 0) return;
+  const double plain = costs_.seconds(num_decodes);
+  if (plain == 0.0) return;
+  counters_.saved_seconds += plain * (1.0 + static_cast<double>(num_accepted) / num_decodes) - seconds;
+}
+
+}  // namespace nb::engine

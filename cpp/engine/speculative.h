@@ -1,0 +1,95 @@
+// Guesses coming tokens so that one step can verify several: how many drafts each sequence gets, and what came of them.
+//
+// A Proposer guesses; how often such guesses have been right, and what a step of so many rows takes, decide how many of
+// them are worth a row (draft_worth.h). No token depends on any of it: see sampling/accept.h. Used by the thread that
+// runs steps.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "engine/draft_source.h"
+#include "engine/draft_worth.h"
+#include "engine/metrics.h"
+#include "engine/scheduler.h"
+
+namespace nb::engine {
+
+/// Guesses how the text of a sequence goes on.
+class Proposer {
+ public:
+  virtual ~Proposer() = default;
+
+  /// Appends at most `most` tokens to `drafts`, which is empty, and returns how much speaks for them: the number of
+  /// tokens before them that were seen before. `memory`: what it remembers of the sequence, its own affair.
+  virtual int propose(const Sequence& sequence, std::unique_ptr<DraftState>& memory, int most,
+                      std::vector<TokenId>& drafts) = 0;
+};
+
+enum class SpeculativeMethod : std::uint8_t {
+  ngram,   ///< see NgramProposer
+  suffix,  ///< see SuffixProposer
+};
+
+/// Throws invalid_argument for a name that is neither "ngram" nor "suffix".
+SpeculativeMethod parse_speculative_method(const std::string& name);
+
+struct SpeculativeOptions {
+  SpeculativeMethod method = SpeculativeMethod::ngram;
+  int num_draft_tokens = 4;   ///< at most, for a sequence and step
+  int prompt_lookup_min = 1;  ///< latest tokens of a text that must have occurred before
+  int prompt_lookup_max = 4;  ///< of `ngram`: and that are compared
+  bool adaptive = true;       ///< fewer drafts, or none, where they do not pay
+  std::function<std::unique_ptr<Proposer>()> make_proposer{};  ///< in place of the method's, for tests
+};
+
+/// Most drafts for a sequence and step.
+inline constexpr int kMostDraftTokens = 64;
+
+/// Throws invalid_argument naming field, value and range.
+void validate(const SpeculativeOptions& options);
+
+class Speculator final : public DraftSource {
+ public:
+  /// Throws as validate().
+  Speculator(const SpeculativeOptions& options, int vocab_size);
+
+  void propose(std::span<const DraftCandidate> candidates, DraftRoom room) override;
+
+  /// Learns from a step before it is committed: what was drawn, as for Scheduler::commit(), and what it took.
+  void record(const StepPlan& plan, std::span<const TokenId> sampled, double seconds);
+
+  const DraftCounters& counters() const { return counters_; }
+
+ private:
+  static constexpr int kProbeEvery = 64;
+
+  struct Guess {
+    Sequence* sequence = nullptr;
+    std::vector<TokenId> tokens;
+    int evidence = 0;
+    std::vector<double> chances;
+  };
+
+  void guess(const DraftCandidate& candidate);
+  void choose(DraftRoom room);
+
+  SpeculativeOptions options_;
+  int vocab_size_;
+  std::unique_ptr<Proposer> proposer_;
+  std::vector<Guess> guesses_;  // of the present step, the first num_guesses_ of them
+  std::size_t num_guesses_ = 0;
+  std::vector<DraftChances> chances_;
+  std::vector<int> counts_;
+  Acceptance acceptance_;  // of all sequences
+  StepCosts costs_;
+  int num_choices_ = 0;
+  DraftCounters counters_;
+};
+
+}  // namespace nb::engine

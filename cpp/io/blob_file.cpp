@@ -1,0 +1,211 @@
+// Layout, little-endian; blobs begin at multiples of 4096:
+//
+//   0   8   magic
+//   8   8   number of blobs
+//   16  32  identity
+//   48  24  of each blob: offset (8), bytes (8), CRC32C (4), zero (4)
+//       4   CRC32C of all before
+#include "io/blob_file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "base/crc32c.h"
+#include "base/error.h"
+#include "base/log.h"
+
+namespace nb::io {
+namespace {
+
+constexpr char kMagic[8] = {'N', 'B', 'B', 'L', 'O', 'B', 'S', '1'};
+constexpr std::size_t kFixedBytes = 48, kEntryBytes = 24;
+// Small enough to be summed up while it is in the processor's cache.
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+
+std::string reason(int error) { return std::generic_category().message(error); }
+
+std::size_t header_bytes(std::size_t num_blobs) { return kFixedBytes + num_blobs * kEntryBytes + 4; }
+
+std::uint64_t first_offset(std::size_t num_blobs) { return blob_room(header_bytes(num_blobs)); }
+
+template <class Number>
+void append(std::vector<std::byte>& out, Number value) {
+  const auto bytes = std::as_bytes(std::span(&value, 1));
+  out.insert(out.end(), bytes.begin(), bytes.end());
+}
+
+std::vector<std::byte> encode_header(const BlobFileSpec& spec, const std::vector<std::uint32_t>& checksums) {
+  std::vector<std::byte> out;
+  for (const char letter : kMagic) append(out, letter);
+  append(out, std::uint64_t{spec.blob_bytes.size()});
+  out.insert(out.end(), spec.identity.begin(), spec.identity.end());
+  std::uint64_t offset = first_offset(spec.blob_bytes.size());
+  for (std::size_t i = 0; i < spec.blob_bytes.size(); ++i) {
+    append(out, offset);
+    append(out, spec.blob_bytes[i]);
+    append(out, checksums[i]);
+    append(out, std::uint32_t{0});
+    offset += blob_room(spec.blob_bytes[i]);
+  }
+  append(out, crc32c(out));
+  return out;
+}
+
+template <class Number>
+Number number_at(std::span<const std::byte> bytes, std::size_t offset) {
+  Number value;
+  std::memcpy(&value, bytes.data() + offset, sizeof(value));
+  return value;
+}
+
+// Held while it lives, by one thread of one process. A file system without locks has none: then two may make the same
+// file, each under a name of its own, and the last one stays.
+class Lock {
+ public:
+  explicit Lock(const std::string& path) : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+    NB_CHECK(descriptor_ >= 0, io, path, ": cannot create: ", reason(errno));
+    while (::flock(descriptor_, LOCK_EX) != 0 && errno == EINTR) {
+    }
+  }
+  ~Lock() { ::close(descriptor_); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  int descriptor_;
+};
+
+std::string prefix_of(const std::string& path) { return std::filesystem::path(path).filename().string(); }
+
+// Of writers that were killed. For who holds the lock.
+void remove_abandoned(const std::string& path) {
+  std::error_code error;
+  const std::string prefix = concat(".", prefix_of(path), "-");
+  for (const auto& entry : std::filesystem::directory_iterator(folder_of(path), error)) {
+    const std::string name = entry.path().filename().string();
+    std::error_code ignored;
+    if (name.starts_with(prefix) && name.ends_with(".tmp")) std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
+// Opens the file if it is the one that is wanted; null and the reason if not.
+std::shared_ptr<const BlobFile> open_if_good(const std::string& path, const BlobFileSpec& spec, std::string& why) {
+  if (std::error_code error; !std::filesystem::exists(path, error)) return nullptr;
+  try {
+    return std::make_shared<const BlobFile>(path, spec);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::format) throw;
+    why = error.what();
+    return nullptr;
+  }
+}
+
+}  // namespace
+
+std::uint64_t BlobFileSpec::file_bytes() const {
+  std::uint64_t total = first_offset(blob_bytes.size());
+  for (const std::uint64_t bytes : blob_bytes) total += blob_room(bytes);
+  return total;
+}
+
+BlobWriter::BlobWriter(const std::string& path, BlobFileSpec spec)
+    : spec_(std::move(spec)),
+      file_(path, prefix_of(path), spec_.file_bytes()),
+      offset_(first_offset(spec_.blob_bytes.size())) {}
+
+void BlobWriter::write(std::span<const std::byte> blob) {
+  NB_ASSERT(checksums_.size() < spec_.blob_bytes.size() && blob.size() == spec_.blob_bytes[checksums_.size()]);
+  file_.write_at(offset_, blob);
+  offset_ += blob_room(blob.size());
+  checksums_.push_back(crc32c(blob));
+}
+
+void BlobWriter::finish() {
+  NB_ASSERT(checksums_.size() == spec_.blob_bytes.size());
+  file_.write_at(0, encode_header(spec_, checksums_));
+  file_.publish();
+}
+
+BlobFile::BlobFile(const std::string& path, const BlobFileSpec& spec) : file_(path) {
+  const std::size_t num_blobs = spec.blob_bytes.size();
+  std::vector<std::byte> header(header_bytes(num_blobs));
+  NB_CHECK(file_.size() >= first_offset(num_blobs), format, path, ": ", file_.size(), " bytes are too few for ",
+           num_blobs, " blobs");
+  file_.read(0, header);
+  NB_CHECK(std::memcmp(header.data(), kMagic, sizeof(kMagic)) == 0, format, path, ": no file of blobs");
+  NB_CHECK(number_at<std::uint64_t>(header, 8) == num_blobs &&
+               std::equal(spec.identity.begin(), spec.identity.end(), header.begin() + 16),
+           format, path, ": made from something else");
+  const std::span<const std::byte> summed = std::span(header).first(header.size() - 4);
+  NB_CHECK(number_at<std::uint32_t>(header, summed.size()) == crc32c(summed), format, path,
+           ": the directory is damaged");
+  for (std::size_t i = 0; i < num_blobs; ++i) {
+    const std::size_t at = kFixedBytes + i * kEntryBytes;
+    entries_.push_back({number_at<std::uint64_t>(header, at), number_at<std::uint64_t>(header, at + 8),
+                        number_at<std::uint32_t>(header, at + 16)});
+    NB_CHECK(entries_.back().bytes == spec.blob_bytes[i], format, path, ": blob ", i, " has ", entries_.back().bytes,
+             " bytes, expected ", spec.blob_bytes[i]);
+  }
+  NB_CHECK(file_.size() >= spec.file_bytes(), format, path, ": cut off, ", file_.size(), " of ", spec.file_bytes(),
+           " bytes");
+
+  static_cast<void>(::posix_fadvise(file_.descriptor(), 0, 0, POSIX_FADV_DONTNEED));  // what writing left
+  // Some file systems accept the flag and refuse the reads.
+  const int flags = ::fcntl(file_.descriptor(), F_GETFL);
+  is_direct_ = flags >= 0 && ::fcntl(file_.descriptor(), F_SETFL, flags | O_DIRECT) == 0;
+  if (is_direct_) {
+    alignas(kBlobAlignment) static thread_local std::byte probe[kBlobAlignment];
+    is_direct_ = ::pread(file_.descriptor(), probe, sizeof(probe), 0) == static_cast<ssize_t>(sizeof(probe));
+    if (!is_direct_) static_cast<void>(::fcntl(file_.descriptor(), F_SETFL, flags));
+  }
+}
+
+void BlobFile::read(int index, std::span<std::byte> out) const {
+  const Entry& entry = entries_[static_cast<std::size_t>(index)];
+  const auto room = static_cast<std::size_t>(blob_room(entry.bytes));
+  NB_ASSERT(out.size() >= room && reinterpret_cast<std::uintptr_t>(out.data()) % kBlobAlignment == 0);
+  std::uint32_t checksum = 0;
+  for (std::size_t done = 0; done < room;) {
+    const std::size_t wanted = std::min(kPieceBytes, room - done);
+    const auto offset = static_cast<off_t>(entry.offset + done);
+    const ssize_t got = ::pread(file_.descriptor(), out.data() + done, wanted, offset);
+    if (got < 0 && errno == EINTR) continue;
+    NB_CHECK(got >= 0, io, path(), ": cannot read ", wanted, " bytes at offset ", offset, ": ", reason(errno));
+    // What a direct read gives ends at a block, but for the end of the file.
+    const auto usable = static_cast<std::size_t>(got) / kBlobAlignment * kBlobAlignment;
+    NB_CHECK(usable > 0, io, path(), ": ends in blob ", index, ", ", got, " of ", wanted, " bytes at offset ", offset);
+    if (!is_direct_) static_cast<void>(::posix_fadvise(file_.descriptor(), offset, got, POSIX_FADV_DONTNEED));
+    const std::size_t own = done < entry.bytes ? std::min<std::size_t>(usable, entry.bytes - done) : 0;
+    checksum = crc32c(out.subspan(done, own), checksum);
+    done += usable;
+  }
+  if (checksum == entry.checksum) return;
+  static_cast<void>(::unlink(path().c_str()));
+  fail(ErrorCode::format, path(), ": blob ", index, " is damaged; the file is removed, so that it is made again");
+}
+
+std::shared_ptr<const BlobFile> open_or_make(const std::string& path, const BlobFileSpec& spec,
+                                             const std::function<void(BlobWriter&)>& make) {
+  std::string why;
+  if (auto file = open_if_good(path, spec, why)) return file;
+  const Lock lock(path + ".lock");
+  if (auto file = open_if_good(path, spec, why)) return file;  // another was faster
+  if (!why.empty()) log(LogLevel::warning, why, "; it is made again");
+  remove_abandoned(path);
+  {
+    BlobWriter writer(path, spec);
+    make(writer);
+    writer.finish();
+  }
+  return std::make_shared<const BlobFile>(path, spec);
+}
+
+}  // namespace nb::io

@@ -1,0 +1,90 @@
+// A file of blobs that can be made again at any time: pieces of known sizes, each read whole, with a checksum.
+//
+// For packed weights that a model reads again and again: reads go past the page cache where the file system allows it
+// (O_DIRECT), else what they left there is given back, so that the cache is no second place where the weights lie. Not
+// for what cannot be made again: a damaged file is removed. Reading is safe from any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/align.h"
+#include "base/sha256.h"
+#include "io/mapped_file.h"
+#include "io/new_file.h"
+
+namespace nb::io {
+
+/// Of blobs in the file, and of the memory they are read into.
+inline constexpr std::size_t kBlobAlignment = 4096;
+
+/// What a blob takes, in the file and in memory.
+constexpr std::uint64_t blob_room(std::uint64_t bytes) {
+  return round_up<std::uint64_t>(bytes, std::uint64_t{kBlobAlignment});
+}
+
+/// What a file must hold to be the one that is wanted.
+struct BlobFileSpec {
+  Digest identity{};  ///< of what the blobs are made from, and how
+  std::vector<std::uint64_t> blob_bytes{};
+
+  std::uint64_t file_bytes() const;
+};
+
+/// Makes such a file, see NewFile. For one thread.
+class BlobWriter {
+ public:
+  /// Takes the disk space. Throws io.
+  BlobWriter(const std::string& path, BlobFileSpec spec);
+
+  /// Appends the next blob, which has the size the spec says. Throws io.
+  void write(std::span<const std::byte> blob);
+
+  /// After the last one. Throws io.
+  void finish();
+
+ private:
+  BlobFileSpec spec_;
+  NewFile file_;
+  std::uint64_t offset_;
+  std::vector<std::uint32_t> checksums_;
+};
+
+class BlobFile {
+ public:
+  /// Reads the directory. Throws io, or format if the file is damaged or not the one that is wanted, naming path and
+  /// reason.
+  BlobFile(const std::string& path, const BlobFileSpec& spec);
+
+  const std::string& path() const { return file_.path(); }
+  std::uint64_t file_bytes() const { return file_.size(); }
+  /// Whether reads go past the page cache.
+  bool is_direct() const { return is_direct_; }
+
+  /// Reads a blob and compares its checksum. `out` is aligned to kBlobAlignment and has blob_room() bytes. Throws io;
+  /// or format for a blob that is damaged, and then the file is removed.
+  void read(int index, std::span<std::byte> out) const;
+
+ private:
+  struct Entry {
+    std::uint64_t offset;
+    std::uint64_t bytes;
+    std::uint32_t checksum;
+  };
+
+  FileReader file_;
+  std::vector<Entry> entries_;
+  bool is_direct_ = false;
+};
+
+/// Opens a file, which `make` fills first if there is none or a wrong one. Of several processes and threads that want
+/// it at once, one makes it and the others wait. Throws what opening and making throw.
+std::shared_ptr<const BlobFile> open_or_make(const std::string& path, const BlobFileSpec& spec,
+                                             const std::function<void(BlobWriter&)>& make);
+
+}  // namespace nb::io

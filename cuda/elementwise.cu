@@ -89,17 +89,14 @@ __global__ void __launch_bounds__(kThreads) kv_write_tokens_kernel(ops::KvWriteA
   store_token(a.kv, a.open, row, a.slots[row], head, a.k + row * a.k_stride + at, a.v + row * a.v_stride + at);
 }
 
-/// Dimension d of a key of a row of `a`, which is in an open cell if keys are sealed, or of `b`, where it is sealed.
-template <class Key, bool kIsOpen>
-NB_DEVICE float kept_number(const ops::KeyDeviationArgs& a, int row, const std::uint8_t* cell, int head, int token,
-                            int d) {
-  if constexpr (!kIsSealed<Key>) {
-    return number_at<Key>(cell, a.a.head_dim, token, d);
-  } else if constexpr (kIsOpen) {
-    return open_cell(a.a, a.open, a.open.row_cells[row], head)[d * kBlockTokens + token];
-  } else {
-    return sealed_number(cell, a.a.head_dim, token, d);
+/// sum + the squared distance of two keys, of which a lane adds up every 32nd dimension.
+template <class Numbers, class Others>
+NB_DEVICE float add_distance(float sum, const Numbers& x, const Others& y, int head_dim) {
+  for (int dim = lane_id(); dim < head_dim; dim += 32) {
+    const float difference = x.at(dim) - y.at(dim);
+    sum = fmaf(difference, difference, sum);
   }
+  return sum;
 }
 
 /// grid: (groups of rows); a warp per row. A lane adds up every 32nd dimension of one head after the other.
@@ -112,12 +109,13 @@ __global__ void __launch_bounds__(kThreads) key_deviation_kernel(ops::KeyDeviati
   const int slot_a = a.slots_a[row], slot_b = a.slots_b[row];
   float sum = 0.0f;
   for (int head = 0; head < a.a.num_kv_heads; ++head) {
-    const std::uint8_t* const x = kv_cell(a.a, slot_a / kBlockTokens, 0, head);
-    const std::uint8_t* const y = kv_cell(a.b, slot_b / kBlockTokens, 0, head);
-    for (int dim = lane_id(); dim < a.a.head_dim; dim += 32) {
-      const float difference = kept_number<Key, true>(a, row, x, head, slot_a % kBlockTokens, dim) -
-                               kept_number<Key, false>(a, row, y, head, slot_b % kBlockTokens, dim);
-      sum = fmaf(difference, difference, sum);
+    if constexpr (kIsSealed<Key>) {  // before rotation, one of them in the open cell of its row
+      const OpenKey x{open_cell(a.a, a.open, a.open.row_cells[row], head) + slot_a % kBlockTokens};
+      const SealedKey y{kv_cell(a.b, slot_b / kBlockTokens, 0, head), a.b.head_dim, slot_b % kBlockTokens};
+      sum = add_distance(sum, x, y, a.a.head_dim);
+    } else {
+      const KeyNumbers<Key> x(a.a, slot_a, head), y(a.b, slot_b, head);
+      sum = add_distance(sum, x, y, a.a.head_dim);
     }
   }
   sum = warp_sum(sum);

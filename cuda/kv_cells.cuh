@@ -288,4 +288,28 @@ NB_DEVICE float number_at(const std::uint8_t* cell, int dim, int token, int d) {
   }
 }
 
+/// The key of a token and head; at(d) is dimension d.
+template <class Number>
+struct KeyNumbers {
+  const Number* numbers;
+
+  NB_DEVICE KeyNumbers(const ops::KvLayer& kv, int slot, int head)
+      : numbers(reinterpret_cast<const Number*>(kv_cell(kv, slot / kBlockTokens, 0, head)) +
+                slot % kBlockTokens * kv.head_dim) {}
+  NB_DEVICE float at(int d) const { return to_float(numbers[d]); }
+};
+
+template <>
+struct KeyNumbers<Code8> {
+  const std::uint8_t* codes;
+  float scale;
+
+  NB_DEVICE KeyNumbers(const ops::KvLayer& kv, int slot, int head) {
+    const std::uint8_t* const cell = kv_cell(kv, slot / kBlockTokens, 0, head);
+    codes = cell + slot % kBlockTokens * kv.head_dim;
+    scale = to_float(reinterpret_cast<const Fp16*>(cell + kBlockTokens * kv.head_dim)[slot % kBlockTokens]);
+  }
+  NB_DEVICE float at(int d) const { return static_cast<float>(static_cast<int>(codes[d]) - 128) * scale; }
+};
+
 }  // namespace nb::cuda

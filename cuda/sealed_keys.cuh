@@ -105,12 +105,24 @@ NB_DEVICE RotatedEight rotated(const Eight<Sealed>& eight, const float4& low, co
   return out;
 }
 
-/// Dimension d of a key in a sealed cell, before bias and rotation.
-NB_DEVICE float sealed_number(const std::uint8_t* cell, int dim, int token, int d) {
-  Eight<Sealed> eight;
-  take_sealed(cell, dim, token, d % (dim / 2) / 4, eight);
-  return is_marked(eight) ? to_float(kFp16Nan) : unrotated(eight, d / (dim / 2) * 4 + d % 4, 0.0f);
-}
+/// A key before bias and rotation; at(d) is dimension d.
+struct SealedKey {
+  const std::uint8_t* cell;
+  int dim, token;
+
+  NB_DEVICE float at(int d) const {
+    Eight<Sealed> eight;
+    take_sealed(cell, dim, token, d % (dim / 2) / 4, eight);
+    return is_marked(eight) ? to_float(kFp16Nan) : unrotated(eight, d / (dim / 2) * 4 + d % 4, 0.0f);
+  }
+};
+
+/// The same in an open cell, from the key's first number on.
+struct OpenKey {
+  const float* numbers;
+
+  NB_DEVICE float at(int d) const { return numbers[d * kBlockTokens]; }
+};
 
 /// The position of key i of a run, to which it is rotated. Of keys behind the last one: any that there is.
 NB_DEVICE int key_position(const ops::AttentionArgs& a, const ops::AttentionRun& run, int i) {

@@ -270,15 +270,15 @@ MUTATIONS = (
     Mutation("elementwise.cu", "if (row >= a.rows) return;", "if (row + 1 >= a.rows) return;", "deviation: last row"),
     Mutation(
         "elementwise.cu",
-        "kv_cell(a.b, slot_b / kBlockTokens",
-        "kv_cell(a.b, slot_a / kBlockTokens",
+        "y(a.b, slot_b, head)",
+        "y(a.b, slot_a, head)",
         "deviation: slots mixed up",
     ),
-    Mutation("elementwise.cu", "kv_cell(a.b, slot_b", "kv_cell(a.a, slot_b", "deviation: one layer with itself"),
+    Mutation("elementwise.cu", "y(a.b, slot_b", "y(a.a, slot_b", "deviation: one layer with itself"),
     Mutation(
         "elementwise.cu",
-        "dim < a.a.head_dim; dim += 32",
-        "dim < a.a.head_dim / 32 * 32; dim += 32",
+        "dim < head_dim; dim += 32",
+        "dim < head_dim / 32 * 32; dim += 32",
         "deviation: tail of a head",
     ),
     Mutation("elementwise.cu", "  sum = warp_sum(sum);\n", "", "deviation: one lane's part"),
@@ -691,9 +691,9 @@ MUTATIONS = (
     ),
     Mutation(
         "elementwise.cu",
-        "kept_number<Key, true>(a, row, x,",
-        "kept_number<Key, false>(a, row, x,",
-        "deviation: of two sealed keys",
+        "slot_b % kBlockTokens};",
+        "slot_b % kBlockTokens / 2};",
+        "deviation: a sealed key of another token",
     ),
     # ---- sampling.cu ----
     Mutation(

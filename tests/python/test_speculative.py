@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,18 @@ def test_other_types_are_refused_by_name() -> None:
         nb.LLM(speculative_config={"method": "ngram"})  # type: ignore[arg-type]
     with pytest.raises(nb.InvalidArgumentError, match="speculative must be True, False or None, got 2"):
         nb.SamplingParams(speculative=2)  # type: ignore[arg-type]
+
+
+def test_chat_shows_what_guesses_did(
+    model_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say: red, red, red, red, red, red.\n/stats\n"))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    options = ["--model", str(model_path), "--max-model-len", "512", "--max-tokens", "30", "--temperature", "0"]
+    assert cli.main(["chat", *options, "--speculative", "suffix"]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"\[\d+ of \d+ guessed tokens were right\]", shown.err)
+    assert "Guessed tokens" in shown.out + shown.err and "seconds saved (estimate)" in shown.out + shown.err
 
 
 def test_the_command_line_has_it(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,11 @@ namespace nb::engine {
 
 namespace {
 
-constexpr double kForget = 0.95;                                     // per guess of the same level
-constexpr double kPriorWeight = 4.0;                                 // guesses
-constexpr double kFirstChances[] = {0.25, 0.4, 0.5, 0.6, 0.7, 0.8};  // by level, before anything is known
-constexpr double kLeastGain = 1.02;  // times the tokens a second without drafts, for drafts to be tried
+constexpr double kForget = 0.95;                                      // per guess of the same level
+constexpr double kPriorWeight = 4.0;                                  // guesses
+constexpr double kFirstChances[] = {0.15, 0.3, 0.45, 0.6, 0.7, 0.8};  // by level, before anything is known
+constexpr double kUnseenRow = 0.1;   // of the step without it, of a row more than ever was seen
+constexpr double kLeastGain = 1.04;  // times the tokens a second without drafts, for drafts to be tried
 
 }  // namespace
 
@@ -55,7 +56,8 @@ double StepCosts::seconds(int rows) const {
     const double each = below > first ? (value(below) - value(first)) / (below - first) : 0.0;
     return value(below) + std::max(0.0, each) * (rows - below);
   }
-  if (above > kMostRows || above == below) return value(below);
+  if (above > kMostRows) return value(below) * (1.0 + kUnseenRow * (rows - below));
+  if (above == below) return value(below);
   return value(below) + (value(above) - value(below)) * (rows - below) / (above - below);
 }
 

@@ -34,8 +34,8 @@ class StepCosts {
 
   void record(int rows, double seconds);
 
-  /// 0 where nothing is known of so few rows. Between numbers of rows that were seen it grows evenly; what was not seen
-  /// yet is taken to cost no more than the largest number below it, so that it will be tried.
+  /// 0 where nothing is known of so few rows. Between numbers of rows that were seen it grows evenly; beyond them
+  /// each row is taken to cost a tenth more, which is little, so that it will be tried.
   double seconds(int rows) const;
 
  private:

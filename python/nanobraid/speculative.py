@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanobraid.errors import InvalidArgumentError
+from nanobraid.errors import InvalidArgumentError, UnsupportedError
 from nanobraid.sampling_params import require_int
 
 METHODS = ("ngram", "suffix")
@@ -39,6 +39,7 @@ class SpeculativeConfig:
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
+        UnsupportedError: The method is ``draft``: there are no draft models.
     """
 
     method: str = "ngram"
@@ -51,6 +52,8 @@ class SpeculativeConfig:
         def check(field: str, low: int, high: int, allowed: str) -> None:
             object.__setattr__(self, field, require_int(field, getattr(self, field), low, high, allowed))
 
+        if self.method == "draft":
+            raise UnsupportedError("method='draft', guesses of a second model, is not supported; use ngram or suffix")
         if self.method not in METHODS:
             raise InvalidArgumentError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         check("num_draft_tokens", 1, _MOST_DRAFTS, f"an integer in [1, {_MOST_DRAFTS}]")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,7 +113,7 @@ def test_a_grammar_takes_drafts_one_by_one(model_path: Path, llm: nb.LLM) -> Non
         json.loads(outputs[0].text)
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "mixed", "int4", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
 def test_formats_of_keys_and_values(model_path: Path, kv_dtype: str) -> None:
     params = nb.SamplingParams(temperature=0.0, max_tokens=100)
     config = nb.SpeculativeConfig(num_draft_tokens=8, adaptive=False)
@@ -159,10 +161,24 @@ def test_impossible_options_are_refused_by_name(given: dict[str, object], messag
 
 
 def test_other_types_are_refused_by_name() -> None:
+    with pytest.raises(nb.UnsupportedError, match="method='draft'"):
+        nb.SpeculativeConfig(method="draft")
     with pytest.raises(nb.InvalidArgumentError, match="speculative_config must be a SpeculativeConfig or None"):
         nb.LLM(speculative_config={"method": "ngram"})  # type: ignore[arg-type]
     with pytest.raises(nb.InvalidArgumentError, match="speculative must be True, False or None, got 2"):
         nb.SamplingParams(speculative=2)  # type: ignore[arg-type]
+
+
+def test_chat_shows_what_guesses_did(
+    model_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say: red, red, red, red, red, red.\n/stats\n"))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    options = ["--model", str(model_path), "--max-model-len", "512", "--max-tokens", "30", "--temperature", "0"]
+    assert cli.main(["chat", *options, "--speculative", "suffix"]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"\[\d+ of \d+ guessed tokens were right\]", shown.err)
+    assert "Guessed tokens" in shown.out + shown.err and "seconds saved (estimate)" in shown.out + shown.err
 
 
 def test_the_command_line_has_it(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

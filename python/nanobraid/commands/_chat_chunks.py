@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanobraid.chunked import ChunkedLLM, ChunkedOutput, ChunkType
-from nanobraid.commands._chunk_view import memory_figures, show_chunks, show_figures
+from nanobraid.commands._chunk_view import guess_figures, memory_figures, show_chunks, show_figures
 from nanobraid.commands._terminal import TextOut, note, printable
 from nanobraid.composition import Blend, Reuse, reuse_options
 from nanobraid.errors import FormatError, InvalidArgumentError, ModelIOError
@@ -232,6 +232,8 @@ class ChunkCommands:
         _refuse_argument("/stats", argument)
         show_figures("Chunks", self._chunked.get_chunk_stats())
         show_figures("Memory", memory_figures(self._llm))
+        if guessed := guess_figures(self._llm):
+            show_figures("Guessed tokens", guessed)
         if self._query is not None and (self._system or self.system_text):
             show_figures("/infer would need", self._chunked.preview_composition(*self._parts()))
 

@@ -85,6 +85,20 @@ def memory_figures(llm: LLM) -> dict[str, Any]:
     }
 
 
+def guess_figures(llm: LLM) -> dict[str, Any]:
+    """What guesses of coming tokens did, if the engine guesses."""
+    if llm.config["speculative_config"] is None:
+        return {}
+    stats = llm.stats()
+    return {
+        "verified": stats["draft_tokens"],
+        "right": stats["accepted_draft_tokens"],
+        "share": stats["draft_acceptance"],
+        "tokens of a step": stats["tokens_per_decode"],
+        "seconds saved (estimate)": stats["draft_saved_seconds"],
+    }
+
+
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_value(item)}" for name, item in value.items())

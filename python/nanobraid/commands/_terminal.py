@@ -6,6 +6,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+from nanobraid.outputs import RequestMetrics
+
 _KEPT = "\n\t"
 
 
@@ -37,6 +39,13 @@ class TextOut:
 def note(text: str) -> None:
     """A line for the user that is not a result: on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def guesses(metrics: RequestMetrics | None) -> str:
+    """What became of the guesses of an answer's tokens; empty if there were none."""
+    if metrics is None or metrics.num_draft_tokens == 0:
+        return ""
+    return f"{metrics.num_accepted_tokens} of {metrics.num_draft_tokens} guessed tokens were right"
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from nanobraid.commands import _chat_chunks, _options
-from nanobraid.commands._terminal import TextOut, note
+from nanobraid.commands._terminal import TextOut, guesses, note
 from nanobraid.errors import NanobraidError
 from nanobraid.llm import LLM
 from nanobraid.sampling_params import SamplingParams
@@ -138,16 +138,20 @@ class _Chat:
         prompt = self._fitting_prompt()
         answer = ""
         stopped = False
+        guessed = ""
         with contextlib.closing(self._llm.stream(prompt, self._params)) as pieces:
             try:
                 for piece in pieces:
                     answer += piece.text
                     self._out.write(piece.text)
+                    guessed = guesses(piece.metrics)
             except KeyboardInterrupt:
                 stopped = True
         self._out.write("\n")
         if stopped:
             note("[stopped]")
+        elif guessed and sys.stderr.isatty():
+            note(f"[{guessed}]")
         # A stopped answer stays in the history as far as the user has seen it.
         self._turns.append({"role": "assistant", "content": answer})
 

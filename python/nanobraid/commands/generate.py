@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanobraid.commands import _options
-from nanobraid.commands._terminal import TextOut, note
+from nanobraid.commands._terminal import TextOut, guesses, note
 from nanobraid.errors import InvalidArgumentError
 from nanobraid.guided import Guided
 from nanobraid.streaming import stream_line
@@ -42,12 +42,14 @@ def run(options: argparse.Namespace) -> int:
         start = time.perf_counter()
         first = start
         num_tokens = 0
+        guessed = ""
         with closing(llm.stream(prompt, params)) as pieces:
             for piece in pieces:
                 out.write(piece.text)
                 if num_tokens == 0:
                     first = time.perf_counter()
                 num_tokens += len(piece.token_ids)
+                guessed = guesses(piece.metrics)
         end = time.perf_counter()
         out.write("\n")
         if sys.stderr.isatty():
@@ -55,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
             speed = f", {(num_tokens - 1) / (end - first):.1f} tokens/s" if num_tokens > 1 else ""
             note(
                 f"[{num_tokens} tokens, first after {1e3 * (first - start):.0f} ms{speed}; {config['backend']}, "
-                f"{config['dtype']} activations, {config['kv_dtype']} KV, {config['num_threads']} threads]"
+                f"{config['dtype']} activations, {config['kv_dtype']} KV, {config['num_threads']} threads"
+                f"{'; ' if guessed else ''}{guessed}]"
             )
             if line := stream_line(llm.stats()):
                 note(f"[{line}]")

@@ -34,7 +34,7 @@ TEST(StepCosts, GrowEvenlyBetweenWhatWasSeen) {
   EXPECT_EQ(costs.seconds(3), 0.0);
   costs.record(5, 0.03);
   EXPECT_EQ(costs.seconds(3), 0.0) << "it is less, but how much?";
-  EXPECT_EQ(costs.seconds(9), 0.03) << "not seen: to be tried";
+  EXPECT_NEAR(costs.seconds(9), 0.042, 1e-9) << "not seen: to be tried";
   costs.record(1, 0.01);
   EXPECT_DOUBLE_EQ(costs.seconds(3), 0.02);
   EXPECT_NEAR(costs.seconds(1005), 0.03 + 1000 * 0.005, 1e-9) << "beyond the table";
@@ -79,7 +79,7 @@ TEST(ChooseCounts, IsTheBestOfAllCounts) {
   const std::vector<double> chances{0.8, 0.9, 0.3, 0.7, 0.5};
   for (const double each : {0.0005, 0.001, 0.002, 0.004, 0.007}) {
     const StepCosts costs = costs_with(each);
-    double best = 1.02 / costs.seconds(1), tokens = 1.0, reach = 1.0;
+    double best = 1.04 / costs.seconds(1), tokens = 1.0, reach = 1.0;
     int expected = 0;
     for (int count = 1; count <= 5; ++count) {
       reach *= chances[static_cast<std::size_t>(count) - 1];
@@ -98,11 +98,11 @@ TEST(ChooseCounts, LooksBeyondASmallStair) {
   EXPECT_EQ(choose({std::vector<double>(7, 0.95)}, 50, costs), (std::vector<int>{7}));
 }
 
-TEST(ChooseCounts, LearnsFirstWhatAStepTakesWithoutDraftsAndThenTriesAll) {
+TEST(ChooseCounts, LearnsFirstWhatAStepTakesWithoutDraftsAndThenTriesWhatIsLikely) {
   StepCosts costs;
   EXPECT_EQ(choose({{0.5, 0.5}, {0.1}}, 50, costs), (std::vector<int>{0, 0}));
   costs.record(2, 0.01);
-  EXPECT_EQ(choose({{0.5, 0.5}, {0.1}}, 50, costs), (std::vector<int>{2, 1}));
+  EXPECT_EQ(choose({{0.9, 0.9}, {0.1}}, 50, costs), (std::vector<int>{2, 0}));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -60,6 +61,9 @@ class BlobFile {
   /// Reads the directory. Throws io, or format if the file is damaged or not the one that is wanted, naming path and
   /// reason.
   BlobFile(const std::string& path, const BlobFileSpec& spec);
+  ~BlobFile();
+  BlobFile(const BlobFile&) = delete;
+  BlobFile& operator=(const BlobFile&) = delete;
 
   const std::string& path() const { return file_.path(); }
   std::uint64_t file_bytes() const { return file_.size(); }
@@ -77,9 +81,15 @@ class BlobFile {
     std::uint32_t checksum;
   };
 
+  class Queue;
+
+  std::uint32_t read_in_turn(int index, std::span<std::byte> out) const;
+  std::optional<std::uint32_t> read_queued(const Entry& entry, std::span<std::byte> out) const;
+
   FileReader file_;
   std::vector<Entry> entries_;
   bool is_direct_ = false;
+  std::unique_ptr<Queue> queue_;  // null where the system has none
 };
 
 /// Opens a file, which `make` fills first if there is none or a wrong one. Of several processes and threads that want

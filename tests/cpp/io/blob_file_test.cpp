@@ -27,7 +27,7 @@ using Blob = std::vector<std::byte>;
 std::vector<Blob> random_blobs() {
   std::mt19937 random(7);
   std::vector<Blob> blobs;
-  for (const std::size_t bytes : {5u, 4096u, 3u << 20, 4097u, 1u, 12'345u}) {
+  for (const std::size_t bytes : {5u, 4096u, 3u << 20, 4097u, 1u, 12'345u, (21u << 20) + 17}) {
     Blob& blob = blobs.emplace_back(bytes);
     for (std::byte& byte : blob) byte = static_cast<std::byte>(random());
   }
@@ -157,6 +157,18 @@ TEST_F(BlobFileTest, WhatAKilledWriterLeftIsRemoved) {
   open();
   EXPECT_FALSE(std::filesystem::exists(dir_.path(".a.blobs-123-0.tmp")));
   EXPECT_TRUE(std::filesystem::exists(dir_.path(".b.blobs-123-0.tmp")));  // another file's
+}
+
+// One has the queue, the others read piece after piece.
+TEST_F(BlobFileTest, ManyReadAtOnce) {
+  const auto file = open();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 3; ++round) expect_good(*file);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_F(BlobFileTest, OfManyOneMakesIt) {

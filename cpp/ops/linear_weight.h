@@ -17,6 +17,9 @@
 
 namespace nb::ops {
 
+/// Which column of the input meets each column of a matrix: a permutation of 0 .. cols - 1. Null: the same.
+using ColumnOrder = std::shared_ptr<const std::vector<std::int32_t>>;
+
 /// Where one matrix of a group comes from. Rows are asked for in packing order, each once.
 struct MatrixSource {
   std::string name;  ///< for messages
@@ -27,6 +30,7 @@ struct MatrixSource {
   std::function<void(int32_t row_begin, int32_t count, std::byte* out)> read_rows;
   /// Row of the packed matrix -> row of the file; empty means the same.
   std::function<int32_t(int32_t)> file_row;
+  ColumnOrder order{};
 };
 
 enum class Grouping { stacked, interleaved32 };
@@ -36,7 +40,10 @@ struct LinearWeight {
   ActType act_type = ActType::f32;  ///< what rows entering this group are prepared as
   int64_t bytes = 0;                ///< packed size
   Buffer memory;
+  std::vector<ColumnOrder> orders;  ///< of each segment; empty where all are null. Equal ones are one object.
 
+  /// Columns stand in an order of their own, so rows are rearranged before they are prepared (ops/column_order.h).
+  bool is_ordered() const { return !orders.empty(); }
   int32_t cols() const { return segments.front().cols; }
   int32_t rows() const;
 };
@@ -48,7 +55,8 @@ struct LinearWeight {
 ActType choose_act_type(std::span<const MatrixSource> group, const std::string& requested, WeightLayout layout);
 
 /// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape. For WeightLayout::vectors
-/// quantized matrices become bf16, and matrices of several formats f32.
+/// quantized matrices become bf16, and matrices of several formats f32; columns are put in the order of the input.
+/// Throws format naming the matrix if its order is no permutation of its columns.
 LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
                          WeightLayout layout, HostArena& arena, ThreadPool& pool);
 

@@ -54,4 +54,16 @@ inline float f16_to_f32(std::uint16_t half) {
 /// Rounds to nearest even; overflow becomes infinity; a NaN stays a NaN.
 std::uint16_t f32_to_f16(float value);
 
+/// Exact. The 8-bit float of OCP (E4M3): bias 7, no infinities, largest 448; 0x7f and 0xff are NaN.
+inline float e4m3_to_f32(std::uint8_t code) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80u) << 24;
+  const std::uint32_t magnitude = code & 0x7fu;
+  if (magnitude == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  // As above: the exponent's bias is corrected by a product, which is exact for subnormals too.
+  return std::bit_cast<float>(sign | magnitude << 20) * 0x1p120f;
+}
+
+/// Rounds to nearest even; what is larger than 448 becomes 448, a NaN stays a NaN.
+std::uint8_t f32_to_e4m3(float value);
+
 }  // namespace nb

@@ -33,10 +33,17 @@ struct FormatCode {
 
 // A number is never given to another format. Reserved ones have a name, but nothing reads or writes them yet.
 constexpr FormatCode kFormatCodes[] = {
-    {0, "f32"},   {1, "f16"},         {2, "bf16"},  {3, "fp8_e4m3"},  {4, "fp8_e5m2"},  //
-    {16, "q4_0"}, {17, "q4_1"},       {18, "q5_0"}, {19, "q5_1"},     {20, "q8_0"},     //
-    {24, "q4_k"}, {25, "q5_k"},       {26, "q6_k"},                                     //
-    {32, "w8"},   {33, "w8_channel"}, {34, "w4"},   {40, "awq_int4"}, {41, "gptq_int4"},
+    {0, "f32"},           {1, "f16"},
+    {2, "bf16"},          {3, "fp8_e4m3"},  //
+    {4, "fp8_e5m2"},      {16, "q4_0"},
+    {17, "q4_1"},         {18, "q5_0"},  //
+    {19, "q5_1"},         {20, "q8_0"},
+    {24, "q4_k"},         {25, "q5_k"},  //
+    {26, "q6_k"},         {32, "w8"},
+    {33, "w8_channel"},   {34, "w4"},  //
+    {40, "awq_int4"},     {41, "gptq_int4"},
+    {42, "awq_int4_g64"}, {43, "gptq_int4_g64"},  //
+    {44, "awq_int4_g32"}, {45, "gptq_int4_g32"},
 };
 
 // Reserved: a format laid out in 16-row tiles is its number plus this.

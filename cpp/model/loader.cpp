@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "io/tensor_rows.h"
 #include "model/layer_file.h"
 #include "model/load_progress.h"
 #include "ops/pack_queue.h"
@@ -220,12 +221,18 @@ class Loader {
       const int head_dim = config_.head_dim;
       q.file_row = k.file_row = [head_dim](std::int32_t row) { return interleaved_row(row, head_dim); };
     }
+    ops::MatrixSource gate = matrix(name(names_.gate), inner, hidden), up = matrix(name(names_.up), inner, hidden);
+    ops::MatrixSource down = matrix(name(names_.down), hidden, inner);
+    if (down.order != nullptr) {
+      // What enters it comes out of the two, whose rows can stand in any order: nothing is left to rearrange.
+      gate.file_row = up.file_row = [order = std::exchange(down.order, nullptr)](std::int32_t row) {
+        return (*order)[static_cast<std::size_t>(row)];
+      };
+    }
     return {{&LayerWeights::qkv, {q, k, v}},
             {&LayerWeights::attention_out, {matrix(name(names_.attention_out), hidden, config_.q_size())}},
-            {&LayerWeights::gate_up,
-             {matrix(name(names_.gate), inner, hidden), matrix(name(names_.up), inner, hidden)},
-             ops::Grouping::interleaved32},
-            {&LayerWeights::down, {matrix(name(names_.down), hidden, inner)}}};
+            {&LayerWeights::gate_up, {gate, up}, ops::Grouping::interleaved32},
+            {&LayerWeights::down, {down}}};
   }
 
   const io::TensorInfo& tensor(const std::string& name, std::vector<std::int64_t> shape) {
@@ -282,19 +289,38 @@ class Loader {
                                {out, static_cast<std::size_t>(count * row_bytes)});
                   for (std::int32_t i = 0; i < count; ++i) {
                     const auto* row = reinterpret_cast<const std::uint8_t*>(out) + i * row_bytes;
-                    if (!quant::is_finite_row(*info.format, row, cols) && !has_warned->exchange(true)) {
-                      warn_nonfinite(info);
-                    }
+                    if (quant::is_finite_row(*info.format, row, cols)) continue;
+                    refuse_nan_codes(info, row, cols);
+                    if (!has_warned->exchange(true)) warn_nonfinite(info);
                   }
                 },
-            .file_row = {}};
+            .file_row = {},
+            .order = order(name, cols)};
+  }
+
+  // Kernels take every code of a matrix for a number.
+  void refuse_nan_codes(const io::TensorInfo& info, const std::uint8_t* row, int cols) const {
+    if (*info.format != quant::Format::fp8_e4m3) return;
+    const int header = quant::format_info(*info.format).row_header_bytes;
+    for (int i = 0; i < cols; ++i) {
+      NB_CHECK((row[header + i] & 0x7f) != 0x7f, format, source_.path(), ": tensor ", info.name,
+               " holds NaN among its fp8_e4m3 weights");
+    }
+  }
+
+  // The order of a matrix's columns, if the file says one.
+  ops::ColumnOrder order(const std::string& matrix_name, int cols) const {
+    const std::string name = io::order_name(matrix_name);
+    if (source_.find(name) == nullptr) return nullptr;
+    NB_CHECK(matrix_name != names_.embedding, unsupported, source_.path(), ": tensor ", name,
+             ": an embedding whose columns stand in another order is not offered");
+    return std::make_shared<const std::vector<std::int32_t>>(io::read_order(source_, matrix_name, cols));
   }
 
   // Tells, once, that a matrix takes more memory on the device than in the file.
   void note_expansion(std::span<const ops::MatrixSource> group) {
-    weights_.expanded = std::any_of(group.begin(), group.end(), [](const auto& source) {
-      return quant::format_info(source.format).is_quantized();
-    });
+    weights_.expanded = std::any_of(group.begin(), group.end(),
+                                    [](const auto& source) { return !quant::format_info(source.format).is_plain(); });
     if (weights_.expanded) {
       log(LogLevel::info, source_.path(), ": quantized weights become bf16 on ", memory_->name,
           ", which has no kernels for them");
@@ -351,6 +377,10 @@ void refuse_unused_tensors(const ModelConfig& config, const TensorNames& names, 
       names.embedding, names.final_norm, names.head,          names.attention_norm, names.q,
       names.k,         names.v,          names.attention_out, names.ffn_norm,       names.gate,
       names.up,        names.down,       names.rope_divisors};
+  for (const char* matrix :
+       {names.q, names.k, names.v, names.attention_out, names.gate, names.up, names.down, names.head}) {
+    used.insert(io::order_name(matrix));
+  }
   if (config.qkv_bias) used.insert({names.q_bias, names.k_bias, names.v_bias});
   if (config.qk_norm) used.insert({names.q_norm, names.k_norm});
   used.insert("blk.{}.attn_rot_embd.weight");  // old files: the frequencies once more, which follow from the facts

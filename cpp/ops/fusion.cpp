@@ -41,9 +41,9 @@ KernelTable with_fused(const KernelTable& table, const PerFusedOp<bool>& kept) {
   return copy;
 }
 
-bool takes_fused(FusedOp op, std::int64_t rows, const ExecContext& ctx) {
+bool takes_fused(FusedOp op, std::int64_t rows, const LinearWeight& weight, const ExecContext& ctx) {
   const std::int32_t most = ctx.kernels->max_fused_rows;
-  const bool fused = has_kernel(*ctx.kernels, op) && (most == 0 || rows <= most);
+  const bool fused = has_kernel(*ctx.kernels, op) && (most == 0 || rows <= most) && !weight.is_ordered();
   if (ctx.counts != nullptr) ++(fused ? ctx.counts->fused : ctx.counts->composed)[op];
   return fused;
 }

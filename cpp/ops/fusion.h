@@ -12,6 +12,7 @@
 namespace nb::ops {
 
 struct ExecContext;
+struct LinearWeight;
 
 /// The operators that have both forms: one kernel, or a composition of the small ones. (The down projection of rows
 /// that `norm_gate_up` prepared is one small operator in either case.)
@@ -41,7 +42,8 @@ bool has_kernel(const KernelTable& table, FusedOp op);
 /// The table with the fused kernels of `kept` only: the other operators are composed whoever calls them.
 KernelTable with_fused(const KernelTable& table, const PerFusedOp<bool>& kept);
 
-/// Whether the operator is one kernel for so many rows; counts the call, if ctx counts.
-bool takes_fused(FusedOp op, std::int64_t rows, const ExecContext& ctx);
+/// Whether the operator is one kernel for these weights and so many rows; counts the call, if ctx counts. Weights that
+/// are ordered meet rows in orders of their own, which only the composed operators give them.
+bool takes_fused(FusedOp op, std::int64_t rows, const LinearWeight& weight, const ExecContext& ctx);
 
 }  // namespace nb::ops

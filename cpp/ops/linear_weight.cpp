@@ -4,6 +4,7 @@
 
 #include "base/align.h"
 #include "base/error.h"
+#include "ops/column_order.h"
 #include "ops/pack_queue.h"
 #include "quant/format.h"
 #include "quant/tile16.h"
@@ -15,11 +16,25 @@ namespace {
 // What the numbers of a group are on a device that knows f32, bf16 and f16 only: the same for all of its matrices.
 quant::Format device_format(std::span<const MatrixSource> group) {
   const auto one = [](const MatrixSource& source) {
-    return quant::format_info(source.format).is_quantized() ? quant::Format::bf16 : source.format;
+    return quant::format_info(source.format).is_plain() ? source.format : quant::Format::bf16;
   };
   const quant::Format format = one(group.front());
   const bool same = std::all_of(group.begin(), group.end(), [&](const auto& source) { return one(source) == format; });
   return same ? format : quant::Format::f32;
+}
+
+// The orders of a group's columns, for layouts that keep them.
+std::vector<ColumnOrder> orders_of(std::span<const MatrixSource> group) {
+  std::vector<ColumnOrder> orders;
+  bool any = false;
+  for (const MatrixSource& source : group) {
+    const auto same = std::find_if(orders.begin(), orders.end(), [&](const ColumnOrder& other) {
+      return other != nullptr && source.order != nullptr && *other == *source.order;
+    });
+    orders.push_back(same == orders.end() ? source.order : *same);
+    any = any || source.order != nullptr;
+  }
+  return any ? orders : std::vector<ColumnOrder>{};
 }
 
 void check_group(std::span<const MatrixSource> group, Grouping grouping) {
@@ -28,6 +43,7 @@ void check_group(std::span<const MatrixSource> group, Grouping grouping) {
     NB_CHECK(source.rows > 0 && source.cols > 0 && source.cols == group[0].cols, format, "tensor ", source.name, " is ",
              source.rows, " x ", source.cols, ", expected ", group[0].cols, " columns");
     quant::row_bytes(source.format, source.cols);  // throws unless rows hold whole blocks
+    if (source.order != nullptr) check_order(source.name, *source.order, source.cols);
   }
   if (grouping == Grouping::interleaved32) {
     NB_CHECK(group.size() == 2 && group[0].rows == group[1].rows, format, "tensors ", group[0].name, " and ",
@@ -118,6 +134,7 @@ LinearWeight plan_linear(std::span<const MatrixSource> group, Grouping grouping,
   LinearWeight weight;
   weight.act_type = choose_act_type(group, requested_act, layout);
   weight.bytes = lay_out(group, grouping, layout, weight.segments, weight.offsets);
+  if (layout != WeightLayout::vectors) weight.orders = orders_of(group);
   return weight;
 }
 

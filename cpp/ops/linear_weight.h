@@ -20,6 +20,9 @@ namespace nb::ops {
 /// Raised when packing gives other bytes than before: packed weights outlive a process (model/layer_file.h).
 inline constexpr int kPackingVersion = 1;
 
+/// Which column of the input meets each column of a matrix: a permutation of 0 .. cols - 1. Null: the same.
+using ColumnOrder = std::shared_ptr<const std::vector<std::int32_t>>;
+
 /// Where one matrix of a group comes from. Rows are asked for in packing order, each once.
 struct MatrixSource {
   std::string name;  ///< for messages
@@ -30,6 +33,7 @@ struct MatrixSource {
   std::function<void(int32_t row_begin, int32_t count, std::byte* out)> read_rows;
   /// Row of the packed matrix -> row of the file; empty means the same.
   std::function<int32_t(int32_t)> file_row;
+  ColumnOrder order{};
 };
 
 enum class Grouping { stacked, interleaved32 };
@@ -40,10 +44,13 @@ struct LinearWeight {
   int64_t bytes = 0;                ///< packed size
   std::vector<int64_t> offsets;     ///< where each segment begins in the memory
   Buffer memory;                    ///< empty: not packed, or packed into memory that others hold
+  std::vector<ColumnOrder> orders;  ///< of each segment; empty where all are null. Equal ones are one object.
 
   /// Makes the segments those of a packed group at `base`; null for none.
   void place(uint8_t* base);
 
+  /// Columns stand in an order of their own, so rows are rearranged before they are prepared (ops/column_order.h).
+  bool is_ordered() const { return !orders.empty(); }
   int32_t cols() const { return segments.front().cols; }
   int32_t rows() const;
 };
@@ -59,7 +66,8 @@ LinearWeight plan_linear(std::span<const MatrixSource> group, Grouping grouping,
                          WeightLayout layout);
 
 /// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape. For WeightLayout::vectors
-/// quantized matrices become bf16, and matrices of several formats f32.
+/// quantized matrices become bf16, and matrices of several formats f32; columns are put in the order of the input.
+/// Throws format naming the matrix if its order is no permutation of its columns.
 LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
                          WeightLayout layout, HostArena& arena, ThreadPool& pool);
 

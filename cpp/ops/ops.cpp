@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "ops/check_plan.h"
+#include "ops/column_order.h"
 #include "ops/launch.h"
 #include "quant/kv_format.h"
 #include "tensor/device_memory.h"
@@ -253,7 +254,7 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   const Workspace::Scope scope(*ctx.workspace);
   Tensor keys = allocate_f32(num_rows, k.rows, *ctx.workspace);
   Tensor values = allocate_f32(num_rows, v.rows, *ctx.workspace);
-  if (takes_fused(FusedOp::norm_qkv, num_rows, ctx)) {
+  if (takes_fused(FusedOp::norm_qkv, num_rows, qkv, ctx)) {
     NormQkvArgs args{};
     args.x = x.as<const float>();
     args.x_stride = x.row_stride;
@@ -284,10 +285,10 @@ void norm_qkv(Tensor q_out, const KvLayer& kv, Tensor x, const Norm& norm, const
   }
   Tensor normed = allocate_f32(num_rows, q.cols, *ctx.workspace);
   rms_norm(normed, x, norm, ctx);
-  const Activation act = prepare(normed, qkv.act_type, ctx);
-  linear(q_out, act, q, extras.q_bias, false, ctx);
-  linear(keys, act, k, k_bias, false, ctx);
-  linear(values, act, v, extras.v_bias, false, ctx);
+  const std::array<Activation, 3> acts = prepare_each(normed, qkv, ctx);
+  linear(q_out, acts[0], q, extras.q_bias, false, ctx);
+  linear(keys, acts[1], k, k_bias, false, ctx);
+  linear(values, acts[2], v, extras.v_bias, false, ctx);
   if (extras.q_norm) {
     const auto heads = [&](const Tensor& rows) {
       return Tensor(rows.data, DType::f32, {num_rows * rows.dim(1) / kv.head_dim, kv.head_dim});
@@ -305,8 +306,8 @@ void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tens
   check_tensor(residual, "linear_residual: residual", DType::f32, {x.dim(0), segment.rows});
   check_bias(bias, segment);
   const Workspace::Scope scope(*ctx.workspace);
-  if (!takes_fused(FusedOp::linear_residual, x.dim(0), ctx)) {
-    linear(residual, prepare(x, weight.act_type, ctx), segment, bias, true, ctx);
+  if (!takes_fused(FusedOp::linear_residual, x.dim(0), weight, ctx)) {
+    linear(residual, prepare_each(x, weight, ctx)[0], segment, bias, true, ctx);
     return;
   }
   LinearResidualArgs args{};
@@ -323,7 +324,7 @@ void linear_residual(Tensor residual, Tensor x, const LinearWeight& weight, Tens
 }
 
 void linear_residual(Tensor residual, const Activation& x, const LinearWeight& weight, ExecContext& ctx) {
-  NB_ASSERT(x.type == weight.act_type);
+  NB_ASSERT(x.type == weight.act_type && !weight.is_ordered());
   linear(residual, x, weight.segments.front(), Tensor(), true, ctx);
 }
 
@@ -333,7 +334,7 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
   check_tensor(norm.weight, "norm_gate_up: norm weight", DType::f32, {gate.cols});
   const Activation out = allocate_activation(down_type, rows_of(x), gate.rows, ctx);
   const Workspace::Scope scope(*ctx.workspace);
-  if (takes_fused(FusedOp::norm_gate_up, x.dim(0), ctx)) {
+  if (takes_fused(FusedOp::norm_gate_up, x.dim(0), gate_up, ctx)) {
     NormGateUpArgs args{};
     args.x = x.as<const float>();
     args.x_stride = x.row_stride;
@@ -352,9 +353,9 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
   Tensor gates = allocate_f32(x.dim(0), gate.rows, *ctx.workspace);
   Tensor ups = allocate_f32(x.dim(0), up.rows, *ctx.workspace);
   rms_norm(normed, x, norm, ctx);
-  const Activation act = prepare(normed, gate_up.act_type, ctx);
-  linear(gates, act, gate, Tensor(), false, ctx);
-  linear(ups, act, up, Tensor(), false, ctx);
+  const std::array<Activation, 3> acts = prepare_each(normed, gate_up, ctx);
+  linear(gates, acts[0], gate, Tensor(), false, ctx);
+  linear(ups, acts[1], up, Tensor(), false, ctx);
   silu_mul(gates, gates, ups, ctx);
   launch(ctx.kernels->prepare, PrepareArgs{gates.as<const float>(), gates.row_stride, gate.rows, out}, "prepare", ctx);
   return out;
@@ -370,7 +371,7 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
   if (logits) check_tensor(logits, "head: logits", DType::f32, {num_rows, segment.rows});
   for (int32_t row : row_ids) NB_CHECK(row >= 0 && row < x.dim(0), invalid_argument, "head: no row ", row);
   const Workspace::Scope scope(*ctx.workspace);
-  if (takes_fused(FusedOp::head, num_rows, ctx)) {
+  if (takes_fused(FusedOp::head, num_rows, weight, ctx)) {
     const int parts = ctx.kernels->memory == nullptr ? ctx.pool->num_threads() : kHeadBlocks;
     const auto slots = static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(parts);
     HeadArgs args{};
@@ -399,7 +400,7 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
     Tensor target(normed.as<float>() + i * normed.row_stride, DType::f32, {1, segment.cols});
     rms_norm(target, source, norm, ctx);
   }
-  linear(all, prepare(normed, weight.act_type, ctx), segment, Tensor(), false, ctx);
+  linear(all, prepare_each(normed, weight, ctx)[0], segment, Tensor(), false, ctx);
   argmax(best, all, ctx);
 }
 

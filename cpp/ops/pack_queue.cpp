@@ -7,6 +7,7 @@
 
 #include "base/align.h"
 #include "base/error.h"
+#include "ops/column_order.h"
 #include "quant/format.h"
 #include "quant/tile16.h"
 
@@ -39,10 +40,11 @@ void for_each_on_team(ThreadPool& pool, int num_items, const Function& function)
 void pack_vectors(const MatrixSource& source, const LinearSegment& segment, int r, const std::uint8_t* row,
                   std::vector<float>& values, std::vector<std::uint8_t>& converted, std::uint8_t* base) {
   const std::int64_t out_bytes = quant::row_bytes(segment.format, source.cols);
-  if (segment.format != source.format) {
+  if (segment.format != source.format || source.order != nullptr) {
     values.resize(static_cast<std::size_t>(source.cols));
     converted.resize(static_cast<std::size_t>(out_bytes));
     quant::unpack_row(source.format, row, source.cols, values.data());
+    if (source.order != nullptr) restore_order(*source.order, values);
     quant::pack_row(segment.format, values.data(), source.cols, converted.data());
     row = converted.data();
   }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/dtype.h"
 #include "quant/format.h"
 
 namespace nb::quant {
@@ -20,9 +21,23 @@ struct ScaleRow {
 };
 
 constexpr ScaleRow kScales[] = {
-    {"q4_0", 0, 0, false}, {"q4_1", 0, 2, false},      {"q5_0", 0, 0, false}, {"q5_1", 0, 2, false},
-    {"q8_0", 0, 0, false}, {"q4_k", 0, 2, false},      {"q5_k", 0, 2, false}, {"q6_k", 208, 208, false},
-    {"w8", 0, 0, false},   {"w8_channel", 0, 0, true}, {"w4", 0, 2, false},
+    {"q4_0", 0, 0, false},
+    {"q4_1", 0, 2, false},
+    {"q5_0", 0, 0, false},
+    {"q5_1", 0, 2, false},
+    {"q8_0", 0, 0, false},
+    {"q4_k", 0, 2, false},
+    {"q5_k", 0, 2, false},
+    {"q6_k", 208, 208, false},
+    {"w8", 0, 0, false},
+    {"w8_channel", 0, 0, true},
+    {"w4", 0, 2, false},
+    {"awq_int4", 0, 0, false},
+    {"awq_int4_g64", 0, 0, false},
+    {"awq_int4_g32", 0, 0, false},
+    {"gptq_int4", 0, 0, false},
+    {"gptq_int4_g64", 0, 0, false},
+    {"gptq_int4_g32", 0, 0, false},
 };
 
 using FormatScales = std::array<const ScaleRow*, static_cast<std::size_t>(kNumFormats)>;
@@ -49,6 +64,15 @@ bool is_finite(const std::uint8_t* row, std::int64_t count, T exponent) {
   return largest != exponent;
 }
 
+// Of 8-bit floats: whether the scale is finite, no code is NaN, and no product of the two overflows.
+bool is_finite_fp8(const std::uint8_t* row, std::int64_t count) {
+  float scale;
+  std::memcpy(&scale, row, sizeof(scale));
+  std::uint8_t largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<std::uint8_t>(row[4 + i] & 0x7f));
+  return std::isfinite(scale) && std::isfinite(e4m3_to_f32(largest) * scale);
+}
+
 constexpr std::int16_t kF16Exponent = 0x7c00, kBf16Exponent = 0x7f80;
 constexpr std::int32_t kF32Exponent = 0x7f800000;
 
@@ -58,6 +82,7 @@ bool is_finite_row(Format format, const std::uint8_t* row, std::int64_t num_elem
   if (format == Format::f32) return is_finite(row, num_elements, kF32Exponent);
   if (format == Format::bf16) return is_finite(row, num_elements, kBf16Exponent);
   if (format == Format::f16) return is_finite(row, num_elements, kF16Exponent);
+  if (format == Format::fp8_e4m3) return is_finite_fp8(row, num_elements);
   static const FormatScales scales = find_scales();
   const ScaleRow* at = scales[static_cast<std::size_t>(format)];
   if (at == nullptr) {

@@ -11,6 +11,11 @@
 //   w4    36 bytes  | d | m | b0 .. b31 |            low nibble of bi = c(i), high nibble = c(i+32);  w = d*c + m
 // Whole row of n (ours):
 //   w8_channel      | d | c0 .. c(n-1) |             signed bytes;                                    w = d*c
+// Checkpoints of AWQ and GPTQ, blocks of g = 128, 64 (_g64) or 32 (_g32), p = 0 .. g/32 - 1:
+//   awq_int4   67, 35, 19 bytes  | d | z (u8) | b0 .. b(g/2-1) |          low nibble of b(16p+i) = c(32p+i), high
+//   gptq_int4                    nibble = c(32p+i+16), i < 16;            w = (c-z)*d
+// Whole row of n, checkpoints in 8-bit floats:
+//   fp8_e4m3        | d (f32) | c0 .. c(n-1) |       E4M3, see base/dtype.h;                          w = c*d
 // Blocks of 256, g = 0..7 the groups of 32 (GGML's K-quants):
 //   q4_k 144 bytes  | d | dmin | s (12 bytes) | b0 .. b127 |
 //                   byte 32*(g/2) + i holds c(32g+i), low nibble if g is even;  w = (d*S(g))*c - dmin*M(g)
@@ -168,12 +173,23 @@ void read_w4(const std::uint8_t* row, std::int64_t group, int, CodeGroup& out) {
   read_half_bytes(block + 4, group % 2 == 1, out);
 }
 
+// AWQ's and GPTQ's, blocks of kGroupSize.
+template <int kGroupSize>
+void read_zero_point(const std::uint8_t* row, std::int64_t group, int, CodeGroup& out) {
+  constexpr int kPieces = kGroupSize / kGroupCols;
+  const std::uint8_t* block = row + group / kPieces * (3 + kGroupSize / 2);
+  set_scale(out, load_f16(block));
+  out.zero = block[2];
+  read_nibbles(block + 3 + group % kPieces * 16, out);
+}
+
 using ReadGroup = void (*)(const std::uint8_t*, std::int64_t, int, CodeGroup&);
 
 constexpr FormatInfo row_of(Format format, const char* name, int block_elements, int block_bytes, int row_header_bytes,
                             ReadGroup read_group) {
   const TileShape shape = tile_shape(format);
-  return {format, name, block_elements, block_bytes, row_header_bytes, shape.zero, shape.has_minimum, read_group};
+  return {format,          name,      block_elements, block_bytes, row_header_bytes, shape.zero, shape.has_minimum,
+          shape.has_zeros, read_group};
 }
 
 constexpr FormatInfo kFormats[kNumFormats] = {
@@ -191,11 +207,24 @@ constexpr FormatInfo kFormats[kNumFormats] = {
     row_of(Format::w8, "w8", 64, 66, 0, read_w8),
     row_of(Format::w8_channel, "w8_channel", 1, 1, 2, read_w8_channel),
     row_of(Format::w4, "w4", 64, 36, 0, read_w4),
+    row_of(Format::awq_int4, "awq_int4", 128, 67, 0, read_zero_point<128>),
+    row_of(Format::awq_int4_g64, "awq_int4_g64", 64, 35, 0, read_zero_point<64>),
+    row_of(Format::awq_int4_g32, "awq_int4_g32", 32, 19, 0, read_zero_point<32>),
+    row_of(Format::gptq_int4, "gptq_int4", 128, 67, 0, read_zero_point<128>),
+    row_of(Format::gptq_int4_g64, "gptq_int4_g64", 64, 35, 0, read_zero_point<64>),
+    row_of(Format::gptq_int4_g32, "gptq_int4_g32", 32, 19, 0, read_zero_point<32>),
+    row_of(Format::fp8_e4m3, "fp8_e4m3", 1, 1, 4, nullptr),
 };
 
 void unpack_unquantized(Format format, const std::uint8_t* row, std::int64_t num_elements, float* out) {
   if (format == Format::f32) {
     std::memcpy(out, row, static_cast<std::size_t>(num_elements) * sizeof(float));
+    return;
+  }
+  if (format == Format::fp8_e4m3) {
+    float scale;
+    std::memcpy(&scale, row, sizeof(scale));
+    for (std::int64_t i = 0; i < num_elements; ++i) out[i] = e4m3_to_f32(row[4 + i]) * scale;
     return;
   }
   for (std::int64_t i = 0; i < num_elements; ++i) {
@@ -230,7 +259,7 @@ void unpack_row(Format format, const std::uint8_t* row, std::int64_t num_element
     const int count = static_cast<int>(std::min<std::int64_t>(kGroupCols, num_elements - begin));
     info.read_group(row, begin / kGroupCols, count, group);
     for (int i = 0; i < count; ++i) {
-      const float value = group.scales[i / 16] * static_cast<float>(group.codes[i] - info.zero);
+      const float value = group.scales[i / 16] * static_cast<float>(group.codes[i] - info.zero_of(group));
       out[begin + i] = info.has_minimum ? value + group.minimum : value;
     }
   }

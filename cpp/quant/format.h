@@ -15,11 +15,13 @@ namespace nb::quant {
 inline constexpr int kGroupCols = 32;
 
 /// 32 weights of a quantized row: weight i = scales[i / 16] * (codes[i] - zero), or scales[i / 16] * codes[i] +
-/// minimum where the format has minima. Arithmetic in f32, one rounding per operation.
+/// minimum where the format has minima. Arithmetic in f32, one rounding per operation. `zero` is the format's or, where
+/// it has zero points, the group's.
 struct CodeGroup {
   std::uint8_t codes[kGroupCols];
   float scales[2];  ///< of the first and of the last 16; equal unless the format has sub-blocks of 16
   float minimum;    ///< 0 where the format has none
+  int zero = 0;     ///< set where the format has zero points only: FormatInfo::zero_of
 };
 
 struct FormatInfo {
@@ -30,12 +32,19 @@ struct FormatInfo {
   int row_header_bytes;  ///< bytes at the head of each row, before its blocks
   int zero;              ///< the code that means zero, see CodeGroup
   bool has_minimum;      ///< see CodeGroup
+  bool has_zeros;        ///< see CodeGroup
   /// Reads weights [32 * group, 32 * group + count) of a row; codes beyond `count` are `zero`. Null if the format
   /// holds no integer codes. `count` < 32 happens only where blocks are shorter than a group.
   void (*read_group)(const std::uint8_t* row, std::int64_t group, int count, CodeGroup& out);
 
   /// Holds integer codes, so it can meet int8 activations.
   bool is_quantized() const { return read_group != nullptr; }
+
+  /// Holds numbers as they are, without scales.
+  bool is_plain() const { return format == Format::f32 || format == Format::bf16 || format == Format::f16; }
+
+  /// The code that means zero in a group that was read.
+  int zero_of(const CodeGroup& group) const { return has_zeros ? group.zero : zero; }
 };
 
 /// The row of the table.

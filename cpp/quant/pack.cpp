@@ -120,6 +120,30 @@ void pack_w4(const float* w, std::uint8_t* block) {
   store_nibbles(codes, 32, block + 4);
 }
 
+// AWQ's and GPTQ's: codes 0 .. 15 around a zero point, over a range that has zero in it.
+template <int kGroupSize>
+void pack_zero_point(const float* w, std::uint8_t* block) {
+  const auto [low, high] = std::minmax_element(w, w + kGroupSize);
+  const float lowest = std::min(*low, 0.0f), highest = std::max(*high, 0.0f);
+  const float inverse = inverse_of(store_f16(block, highest / 15.0f - lowest / 15.0f));
+  const int zero = to_code(-lowest, inverse, 0.0f, 0, 15);
+  block[2] = static_cast<std::uint8_t>(zero);
+  for (int begin = 0; begin < kGroupSize; begin += 32) {
+    std::uint8_t codes[32];
+    for (int i = 0; i < 32; ++i) {
+      codes[i] = static_cast<std::uint8_t>(to_code(w[begin + i], inverse, static_cast<float>(zero), 0, 15));
+    }
+    store_nibbles(codes, 16, block + 3 + begin / 2);
+  }
+}
+
+// 8-bit floats below one scale.
+void pack_fp8(const float* w, std::int64_t count, std::uint8_t* row) {
+  const float scale = largest_magnitude(w, count) / 448.0f, inverse = inverse_of(scale);
+  std::memcpy(row, &scale, sizeof(scale));
+  for (std::int64_t i = 0; i < count; ++i) row[4 + i] = f32_to_e4m3(w[i] * inverse);
+}
+
 // Codes 0 .. highest of a block of 256, with the head (d, dmin, 6-bit scales and minima) that q4_k and q5_k share. A
 // K-quant can only subtract, so its range begins at zero or below.
 void ranged_k_codes(const float* w, int highest, std::uint8_t* block, std::uint8_t* codes) {
@@ -219,10 +243,20 @@ PackBlock block_packer(Format format) {
       return pack_w8;
     case Format::w4:
       return pack_w4;
+    case Format::awq_int4:
+    case Format::gptq_int4:
+      return pack_zero_point<128>;
+    case Format::awq_int4_g64:
+    case Format::gptq_int4_g64:
+      return pack_zero_point<64>;
+    case Format::awq_int4_g32:
+    case Format::gptq_int4_g32:
+      return pack_zero_point<32>;
     case Format::f32:
     case Format::bf16:
     case Format::f16:
     case Format::w8_channel:
+    case Format::fp8_e4m3:
       break;
   }
   return nullptr;
@@ -236,7 +270,7 @@ void pack_row(Format format, const float* values, std::int64_t num_elements, std
     std::memcpy(out, values, static_cast<std::size_t>(num_elements) * sizeof(float));
     return;
   }
-  if (!info.is_quantized()) {
+  if (info.is_plain()) {
     for (std::int64_t i = 0; i < num_elements; ++i) {
       store_u16(out + 2 * i, format == Format::bf16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]));
     }
@@ -247,6 +281,7 @@ void pack_row(Format format, const float* values, std::int64_t num_elements, std
              info.name, " cannot hold");
   }
   if (format == Format::w8_channel) return signed_codes(values, num_elements, out, out + info.row_header_bytes);
+  if (format == Format::fp8_e4m3) return pack_fp8(values, num_elements, out);
   const PackBlock pack_block = block_packer(format);
   for (std::int64_t i = 0; i < num_elements; i += info.block_elements, out += info.block_bytes) {
     pack_block(values + i, out);

@@ -13,12 +13,15 @@
 //   bf16     16 vectors: lane r of vector j holds the pair k = 2j (low half), k = 2j+1 (high half)
 //   f16      32 half vectors: lane r of half vector k holds weight k (2 bytes)
 //   f32      32 vectors: lane r of vector k holds weight k
+//   fp8      8 vectors of bytes: byte b of lane r of vector j holds k = 4j+b
 // Scales of a tile:
 //   q4_0 q5_0 q8_0 w8   16 f16 scales d[r]
 //   q4_1 q5_1 w4        16 f16 scales d[r], 16 f16 minima m[r]
 //   q4_k q5_k           8 x 16 bytes S(g)[r], 8 x 16 bytes M(g)[r], 16 f16 d[r], 16 f16 dmin[r]
 //   q6_k                16 x 16 signed bytes s(k/16)[r], 16 f16 d[r]
 //   w8_channel          none; the header of the strip is 16 f16 scales d[r]
+//   awq_int4 gptq_int4  16 f16 scales d[r], 16 bytes z[r]
+//   fp8_e4m3            none; the header of the strip is 16 f32 scales d[r]
 #include "quant/tile16.h"
 
 #include <algorithm>
@@ -51,9 +54,14 @@ std::uint8_t unpack_code(int bits, const std::uint8_t* piece, int row, int k) {
   return static_cast<std::uint8_t>(nibble | (plane & ((1 << extra) - 1)) << 4);
 }
 
-void unpack_unquantized(Format format, const std::uint8_t* tile, int count, int row, float* out) {
+void unpack_unquantized(Format format, const std::uint8_t* strip, const std::uint8_t* tile, int count, int row,
+                        float* out) {
   for (int k = 0; k < count; ++k) {
-    if (format == Format::f32) {
+    if (format == Format::fp8_e4m3) {
+      float scale;
+      std::memcpy(&scale, strip + row * 4, sizeof(scale));
+      out[k] = e4m3_to_f32(tile[k / 4 * kVectorBytes + row * kLaneBytes + k % 4]) * scale;
+    } else if (format == Format::f32) {
       std::memcpy(out + k, tile + k * kVectorBytes + row * kLaneBytes, 4);
     } else if (format == Format::bf16) {
       std::uint16_t bits;
@@ -84,6 +92,7 @@ void unpack_scales(Format format, const std::uint8_t* strip, const std::uint8_t*
   } else {
     out.scales[0] = out.scales[1] = scale_at(0);
     if (tile_shape(format).has_minimum) out.minimum = scale_at(32);
+    if (tile_shape(format).has_zeros) out.zero = scales[32 + row];
   }
 }
 
@@ -103,13 +112,13 @@ void unpack_strip_row(Format format, const std::uint8_t* strip, std::int64_t col
     const int count = static_cast<int>(std::min<std::int64_t>(kGroupCols, cols - begin));
     const std::uint8_t* piece = tile + g * shape.group_bytes;
     if (!info.is_quantized()) {
-      unpack_unquantized(format, piece, count, row, out + begin);
+      unpack_unquantized(format, strip, piece, count, row, out + begin);
       continue;
     }
     CodeGroup group;
     unpack_scales(format, strip, tile + shape.groups * shape.group_bytes, g, row, group);
     for (int k = 0; k < count; ++k) {
-      const int code = unpack_code(shape.code_bits, piece, row, k) - shape.zero;
+      const int code = unpack_code(shape.code_bits, piece, row, k) - info.zero_of(group);
       const float value = group.scales[k / 16] * static_cast<float>(code);
       out[begin + k] = shape.has_minimum ? value + group.minimum : value;
     }

@@ -98,6 +98,10 @@ void read_words(const std::uint8_t* block, int g, std::uint32_t* words) {
     signed_words(block, words);
   } else if constexpr (F == Format::w4) {
     nibble_words(block + 4, 4 * g, words);
+  } else if constexpr (tile_shape(F).has_zeros) {
+    std::memcpy(words, block + 3 + 16 * g, 16);  // in tile order, too
+  } else if constexpr (F == Format::fp8_e4m3) {
+    std::memcpy(words, block, 32);
   } else if constexpr (F == Format::q4_k) {
     nibble_words(block + 16 + g / 2 * 32, g % 2 * 4, words);
   } else if constexpr (F == Format::q5_k) {
@@ -152,6 +156,7 @@ void pack_scales(const std::uint8_t* block, int row, std::uint8_t* scales) {
   } else if constexpr (tile_shape(F).scale_bytes > 0) {
     copy_f16(block, row, scales);
     if constexpr (tile_shape(F).has_minimum) copy_f16(block + 2, row, scales + 32);
+    if constexpr (tile_shape(F).has_zeros) scales[32 + row] = block[2];
   }
 }
 
@@ -247,15 +252,34 @@ void pack_tiles(const std::uint8_t* const rows[kTileRows], std::int64_t cols, st
 void pack_strip(Format format, const std::uint8_t* const rows[kTileRows], std::int64_t cols, std::uint8_t* strip) {
   using Pack = void (*)(const std::uint8_t* const*, std::int64_t, std::uint8_t*);
   constexpr Pack kPack[kNumFormats] = {
-      pack_tiles<Format::f32>,        pack_tiles<Format::bf16>, pack_tiles<Format::f16>,  pack_tiles<Format::q4_0>,
-      pack_tiles<Format::q4_1>,       pack_tiles<Format::q8_0>, pack_tiles<Format::q5_0>, pack_tiles<Format::q5_1>,
-      pack_tiles<Format::q4_k>,       pack_tiles<Format::q5_k>, pack_tiles<Format::q6_k>, pack_tiles<Format::w8>,
-      pack_tiles<Format::w8_channel>, pack_tiles<Format::w4>,
+      pack_tiles<Format::f32>,
+      pack_tiles<Format::bf16>,
+      pack_tiles<Format::f16>,
+      pack_tiles<Format::q4_0>,
+      pack_tiles<Format::q4_1>,
+      pack_tiles<Format::q8_0>,
+      pack_tiles<Format::q5_0>,
+      pack_tiles<Format::q5_1>,
+      pack_tiles<Format::q4_k>,
+      pack_tiles<Format::q5_k>,
+      pack_tiles<Format::q6_k>,
+      pack_tiles<Format::w8>,
+      pack_tiles<Format::w8_channel>,
+      pack_tiles<Format::w4>,
+      pack_tiles<Format::awq_int4>,
+      pack_tiles<Format::awq_int4_g64>,
+      pack_tiles<Format::awq_int4_g32>,
+      nullptr,
+      nullptr,
+      nullptr,  // kernel_format() is another
+      pack_tiles<Format::fp8_e4m3>,
   };
-  if (format == Format::w8_channel) {
-    std::memset(strip, 0, static_cast<std::size_t>(tile_shape(format).header_bytes));
-    for (int row = 0; row < kTileRows; ++row) {
-      if (rows[row] != nullptr) copy_f16(rows[row], row, strip);
+  format = kernel_format(format);
+  if (const int bytes = tile_shape(format).header_bytes; bytes > 0) {
+    const auto scale_bytes = static_cast<std::size_t>(bytes / kTileRows);
+    std::memset(strip, 0, static_cast<std::size_t>(bytes));
+    for (std::size_t row = 0; row < kTileRows; ++row) {
+      if (rows[row] != nullptr) std::memcpy(strip + row * scale_bytes, rows[row], scale_bytes);
     }
   }
   kPack[static_cast<int>(format)](rows, cols, strip);

@@ -341,7 +341,7 @@ void bench(const std::string& backend, int num_threads, ceilings::Ceilings limit
   for (int id = 0; id < nb::quant::kNumFormats; ++id) {
     const auto format = static_cast<Format>(id);
     // On a device quantized weights become bf16.
-    if (machine.memory != nullptr && nb::quant::format_info(format).is_quantized()) continue;
+    if (machine.memory != nullptr && !nb::quant::format_info(format).is_plain()) continue;
     if (filter.keeps("linear", format)) {
       for (int rows : {1, 8, 512}) bench_linear(machine, format, rows);
     }

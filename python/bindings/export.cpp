@@ -3,6 +3,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <map>
+#include <utility>
+
 #include "base/error.h"
 #include "bindings.h"
 #include "io/gguf_tokenizer.h"
@@ -20,6 +23,9 @@ namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using NameTuple = std::tuple<std::string, std::size_t, std::string>;
+// Name, scheme, group size, and of each part ("codes", "scales", "zeros", "groups") its file and name.
+using MatrixTuple =
+    std::tuple<std::string, std::string, std::int64_t, std::map<std::string, std::pair<std::size_t, std::string>>>;
 
 int threads_or_default(int num_threads) { return num_threads > 0 ? num_threads : ThreadPool::default_num_threads(); }
 
@@ -33,13 +39,31 @@ py::list list_safetensors(const std::string& path) {
 }
 
 ModelFile open_safetensors(const std::string& path, const std::vector<std::string>& files,
-                           const std::vector<NameTuple>& tensors, const py::dict& metadata) {
+                           const std::vector<NameTuple>& tensors, const py::dict& metadata,
+                           const std::vector<MatrixTuple>& matrices) {
   io::MetadataWriter entries;
   add_metadata(entries, metadata);
   std::vector<io::SafetensorsName> names;
   for (const auto& [name, file, stored_name] : tensors) names.push_back({name, file, stored_name});
+  std::vector<io::CheckpointMatrixName> checkpoint;
+  for (const auto& [name, scheme, group_size, parts] : matrices) {
+    io::CheckpointMatrixName item;
+    item.name = name;
+    item.scheme = scheme;
+    item.group_size = group_size;
+    for (const auto& [what, place] : parts) {
+      io::CheckpointPart* const part = what == "codes"    ? &item.codes
+                                       : what == "scales" ? &item.scales
+                                       : what == "zeros"  ? &item.zeros
+                                       : what == "groups" ? &item.groups
+                                                          : nullptr;
+      NB_CHECK(part != nullptr, invalid_argument, "part '", what, "', expected codes, scales, zeros or groups");
+      *part = {place.first, place.second};
+    }
+    checkpoint.push_back(std::move(item));
+  }
   const py::gil_scoped_release release;
-  return {io::open_safetensors(path, files, names, entries)};
+  return {io::open_safetensors(path, files, names, entries, checkpoint)};
 }
 
 std::vector<TokenId> encode_text(const ModelFile& file, const std::string& text) {
@@ -127,7 +151,7 @@ std::pair<double, double> packing_error(const std::string& format_name, const Fl
 void bind_export(py::module_& module) {
   module.def("list_safetensors", &list_safetensors, py::arg("path"));
   module.def("open_safetensors", &open_safetensors, py::arg("path"), py::arg("files"), py::arg("tensors"),
-             py::arg("metadata"));
+             py::arg("metadata"), py::arg("matrices") = std::vector<MatrixTuple>{});
   module.def("check_model", &check_model, py::arg("file"));
   module.def("encode_text", &encode_text, py::arg("file"), py::arg("text"));
   module.def("measure_inputs", &measure_inputs, py::arg("file"), py::arg("token_ids"), py::arg("sequence_len"),

@@ -124,6 +124,7 @@ def open_safetensors(
     files: Sequence[str],
     tensors: Sequence[tuple[str, int, str]],
     metadata: Mapping[str, _MetadataValue],
+    matrices: Sequence[tuple[str, str, int, Mapping[str, tuple[int, str]]]] = ...,
 ) -> ModelFile:
     """A model of safetensors files: `tensors` are (name, index of the file, name in the file); `path` is for messages.
 

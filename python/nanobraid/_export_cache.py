@@ -83,7 +83,11 @@ def model_file(path: Path, *, progress: bool | None = None) -> Path:
     """
     if not path.is_dir():
         return path
-    return exported(path, DEFAULT_DTYPE, sys.stderr.isatty() if progress is None else progress)
+    from nanobraid.export.hf_folder import is_quantized_folder
+
+    # What is quantized is taken over as it is.
+    dtype = "keep" if is_quantized_folder(path) else DEFAULT_DTYPE
+    return exported(path, dtype, sys.stderr.isatty() if progress is None else progress)
 
 
 def find_exported(folder: Path) -> list[Path]:

@@ -99,7 +99,7 @@ def braid(entries: list[bytes], tensors: list[Tensor]) -> bytes:
 
 def braid_seeds() -> dict[str, bytes]:
     facts = [entry("general.architecture", STRING, "llama"), entry("n", U32, 1), array("flags", BOOL, [0, 1])]
-    tensors = [("a", [8], 0, 32), ("b", [2, 32], 16, 36), ("c", [3, 1, 2], 1, 12), ("later", [64], 40, 40)]
+    tensors = [("a", [8], 0, 32), ("b", [2, 32], 16, 36), ("c", [3, 1, 2], 1, 12), ("later", [64], 4, 40)]
     return {
         "empty": braid([], []),
         "tokenizer": braid(tokenizer_entries(), []),

@@ -76,7 +76,9 @@ def tensors_of(config: dict[str, Any], seed: int = 0, dtype: Any = np.float32) -
     return out
 
 
-_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
+# Bytes are 8-bit floats here.
+_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64",
+           np.dtype(np.int32): "I32", np.dtype(np.uint8): "F8_E4M3"}  # fmt: skip
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> None:

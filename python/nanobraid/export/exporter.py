@@ -29,6 +29,8 @@ from nanobraid.export.summary import DTYPES, ExportSummary, Progress, TensorSumm
 _PIECE_WEIGHTS = 1 << 19  # unpacked at a time
 _SEARCHED = ("w4", "w8", "w8_channel")
 _GROUP = 64
+_ORDER_SUFFIX = ".order"  # of tensors that say in which order a matrix has its columns
+_DOWN = ".ffn_down.weight"
 _HEADS = ("token_embd.weight", "output.weight")  # matrices with a row for each token
 # Keys of the container rather than of the model.
 _DROPPED_KEYS = ("general.alignment", "general.file_type", "general.quantization_version")
@@ -193,6 +195,8 @@ def _plan(file: _core.ModelFile, metadata: dict[str, Any], matrix: str | None, h
     plans = []
     interleaves = file.kind == "GGUF" and metadata["general.architecture"] == "llama"
     for name, source_format, shape, _ in sorted(file.tensors(), key=lambda item: _execution_order(item[0])):
+        if name.endswith(_ORDER_SUFFIX) and matrix is not None:
+            continue  # rows are read in the order of the input
         wanted = head if name in _HEADS else matrix
         if wanted is None:
             format_, note = source_format, ""
@@ -268,6 +272,8 @@ def _write(  # noqa: PLR0917 - the parts of one call
         for index, plan in enumerate(plans):
             size, squared_error, squared_norm = 0, 0.0, 0.0
             importance = calibration.importance(plan.name) if calibration else None
+            if importance is not None and plan.name.endswith(_DOWN):
+                importance = _in_input_order(file, plan.name, importance)
             for packed, weights, error, norm in _pieces(file, plan, importance):
                 writer.write(index, packed)
                 size += len(packed)
@@ -280,6 +286,16 @@ def _write(  # noqa: PLR0917 - the parts of one call
             summaries.append(TensorSummary(plan.name, plan.format, tuple(plan.shape), size, error, plan.note))
         writer.finish()
     return tuple(summaries)
+
+
+def _in_input_order(file: _core.ModelFile, name: str, importance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The importance of a down matrix's columns: it was measured in the order in which they are packed."""
+    order_name = name.removesuffix(".weight") + _ORDER_SUFFIX
+    if all(tensor != order_name for tensor, *_ in file.tensors()):
+        return importance
+    out = np.empty_like(importance)
+    out[file.read_rows(order_name).reshape(-1).astype(np.int64)] = importance
+    return out
 
 
 def _pieces(
@@ -295,7 +311,7 @@ def _pieces(
     for begin in range(0, rows, step):
         count = min(step, rows - begin)
         order = _half_split(count, plan.head_dim) if plan.head_dim else None
-        if plan.format == plan.source_format:
+        if plan.format == plan.source_format:  # of matrices with an order only where that is kept, too
             yield _reordered(_raw_rows(file, plan, begin, count, rows), order, count), count * cols, 0.0, 0.0
             continue
         if len(plan.shape) == 1:

@@ -202,7 +202,6 @@ def _refuse_unknown(config: Config, facts: _Facts) -> None:
         "hidden_act": (lambda v: v in ("silu", "swish"), "this activation is not offered; there is silu"),
         "mlp_bias": (lambda v: v is False, "biases of the feed-forward matrices are not offered"),
         "partial_rotary_factor": (lambda v: v == 1, "rotation of a part of each head is not offered"),
-        "quantization_config": (lambda v: False, "quantized checkpoints are not offered"),
         "attention_bias": (
             lambda v: v is False or (v is True and architecture == "qwen2"),
             "a bias of the attention output is not offered",

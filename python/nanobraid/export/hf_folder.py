@@ -18,6 +18,7 @@ from nanobraid.export.hf_config import (
     read_hf_config,
     ties_embeddings,
 )
+from nanobraid.export.hf_quantization import KEY, Matrix, Quantization, read_quantization
 from nanobraid.export.hf_tokenizer import TOKENIZER_FILES, has_hf_tokenizer, read_hf_tokenizer
 from nanobraid.export.json_file import read_json
 
@@ -75,6 +76,13 @@ def open_hf_folder(folder: Path) -> _core.ModelFile:
     metadata.update(_tokenizer(folder))
     files, places = _stored_tensors(folder)
     names = _names(config, str(config_path))
+    quantization = read_quantization(config, str(config_path))
+    matrices: list[Matrix] = []
+    if quantization is None and any(name.endswith(".qweight") for name in places):
+        raise UnsupportedError(f"{folder}: holds quantized weights, but {CONFIG} has no {KEY} that says of which kind")
+    if quantization is not None:
+        matrices = _take_matrices(folder, files, places, names, quantization)
+        metadata["braid.quantization.method"] = quantization.method
     _drop_harmless(folder, files, places, names, config)
     missing = [stored for stored in names if stored not in places]
     if missing:
@@ -87,7 +95,51 @@ def open_hf_folder(folder: Path) -> _core.ModelFile:
         )
     tensors = [(ours, places[stored], stored) for stored, ours in names.items()]
     with core_errors():
-        return _core.open_safetensors(str(folder), [str(folder / name) for name in files], tensors, metadata)
+        return _core.open_safetensors(str(folder), [str(folder / name) for name in files], tensors, metadata, matrices)
+
+
+def is_quantized_folder(folder: Path) -> bool:
+    """Whether the folder's configuration speaks of quantized weights. False if there is none that can be read."""
+    try:
+        return read_json(folder / CONFIG).get(KEY) is not None
+    except (ModelIOError, FormatError):
+        return False  # opening the folder says why
+
+
+def _take_matrices(
+    folder: Path, files: list[str], places: dict[str, int], names: dict[str, str], quantization: Quantization
+) -> list[Matrix]:
+    """The quantized matrices; their names and tensors leave `names` and `places`."""
+    matrices: list[Matrix] = []
+    with core_errors():
+        listed = [_core.list_safetensors(str(folder / name)) for name in files]
+    dtypes = {name: dtype for tensors in listed for name, dtype, *_ in tensors}
+    for stored in [name for name in names if name.endswith(".weight")]:
+        stem = stored.removesuffix(".weight")
+        try:
+            parts = quantization.parts(stem, dtypes)
+        except FormatError as error:
+            raise FormatError(f"{folder}: {error}") from None
+        if not parts:
+            continue
+        placed = {part: (places[name], name) for part, name in parts.items()}
+        matrices.append((names.pop(stored), quantization.scheme, quantization.group_size, placed))
+        # input_scale is for inputs rounded to 8 bits, which they are not here.
+        for name in (*parts.values(), f"{stem}.input_scale"):
+            places.pop(name, None)
+        bias = f"{stem}.bias"
+        if bias in places and bias not in names and _is_zero(folder / files[places[bias]], bias):
+            del places[bias]  # some quantizers write one for every matrix
+    if not matrices:
+        raise FormatError(f"{folder}: {KEY} speaks of {quantization.method}, but no matrix is quantized so")
+    return matrices
+
+
+def _is_zero(path: Path, name: str) -> bool:
+    with core_errors():
+        size = next(size for tensor, _, _, size in _core.list_safetensors(str(path)) if tensor == name)
+        file = _core.open_safetensors(str(path), [str(path)], [("bias", 0, name)], {})
+        return not any(file.read("bias", 0, size))
 
 
 def _model_name(folder: Path, config: dict[str, Any]) -> str:

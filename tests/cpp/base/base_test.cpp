@@ -100,5 +100,23 @@ TEST(Align, Rounds) {
   EXPECT_EQ(ceil_div(33, 32), 2);
 }
 
+// Every code goes there and back; what lies between two goes to the nearer, in a tie to the even one.
+TEST(DType, Fp8RoundsToNearestEven) {
+  for (int code = 0; code < 0x7f; ++code) {
+    const float value = e4m3_to_f32(static_cast<std::uint8_t>(code));
+    EXPECT_EQ(f32_to_e4m3(value), code);
+    EXPECT_EQ(f32_to_e4m3(-value), code | 0x80);
+    if (code == 0x7e) continue;
+    const float middle = (value + e4m3_to_f32(static_cast<std::uint8_t>(code + 1))) / 2;
+    EXPECT_EQ(f32_to_e4m3(middle), code + code % 2) << code;
+    EXPECT_EQ(f32_to_e4m3(std::nextafter(middle, 0.0f)), code) << code;
+    EXPECT_EQ(f32_to_e4m3(std::nextafter(middle, 1e9f)), code + 1) << code;
+  }
+  EXPECT_EQ(e4m3_to_f32(0x7e), 448.0f);
+  EXPECT_EQ(f32_to_e4m3(1e30f), 0x7e);
+  EXPECT_EQ(f32_to_e4m3(-std::numeric_limits<float>::infinity()), 0xfe);
+  EXPECT_TRUE(std::isnan(e4m3_to_f32(f32_to_e4m3(std::numeric_limits<float>::quiet_NaN()))));
+}
+
 }  // namespace
 }  // namespace nb

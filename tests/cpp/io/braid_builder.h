@@ -185,7 +185,7 @@ inline BraidBuilder small_braid() {
   builder.tensor({.name = "norm", .format = 0, .dims = {8}, .bytes = 32})
       .tensor({.name = "matrix", .format = 16, .dims = {3, 32}, .bytes = 54})
       .tensor({.name = "cube", .format = 1, .dims = {2, 3, 2}, .bytes = 24})
-      .tensor({.name = "later", .format = 40, .dims = {2, 128}, .bytes = 150});
+      .tensor({.name = "later", .format = 4, .dims = {2, 128}, .bytes = 150});
   return builder;
 }
 

@@ -23,8 +23,10 @@ TEST(BraidFormat, NumbersAreFixed) {
   EXPECT_EQ(braid_code(quant::Format::q4_1), 17u);
   EXPECT_EQ(braid_code(quant::Format::q8_0), 20u);
   const std::pair<std::uint32_t, const char*> names[] = {
-      {18, "q5_0"}, {19, "q5_1"},       {24, "q4_k"}, {25, "q5_k"},     {26, "q6_k"},
-      {32, "w8"},   {33, "w8_channel"}, {34, "w4"},   {40, "awq_int4"}, {3, "fp8_e4m3"}};
+      {18, "q5_0"},          {19, "q5_1"},         {24, "q4_k"},         {25, "q5_k"},
+      {26, "q6_k"},          {32, "w8"},           {33, "w8_channel"},   {34, "w4"},
+      {40, "awq_int4"},      {3, "fp8_e4m3"},      {41, "gptq_int4"},    {42, "awq_int4_g64"},
+      {43, "gptq_int4_g64"}, {44, "awq_int4_g32"}, {45, "gptq_int4_g32"}};
   for (const auto& [code, name] : names) EXPECT_EQ(braid_format_name(code), name);
 }
 
@@ -40,10 +42,10 @@ TEST(BraidFormat, EveryFormatHasANumberOfItsOwn) {
 }
 
 TEST(BraidFormat, ReservedNumbersHaveANameAndNothingReadsThem) {
-  for (const std::uint32_t code : {3u, 4u, 40u, 41u, 256u + 17u, 256u + 34u}) {
+  for (const std::uint32_t code : {4u, 256u + 17u, 256u + 34u, 256u + 40u}) {
     EXPECT_EQ(braid_format(code), std::nullopt) << code;
   }
-  EXPECT_EQ(braid_format_name(41), "gptq_int4");
+  EXPECT_EQ(braid_format_name(4), "fp8_e5m2");
   EXPECT_EQ(braid_format_name(256 + 17), "q4_1 in 16-row tiles");
   EXPECT_EQ(braid_format_name(99), "format 99");
   EXPECT_EQ(braid_format_name(256 + 99), "format 355");

@@ -65,7 +65,7 @@ TEST(BraidParser, ReadsAValidFile) {
   EXPECT_EQ(matrix.dims, (std::vector<std::uint64_t>{3, 32}));
   EXPECT_EQ(matrix.offset, image.data + 4096);
   EXPECT_EQ(matrix.bytes, 54u);
-  EXPECT_EQ(contents.tensors[3].format, 40u);
+  EXPECT_EQ(contents.tensors[3].format, 4u);
   EXPECT_TRUE(survives(BraidBuilder().build().bytes)) << "neither metadata nor tensors";
 }
 

@@ -41,9 +41,9 @@ TEST(BraidSource, ReservedFormatsAreListedAndRefusedByName) {
   const test::BraidImage image = test::small_braid().build();
   const auto source = open_braid(std::make_shared<const BraidFile>(image.bytes, "memory"));
   EXPECT_EQ(source->tensors()[3].format, std::nullopt);
-  EXPECT_EQ(source->tensors()[3].format_name, "awq_int4");
+  EXPECT_EQ(source->tensors()[3].format_name, "fp8_e5m2");
   expect_error(
-      ErrorCode::unsupported, [&] { static_cast<void>(source->find("later")); }, "memory", "\"later\"", "awq_int4");
+      ErrorCode::unsupported, [&] { static_cast<void>(source->find("later")); }, "memory", "\"later\"", "fp8_e5m2");
 }
 
 TEST(BraidSource, KnowsSectionsFingerprintAndChecksums) {

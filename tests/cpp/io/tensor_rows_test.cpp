@@ -63,7 +63,7 @@ TEST_F(TensorRows, RefusesRowsThatAreNotThere) {
   }
   read_rows(*source_, matrix, 3, 0, out);
   expect_error(
-      ErrorCode::unsupported, [&] { read_rows(*source_, source_->tensors()[3], 0, 1, out); }, "\"later\"", "awq_int4");
+      ErrorCode::unsupported, [&] { read_rows(*source_, source_->tensors()[3], 0, 1, out); }, "\"later\"", "fp8_e5m2");
 }
 
 }  // namespace

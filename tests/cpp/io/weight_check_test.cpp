@@ -17,7 +17,7 @@ TEST(WeightCheck, FindsNanAndInfinityInEveryFormat) {
       .tensor({.name = "floats", .format = 0, .dims = {300, 1000}, .bytes = 1200000})
       .tensor({.name = "half", .format = 1, .dims = {8}, .bytes = 16})
       .tensor({.name = "blocks", .format = 20, .dims = {2, 64}, .bytes = 136})
-      .tensor({.name = "later", .format = 40, .dims = {2, 128}, .bytes = 150});
+      .tensor({.name = "later", .format = 4, .dims = {2, 128}, .bytes = 150});
   test::BraidImage image = builder.build();
   const BraidFile file(image.bytes, "weights");
   for (const BraidTensor& tensor : file.tensors()) std::memset(image.bytes.data() + tensor.offset, 0, tensor.bytes);

@@ -41,19 +41,23 @@ TEST(Fusion, IsForSoManyRowsAndCounted) {
   KernelTable table = table_with_all();
   FusionCounts counts;
   const ExecContext ctx{.kernels = &table, .pool = nullptr, .workspace = nullptr, .counts = &counts};
-  EXPECT_TRUE(takes_fused(FusedOp::head, 1000, ctx)) << "any number";
+  const LinearWeight natural;
+  EXPECT_TRUE(takes_fused(FusedOp::head, 1000, natural, ctx)) << "any number";
   table.max_fused_rows = 8;
-  EXPECT_TRUE(takes_fused(FusedOp::head, 8, ctx));
-  EXPECT_FALSE(takes_fused(FusedOp::head, 9, ctx));
+  EXPECT_TRUE(takes_fused(FusedOp::head, 8, natural, ctx));
+  EXPECT_FALSE(takes_fused(FusedOp::head, 9, natural, ctx));
   table.norm_qkv = nullptr;
-  EXPECT_FALSE(takes_fused(FusedOp::norm_qkv, 1, ctx));
+  EXPECT_FALSE(takes_fused(FusedOp::norm_qkv, 1, natural, ctx));
   EXPECT_EQ(counts.fused[FusedOp::head], 2);
   EXPECT_EQ(counts.composed[FusedOp::head], 1);
   EXPECT_EQ(counts.composed[FusedOp::norm_qkv], 1);
   EXPECT_EQ(counts.fused[FusedOp::norm_qkv], 0);
   const ExecContext silent{.kernels = &table, .pool = nullptr, .workspace = nullptr};
-  EXPECT_TRUE(takes_fused(FusedOp::norm_gate_up, 1, silent));
+  EXPECT_TRUE(takes_fused(FusedOp::norm_gate_up, 1, natural, silent));
   EXPECT_EQ(counts.fused[FusedOp::norm_gate_up], 0);
+  LinearWeight ordered;
+  ordered.orders.resize(1);
+  EXPECT_FALSE(takes_fused(FusedOp::norm_gate_up, 1, ordered, silent)) << "rows in an order of their own";
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ TEST_P(Linear, Int8EqualsReferenceBitForBit) {
   }
 }
 
-// The bytes of a block that hold codes.
+// The bytes of a block that hold codes, and zero points where a format has them.
 int code_begin(quant::Format format) {
   switch (format) {
     case quant::Format::q6_k:
@@ -113,8 +113,8 @@ TEST_P(Linear, FloatActivationsMatchReference) {
 
 // Columns that fill no tile: unblocked formats allow any number of columns.
 TEST_P(Linear, ColumnTails) {
-  for (quant::Format format :
-       {quant::Format::f32, quant::Format::bf16, quant::Format::f16, quant::Format::w8_channel}) {
+  for (quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16, quant::Format::w8_channel,
+                               quant::Format::fp8_e4m3}) {
     const RandomWeights weights(format, 20, 45, 8);
     Matrix x = Matrix::random(3, 45, 4);
     Bench reference("reference"), bench(GetParam());
@@ -175,6 +175,12 @@ TEST(ChooseActType, FollowsFormatsAndRequest) {
   EXPECT_EQ(choose({quantized.source()}, "int8", rows), ActType::int8);
   EXPECT_EQ(choose({half.source()}, "int8", tiles), ActType::bf16);
   EXPECT_THROW(choose({half.source()}, "fp8", tiles), Error);
+  // 8-bit floats are no integer codes: they meet what f16 and bf16 weights meet.
+  const RandomWeights floats(quant::Format::fp8_e4m3, 16, 32, 1), zeros(quant::Format::gptq_int4_g32, 16, 32, 1);
+  EXPECT_EQ(choose({floats.source()}, "auto", tiles), ActType::bf16);
+  EXPECT_EQ(choose({floats.source(), quantized.source()}, "int8", tiles), ActType::bf16);
+  EXPECT_EQ(choose({zeros.source(), quantized.source()}, "auto", tiles), ActType::int8);
+  EXPECT_EQ(choose({floats.source()}, "auto", WeightLayout::vectors), ActType::bf16);
 }
 
 }  // namespace

@@ -202,7 +202,7 @@ struct LayerResult {
 LayerResult run_layer(Bench& bench, int rows, quant::Format format, bool extras) {
   // Every number of columns fills whole blocks of the format.
   const int block = quant::format_info(format).block_elements;
-  const int hidden = round_up(96, block), dim = block == 256 ? 64 : 16, heads = 4, kv_heads = 2,
+  const int hidden = round_up(96, block), dim = block > 64 ? block / 4 : 16, heads = 4, kv_heads = 2,
             inner = round_up(160, block == 1 ? 32 : block), vocab = 70;
   const RandomWeights wq(format, heads * dim, hidden, 1), wk(format, kv_heads * dim, hidden, 2),
       wv(quant::Format::q8_0, kv_heads * dim, hidden, 3), wo(format, hidden, heads * dim, 4),
@@ -273,7 +273,8 @@ TEST_P(Ops, FusedOperatorsEqualTheirParts) {
 }
 
 TEST_P(Ops, WholeLayerMatchesReference) {
-  for (quant::Format format : {quant::Format::f16, quant::Format::q4_1, quant::Format::q6_k, quant::Format::w4}) {
+  for (quant::Format format : {quant::Format::f16, quant::Format::q4_1, quant::Format::q6_k, quant::Format::w4,
+                               quant::Format::awq_int4, quant::Format::fp8_e4m3}) {
     Bench reference("reference"), bench(GetParam(), 2);
     // Both round to int8 where they can; a value next to a rounding edge may fall to either side.
     const LayerResult a = run_layer(bench, 20, format, true), b = run_layer(reference, 20, format, true);

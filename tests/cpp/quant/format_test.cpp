@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -40,6 +41,27 @@ TEST(Format, UnpacksQ8BlockWrittenByHand) {
   unpack_row(Format::q8_0, block.data(), 32, out);
   EXPECT_EQ(out[0], -32.0f);
   EXPECT_EQ(out[31], 31.75f);
+}
+
+// Every value of the 8-bit floats, from the fields of their definition.
+TEST(Format, UnpacksEveryFp8Code) {
+  std::vector<std::uint8_t> row(4 + 256);
+  const float scale = 0.37f;
+  std::memcpy(row.data(), &scale, 4);
+  for (int code = 0; code < 256; ++code) row[static_cast<std::size_t>(4 + code)] = static_cast<std::uint8_t>(code);
+  std::vector<float> out(256);
+  unpack_row(Format::fp8_e4m3, row.data(), 256, out.data());
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code / 8 % 16, mantissa = code % 8;
+    const double magnitude = exponent == 0 ? mantissa * std::exp2(-9) : (8 + mantissa) * std::exp2(exponent - 10);
+    const float expected = static_cast<float>(code < 128 ? magnitude : -magnitude) * scale;
+    const float actual = out[static_cast<std::size_t>(code)];
+    if (code % 128 == 127) {
+      EXPECT_TRUE(std::isnan(actual)) << code;
+    } else {
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(actual), std::bit_cast<std::uint32_t>(expected)) << code;
+    }
+  }
 }
 
 // The value of weight k of a row, written out from the layouts one weight at a time: slow, and shares no code with
@@ -107,9 +129,22 @@ float weight_of(Format format, const std::uint8_t* row, int k) {
       const int i = k % 64;
       return f16(b) * static_cast<float>(i < 32 ? b[4 + i] % 16 : b[4 + i - 32] / 16) + f16(b + 2);
     }
+    case Format::awq_int4:
+    case Format::awq_int4_g64:
+    case Format::awq_int4_g32:
+    case Format::gptq_int4:
+    case Format::gptq_int4_g64:
+    case Format::gptq_int4_g32: {
+      const int size = format_info(format).block_elements;
+      const std::uint8_t* b = row + (size / 2 + 3) * (k / size);
+      const int i = k % size % 32;
+      const std::uint8_t byte = b[3 + k % size / 32 * 16 + i % 16];
+      return f16(b) * static_cast<float>((i < 16 ? byte % 16 : byte / 16) - b[2]);
+    }
     case Format::f32:
     case Format::bf16:
     case Format::f16:
+    case Format::fp8_e4m3:
       break;
   }
   ADD_FAILURE() << "no oracle for " << to_string(format);
@@ -143,6 +178,10 @@ TEST(Format, SizesOfRows) {
   EXPECT_EQ(row_bytes(Format::w8_channel, 45), 47);
   EXPECT_EQ(row_bytes(Format::w4, 128), 72);
   EXPECT_EQ(row_bytes(Format::q6_k, 512), 420);
+  EXPECT_EQ(row_bytes(Format::awq_int4, 256), 134);
+  EXPECT_EQ(row_bytes(Format::gptq_int4_g32, 256), 8 * 19);
+  EXPECT_EQ(row_bytes(Format::fp8_e4m3, 45), 49);
+  EXPECT_THROW(row_bytes(Format::gptq_int4, 192), Error);
   EXPECT_THROW(row_bytes(Format::w4, 96), Error);
   EXPECT_THROW(row_bytes(Format::q4_k, 576), Error);
 }

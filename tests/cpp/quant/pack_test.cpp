@@ -40,6 +40,16 @@ float error_bound(Format format, float lowest, float highest, float peak) {
       return (highest - lowest) / 30 + 2 * peak * 2 / 126;
     case Format::q5_k:
       return (highest - lowest) / 62 + 2 * peak * 2 / 126;
+    // The zero point is rounded, which may cut off half a step at an end of the range.
+    case Format::awq_int4:
+    case Format::awq_int4_g64:
+    case Format::awq_int4_g32:
+    case Format::gptq_int4:
+    case Format::gptq_int4_g64:
+    case Format::gptq_int4_g32:
+      return (std::max(highest, 0.0f) - std::min(lowest, 0.0f)) / 15 * 1.01f;
+    case Format::fp8_e4m3:
+      return peak / 28 * 1.01f;  // half of 32 of 448
     case Format::q6_k:
       return peak / 32 * 1.01f + peak / 254;
   }
@@ -58,9 +68,9 @@ TEST(Pack, ErrsByAtMostHalfAStep) {
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(row_bytes(format, kCols)));
     pack_row(format, values.data(), kCols, bytes.data());
     unpack_row(format, bytes.data(), kCols, back.data());
-    const std::size_t span = format == Format::w8_channel ? kCols
-                             : info.block_elements == 1   ? 1
-                                                          : static_cast<std::size_t>(info.block_elements);
+    const std::size_t span = info.row_header_bytes > 0  ? kCols
+                             : info.block_elements == 1 ? 1
+                                                        : static_cast<std::size_t>(info.block_elements);
     for (std::size_t begin = 0; begin < kCols; begin += span) {
       const auto first = values.begin() + static_cast<std::ptrdiff_t>(begin);
       const auto [lowest, highest] = std::minmax_element(first, first + static_cast<std::ptrdiff_t>(span));

@@ -22,6 +22,7 @@ std::vector<std::uint8_t> random_row(Format format, int cols, std::mt19937& rand
     if ((row[offset + 1] & 0x7c) == 0x7c) row[offset + 1] ^= 0x40;
   };
   if (format == Format::w8_channel) make_finite(0);
+  if (format == Format::fp8_e4m3) row[3] = 0x3d;  // of the f32 scale
   if (!info.is_quantized() || format == Format::w8_channel) return row;
   for (std::size_t begin = 0; begin < row.size(); begin += static_cast<std::size_t>(info.block_bytes)) {
     make_finite(begin + (format == Format::q6_k ? 208 : 0));

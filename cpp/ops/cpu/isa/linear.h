@@ -26,7 +26,13 @@ inline int64_t group_index(const Activation& x, int t, int g) {
 /// Whether the two groups of a tile share a minimum: it is added once, after the second.
 constexpr bool shares_minimum(Format format) { return format == Format::w4; }
 
-constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8; }
+constexpr bool is_quantized(Format format) { return tile_shape(format).code_bits <= 8 && format != Format::fp8_e4m3; }
+
+// 8-bit floats in lanes of 32 bits, exactly: the exponent's bias is corrected by a product, as f_load_f16 does.
+inline F from_e4m3(I code) {
+  const I bits = shift_left<24>(code & i_set1(0x80)) | shift_left<20>(code & i_set1(0x7f));
+  return bits_to_float(bits) * f_set1(0x1p120f);
+}
 
 // The tile that holds columns [32g, 32g + 32).
 template <Format kFormat>
@@ -42,15 +48,23 @@ struct TileScales {
   static constexpr bool kIsK = kFormat == Format::q4_k || kFormat == Format::q5_k;
   const uint8_t* bytes;  // one per row and group, of the formats that have them
   F d, m;
+  F zero;  // of the formats that have zero points
 
   void load(const uint8_t* strip, const uint8_t* tile, int part) {
     const uint8_t* scales = tile + kShape.groups * kShape.group_bytes;
     bytes = scales + part * kLanes;
+    if constexpr (kFormat == Format::fp8_e4m3) {
+      float lanes[kLanes];
+      memcpy(lanes, strip + part * kLanes * 4, sizeof(lanes));
+      d = f_load(lanes);
+      return;
+    }
     const uint8_t* halves = (kFormat == Format::w8_channel ? strip : scales) + part * kLanes * 2;
     if (kIsK || kFormat == Format::q6_k) halves += 256;
     d = f_load_f16(halves);
     if constexpr (kShape.has_minimum) m = f_load_f16(halves + 32);
     if constexpr (kIsK) m = m * f_set1(-1.0f);  // these subtract their minimum
+    if constexpr (kShape.has_zeros) zero = to_float(i_load_u8(bytes + 32));
   }
 
   // Scale of columns [0, 16) or [16, 32) of group g.
@@ -62,6 +76,11 @@ struct TileScales {
   F minimum(int g) const {
     if constexpr (kIsK) return m * to_float(i_load_u8(bytes + 16 * (8 + g)));
     return m;
+  }
+  // What to add to a code so that it counts from zero.
+  I minus_zero() const {
+    if constexpr (kShape.has_zeros) return round_to_int(f_zero() - zero);
+    return i_set1(-kShape.zero);
   }
 };
 
@@ -226,7 +245,13 @@ inline void strip_int8(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
           for (int s = 0; s < kStrips; ++s) w_scales[s] = tile_scales[s].scale(i, half);
           for (int t = 0; t < kRows; ++t) {
             const F scale = f_set1(scales[t]);
-            for (int s = 0; s < kStrips; ++s) acc[s][t] = fma(to_float(dots[s][t]), w_scales[s] * scale, acc[s][t]);
+            for (int s = 0; s < kStrips; ++s) {
+              F sum = to_float(dots[s][t]);
+              if constexpr (kShape.has_zeros) {  // integers below 2^24: exact
+                sum = fma(tile_scales[s].zero, f_set1(static_cast<float>(minus_sums[t])), sum);
+              }
+              acc[s][t] = fma(sum, w_scales[s] * scale, acc[s][t]);
+            }
           }
         };
         if constexpr (kFormat == Format::q6_k) {
@@ -285,18 +310,29 @@ inline void unpack_group(const uint8_t* strip, int g, int part, F* w) {
     }
   } else if constexpr (kFormat == Format::f16) {
     for (int k = 0; k < 32; ++k) w[k] = f_load_f16(tile + 32 * k + part * kLanes * 2);
+  } else if constexpr (kFormat == Format::fp8_e4m3) {
+    TileScales<kFormat> scales;
+    scales.load(strip, tile, part);
+    for (int k = 0; k < 32; k += 4) {
+      const I codes = i_load(lanes + 16 * k);
+      w[k] = from_e4m3(codes) * scales.d;
+      w[k + 1] = from_e4m3(shift_right<8>(codes)) * scales.d;
+      w[k + 2] = from_e4m3(shift_right<16>(codes)) * scales.d;
+      w[k + 3] = from_e4m3(shift_right<24>(codes)) * scales.d;
+    }
   } else {
     TileScales<kFormat> scales;
     scales.load(strip, tile, part);
     const F scale[2] = {scales.scale(index, 0), scales.scale(index, 1)};
-    const I zero = i_set1(-kShape.zero);
+    constexpr bool kFromZero = kShape.zero == 0 && !kShape.has_zeros;
+    const I zero = scales.minus_zero();
     // The four codes in the bytes of each lane, columns k .. k+3.
     const auto store_four = [&](I codes, int k) {
       const I byte = i_set1(255);
       const I four[4] = {codes & byte, shift_right<8>(codes) & byte, shift_right<16>(codes) & byte,
                          shift_right<24>(codes)};
       for (int b = 0; b < 4; ++b) {
-        w[k + b] = scale[k / 16] * to_float(kShape.zero == 0 ? four[b] : four[b] + zero);
+        w[k + b] = scale[k / 16] * to_float(kFromZero ? four[b] : four[b] + zero);
         if constexpr (kShape.has_minimum) w[k + b] = w[k + b] + scales.minimum(index);
       }
     };
@@ -375,13 +411,17 @@ inline void strip_bf16(const uint8_t* strips, int64_t strip_bytes, int64_t ahead
   }
 }
 
-// The codes of the 32 columns of a group as pairs of bf16 numbers, without the scale: exact, for they are small. Pair i
-// holds columns 2i and 2i + 1.
+// The codes of the 32 columns of a group as pairs of bf16 numbers, without the scale: exact, for they are small or have
+// few digits. Pair i holds columns 2i and 2i + 1. `zero` as TileScales::minus_zero.
 template <Format kFormat>
-inline void unpack_pairs(const uint8_t* lanes, I* pairs) {
+inline void unpack_pairs(const uint8_t* lanes, I zero, I* pairs) {
   constexpr TileShape kShape = tile_shape(kFormat);
-  const I byte = i_set1(255), high_half = i_set1(static_cast<int32_t>(0xffff0000u)), zero = i_set1(-kShape.zero);
-  const auto bits_of = [&](I code) { return float_to_bits(to_float(kShape.zero == 0 ? code : code + zero)); };
+  constexpr bool kFromZero = kShape.zero == 0 && !kShape.has_zeros;
+  const I byte = i_set1(255), high_half = i_set1(static_cast<int32_t>(0xffff0000u));
+  const auto bits_of = [&](I code) {
+    if constexpr (kFormat == Format::fp8_e4m3) return float_to_bits(from_e4m3(code));
+    return float_to_bits(to_float(kFromZero ? code : code + zero));
+  };
   // From the codes in the bytes of each lane, columns 4j .. 4j+3.
   const auto store_two = [&](I codes, int j) {
     pairs[2 * j] = (bits_of(shift_right<8>(codes) & byte) & high_half) | shift_right<16>(bits_of(codes & byte));
@@ -401,8 +441,8 @@ inline void unpack_pairs(const uint8_t* lanes, I* pairs) {
   }
 }
 
-// As strip_float for quantized weights and packed rows of bf16 numbers: products of codes, which lose nothing, summed
-// per scale and folded as integer sums are.
+// As strip_float for weights in codes of up to 8 bits and packed rows of bf16 numbers: products of codes, which lose
+// nothing, summed per scale and folded as integer sums are.
 template <Format kFormat, int kRows>
 inline void strip_codes(const uint8_t* strip, int64_t, int64_t ahead, const Activation& x, int row, float* out,
                         int64_t out_stride) {
@@ -422,7 +462,7 @@ inline void strip_codes(const uint8_t* strip, int64_t, int64_t ahead, const Acti
         const uint8_t* lanes = tile + i * kShape.group_bytes + part * kLanes * 4;
         fetch_lines<kShape.tile_bytes / kShape.groups>(lanes, ahead);
         I pairs[16];
-        unpack_pairs<kFormat>(lanes, pairs);
+        unpack_pairs<kFormat>(lanes, scales.minus_zero(), pairs);
         F dots[kRows];
         const auto add = [&](int begin, int end) {
           for (int t = 0; t < kRows; ++t) dots[t] = f_zero();
@@ -489,6 +529,17 @@ inline auto with_format(Format format, const Function& function) {
       return function.template operator()<Format::w8_channel>();
     case Format::w4:
       return function.template operator()<Format::w4>();
+    case Format::awq_int4:
+    case Format::gptq_int4:
+      return function.template operator()<Format::awq_int4>();
+    case Format::awq_int4_g64:
+    case Format::gptq_int4_g64:
+      return function.template operator()<Format::awq_int4_g64>();
+    case Format::awq_int4_g32:
+    case Format::gptq_int4_g32:
+      return function.template operator()<Format::awq_int4_g32>();
+    case Format::fp8_e4m3:
+      return function.template operator()<Format::fp8_e4m3>();
     case Format::q8_0:
       break;
   }
@@ -532,7 +583,7 @@ inline StripKernels find_strip_kernels(Format format, ActType type) {
                 {strip_bf16<kStrips, 1>, strip_bf16<kStrips, 2>, strip_bf16<kStrips, 3>, strip_bf16<kStrips, 4>}};
       }
     }
-    if constexpr (is_quantized(kFormat) && kBf16Dot) {
+    if constexpr ((is_quantized(kFormat) || kFormat == Format::fp8_e4m3) && kBf16Dot) {
       if (type == ActType::bf16) {
         return {strip_codes<kFormat, kMaxRows>,
                 {strip_codes<kFormat, 1>, strip_codes<kFormat, 2>, strip_codes<kFormat, 3>, strip_codes<kFormat, 4>}};

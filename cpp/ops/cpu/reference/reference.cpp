@@ -105,7 +105,7 @@ float dot_int8(const LinearSegment& w, int row, const Activation& x, int t) {
     const int8_t* codes = x.codes + 32 * group;
     for (int begin = 0; begin < 32; begin += scale_cols) {
       int32_t sum = 0;
-      for (int i = begin; i < begin + scale_cols; ++i) sum += (weights.codes[i] - info.zero) * codes[i];
+      for (int i = begin; i < begin + scale_cols; ++i) sum += (weights.codes[i] - info.zero_of(weights)) * codes[i];
       result = std::fmaf(static_cast<float>(sum), weights.scales[begin / 16] * x.scales[group], result);
     }
     if (w.format == quant::Format::w4) {

@@ -1,0 +1,163 @@
+"""Quantized checkpoints: size, time to take one over, and quality, of one model in the formats of AWQ, GPTQ and FP8.
+
+    python eval/checkpoint_quality.py                               # the default model
+    python eval/checkpoint_quality.py --source other.gguf --schemes awq-g64 fp8-channel --json report.json
+
+The float32 weights of SRC are rounded to nearest and written as a Hugging Face folder of each scheme, by the writers of
+the tests (`tests/python/quantized_hf.py`): no scheme's own search for better codes is run, so the figures say what
+the formats hold and cost here, not how good a quantizer is. Each folder is exported with `keep`. Two divergences:
+KL(float32 of the same codes || file), which is what the engine loses, must stay below 1e-3 with float activations; and
+KL(float32 model || file), which is the price of rounding. Columns of 4-bit schemes must fill groups: a model whose rows
+are no multiple of a group's size is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export_quality import TEXT, export, logits_of, quality, windows_of
+from nanobraid import models
+from nanobraid._core import ModelFile
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "python"))
+
+from quantized_hf import Scheme, quantized
+from tiny_hf import ARCHITECTURES, write_folder
+
+SCHEMES = {
+    "awq-g32": Scheme("awq", 32),
+    "awq-g64": Scheme("awq", 64),
+    "awq-g128": Scheme("awq", 128),
+    "gptq-g64": Scheme("gptq", 64),
+    "gptq-g64-sym": Scheme("gptq", 64, sym=True),
+    "gptq-g64-act-order": Scheme("gptq", 64, act_order="shared"),
+    "gptq-g128": Scheme("gptq", 128),
+    "fp8-tensor": Scheme("compressed-tensors"),
+    "fp8-channel": Scheme("compressed-tensors", per_channel=True),
+}
+MOST_KL = 1e-3  # with float activations, to the same codes in float32
+
+_LAYER = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+_OUTER = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
+          "output.weight": "lm_head.weight"}  # fmt: skip
+
+
+def stored_name(name: str) -> str:
+    """The name in a Hugging Face folder."""
+    if name in _OUTER:
+        return _OUTER[name]
+    _, layer, what, kind = name.split(".")
+    return f"model.layers.{layer}.{_LAYER[what]}.{kind}"
+
+
+def hf_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and tensors of a `.braid` file of plain facts (rotation without scaling, no window)."""
+    file = ModelFile(str(path))
+    facts = file.metadata()
+    family = facts["general.architecture"]
+    if unknown := [key for key in facts if key.startswith(f"{family}.rope.scaling") or "sliding_window" in key]:
+        sys.exit(f"{path}: {unknown[0]} is not written into a configuration here")
+
+    def fact(key: str, missing: Any = None) -> Any:
+        return facts.get(f"{family}.{key}", missing)
+
+    tensors: dict[str, Any] = {}
+    for name, _, shape, _ in file.tensors():
+        tensors[stored_name(name)] = file.read_rows(name).reshape(shape)
+    hidden, heads = fact("embedding_length"), fact("attention.head_count")
+    return {
+        "architectures": [ARCHITECTURES[family]], "model_type": family, "hidden_size": hidden,
+        "intermediate_size": fact("feed_forward_length"), "num_hidden_layers": fact("block_count"),
+        "num_attention_heads": heads, "num_key_value_heads": fact("attention.head_count_kv", heads),
+        "head_dim": fact("attention.key_length", hidden // heads), "hidden_act": "silu",
+        "max_position_embeddings": fact("context_length"), "rope_theta": fact("rope.freq_base"),
+        "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
+        "vocab_size": len(tensors["model.embed_tokens.weight"]),
+    }, tensors  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=None, help="a GGUF or .braid file (default: the default model)")
+    parser.add_argument(
+        "--schemes", nargs="+", choices=SCHEMES, default=["awq-g64", "gptq-g64-act-order", "fp8-channel"]
+    )
+    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=1536)
+    parser.add_argument("--json", type=Path, help="write the report here")
+    args = parser.parse_args()
+    source = args.source or models.pull(models.DEFAULT_MODEL)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float32.braid"
+        export(source, path, "f32")
+        windows = windows_of(path, args.text, args.context, args.tokens)
+        reference = logits_of(path, windows)
+        config, tensors = hf_model(path)
+        path.unlink()
+        for name in args.schemes:
+            rows.append(measure(Path(folder), name, (config, tensors), windows, reference))
+            print_row(rows[-1])
+    report = {"source": source.name, "text": args.text.name, "windows": len(windows), "context": args.context}
+    if args.json:
+        args.json.write_text(json.dumps({**report, "checkpoints": rows}, indent=1) + "\n")
+    failed = [row["name"] for row in rows if row["kl_to_same_codes"] > MOST_KL]
+    if failed:
+        print(f"more than {MOST_KL} from the same codes in float32: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def measure(
+    folder: Path,
+    name: str,
+    model: tuple[dict[str, Any], dict[str, Any]],
+    windows: list[list[int]],
+    reference: list[Any],
+) -> dict[str, Any]:
+    config, stored, plain = quantized(*model, SCHEMES[name])
+    write_folder(folder / "checkpoint", config, stored)
+    del stored
+    write_folder(folder / "plain", {**config, "quantization_config": None}, plain)
+    del plain
+    report = export(folder / "checkpoint", folder / "kept.braid", "keep")
+    export(folder / "plain", folder / "plain.braid", "f32")
+    same_codes = logits_of(folder / "plain.braid", windows)
+    checkpoint_bytes = sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())
+    row = {
+        "name": name,
+        "checkpoint_bytes": checkpoint_bytes,
+        **report,
+        "kl_to_same_codes": quality(folder / "kept.braid", windows, same_codes)["kl"],
+        **quality(folder / "kept.braid", windows, reference),
+    }
+    for file in folder.glob("*.braid"):
+        file.unlink()
+    return row
+
+
+def print_row(row: dict[str, Any]) -> None:
+    print(
+        f"| {row['name']} | {row['checkpoint_bytes'] / 1e6:.0f} MB | {row['file_bytes'] / 1e6:.0f} MB | "
+        f"{row['bits_per_weight']:.2f} | {row['seconds']:.1f} s | {row['peak_rss_bytes'] / 2**20:.0f} MiB | "
+        f"{row['kl_to_same_codes']:.1e} | {row['kl']:.4f} | {row['perplexity']:.2f} | "
+        f"{100 * np.float64(row['same_greedy']):.1f} % |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 // The memory of keys that no block has yet: of formats that quantize the keys of a block when it is full.
 //
-// A cell has the keys of up to 16 tokens over all layers, un-rotated, in f32, where the blocks are. Not for who has which cell
-// (engine/open_groups.h). One thread uses it: the one that runs steps.
+// A cell has the keys of up to 16 tokens over all layers, un-rotated, in f32, where the blocks are. Not for who has
+// which cell (engine/open_groups.h). One thread uses it: the one that runs steps.
 #pragma once
 
 #include <cstdint>

@@ -23,10 +23,13 @@ namespace nb::cuda {
 /// More heads need more registers a thread.
 template <int kHeads>
 inline constexpr int kDecodeThreads = kHeads > 4 ? 128 : 256;
-/// On a multiprocessor, at least; codes of 4 bits, f32 and policies need more registers, too.
-template <class Value, int kHeads, bool kPolicies>
+/// On a multiprocessor, at least; codes of 4 bits, f32 and policies need more registers, sealed keys with policies
+/// most.
+template <class Key, class Value, int kHeads, bool kPolicies>
 inline constexpr int kDecodeBlocks =
-    kHeads > 4 && !kPolicies && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3 : 2;
+    kIsSealed<Key>&& kPolicies                                                                   ? 1
+    : kHeads > 4 && !kPolicies && !std::is_same_v<Value, Code4> && !std::is_same_v<Value, float> ? 3
+                                                                                                 : 2;
 
 struct DecodeArgs {
   ops::AttentionArgs a;
@@ -80,14 +83,15 @@ using ReadyKey = std::conditional_t<kIsSealed<Key>, RotatedEight, Eight<Key>>;
 
 /// grid: (rows, head tiles of all KV heads, splits or 1). `kPolicies`: for plans with policies or biases.
 template <class Key, class Value, int kLanes, int kHeads, bool kPolicies>
-__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, kHeads, kPolicies>)
+__global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Key, Value, kHeads, kPolicies>)
     attention_decode_kernel(DecodeArgs args) {
   constexpr int kThreads = kDecodeThreads<kHeads>;
   constexpr int kDims = 8 * kLanes;
   constexpr int kWarps = kThreads / 32;
   constexpr int kAtOnce = kThreads / kLanes;  // keys that the block loads side by side
   constexpr bool kIsWide = std::is_same_v<Key, float> || kIsCode<Key>;
-  constexpr int kAhead = kIsSealed<Key> ? 1 : kIsWide ? 2 : 4;  // such loads under way
+  constexpr bool kIsWidest = kIsSealed<Key> || (kPolicies && std::is_same_v<Key, float>);
+  constexpr int kAhead = kIsWidest ? 1 : kIsWide ? 2 : 4;  // such loads under way
   constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
   constexpr int kStepKeys = kAhead * kAtOnce;
   constexpr int kScores = kAhead * kHeads;
@@ -236,7 +240,6 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
           } else {
             take_sealed(cell_of(0, key), dim, key % kBlockTokens, own_dims / 8, eight);
           }
-          take_angles(a.rope, key_position(a, run, base + key), own_dims / 8, eight);
           return eight;
         } else {
           return load_eight<Key>(cell_of(0, key), dim, key % kBlockTokens, own_dims);
@@ -256,7 +259,8 @@ __global__ void __launch_bounds__(kDecodeThreads<kHeads>, kDecodeBlocks<Value, k
         for (int u = 0; u < kAhead; ++u) {
           if constexpr (kIsSealed<Key>) {
             const int eighth = own_dims / 8;
-            keys[u] = rotated(next_keys[u], biases[eighth], biases[kLanes + eighth]);
+            const Angles angles = take_angles(a.rope, key_position(a, run, base + key_at(step, u)), eighth);
+            keys[u] = rotated(next_keys[u], angles, biases[eighth], biases[kLanes + eighth]);
           } else {
             keys[u] = next_keys[u];
           }

@@ -210,7 +210,7 @@ NB_DEVICE void rotate_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
     }
     unsigned words[4] = {0, 0, 0, 0};
     if (exists) {
-      take_angles(a.rope, key_position(a, run, base + key), eighth, eight);
+      const Angles angles = take_angles(a.rope, key_position(a, run, base + key), eighth);
       float bias[8];
       NB_UNROLL
       for (int j = 0; j < 8; ++j) {
@@ -218,7 +218,7 @@ NB_DEVICE void rotate_tile(const ops::AttentionArgs& a, const ops::AttentionRun&
         bias[j] = a.open.bias == nullptr ? 0.0f : a.open.bias[d];
       }
       const float4 low = {bias[0], bias[1], bias[2], bias[3]}, high = {bias[4], bias[5], bias[6], bias[7]};
-      const RotatedEight numbers = rotated(eight, low, high);
+      const RotatedEight numbers = rotated(eight, angles, low, high);
       NB_UNROLL
       for (int w = 0; w < 4; ++w) words[w] = pack_pair<Bf16>(numbers.values[2 * w], numbers.values[2 * w + 1]);
     }

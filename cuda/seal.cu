@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kThreads) kv_seal_kernel(ops::KvSealArgs a) {
       scale = sealed_scale(unit, code_of_scale);
       base = fminf(fmaxf(rintf(extent.low / scale), -128.0f), 127.0f);
     }
+    NB_UNROLL_BY(1)  // divisions side by side take too many registers
     for (int t = 0; t < kBlockTokens; ++t) {
       float code = 0.0f;
       if (unit > 0.0f && (good >> t & 1u) != 0) code = fminf(fmaxf(rintf(own[t] / scale) - base, 0.0f), 15.0f);

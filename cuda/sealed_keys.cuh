@@ -27,12 +27,11 @@ NB_DEVICE float sealed_scale(float unit, unsigned code) { return unit * bits_to_
 /// Of `from`, byte i.
 NB_DEVICE unsigned byte_of(unsigned from, int i) { return from >> 8 * i & 0xffu; }
 
-/// Eight numbers of a key as they are in memory, and the angles of their pairs.
+/// Eight numbers of a key as they are in memory.
 template <>
 struct Eight<Sealed> {
   unsigned words[8];  ///< sealed: codes, scales (2), bases (2), unit and bits of tokens; open: floats
-  float4 cos, sin;
-  int token;  ///< in its block; -1: open
+  int token;          ///< in its block; -1: open
 };
 
 /// Eight numbers of a key, rotated: four, then those half a head further.
@@ -68,10 +67,14 @@ NB_DEVICE void take_open(const float* cell, int dim, int token, int eighth, Eigh
   eight.token = -1;
 }
 
-NB_DEVICE void take_angles(const ops::RopeTable& rope, int position, int eighth, Eight<Sealed>& eight) {
+/// Of the four pairs of an eighth, in the order of both halves.
+struct Angles {
+  float4 cos, sin;
+};
+
+NB_DEVICE Angles take_angles(const ops::RopeTable& rope, int position, int eighth) {
   const float* angle = rope.cos_sin + static_cast<std::int64_t>(position) * rope.head_dim + 4 * eighth;
-  eight.cos = *reinterpret_cast<const float4*>(angle);
-  eight.sin = *reinterpret_cast<const float4*>(angle + rope.head_dim / 2);
+  return {*reinterpret_cast<const float4*>(angle), *reinterpret_cast<const float4*>(angle + rope.head_dim / 2)};
 }
 
 /// Number i of eight before rotation, with what the bias of the projection adds to it.
@@ -88,10 +91,11 @@ NB_DEVICE bool is_marked(const Eight<Sealed>& eight) {
 }
 
 /// `low` and `high`: biases of the numbers, in the same order.
-NB_DEVICE RotatedEight rotated(const Eight<Sealed>& eight, const float4& low, const float4& high) {
+NB_DEVICE RotatedEight rotated(const Eight<Sealed>& eight, const Angles& angles, const float4& low,
+                               const float4& high) {
   const float lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
-  const float cos[4] = {eight.cos.x, eight.cos.y, eight.cos.z, eight.cos.w};
-  const float sin[4] = {eight.sin.x, eight.sin.y, eight.sin.z, eight.sin.w};
+  const float cos[4] = {angles.cos.x, angles.cos.y, angles.cos.z, angles.cos.w};
+  const float sin[4] = {angles.sin.x, angles.sin.y, angles.sin.z, angles.sin.w};
   const bool marked = is_marked(eight);
   RotatedEight out;
   NB_UNROLL

@@ -49,7 +49,8 @@ BUDGETS = (
     Budget(r"kv_write_kernel", 32),
     Budget(r"kv_write_tokens_kernel", 64),
     Budget(r"key_deviation_kernel<(float|Bf16|Fp16)>", 40),
-    Budget(r"key_deviation_kernel<(Code8|Sealed)>", 48),
+    Budget(r"key_deviation_kernel<Code8>", 48),
+    Budget(r"key_deviation_kernel<Sealed>", 56),
     Budget(r"summarize_kv_kernel<.*>", 64),
     Budget(r"kv_seal_kernel", 64),
     Budget(r"silu_mul_kernel", 24),
@@ -63,7 +64,9 @@ BUDGETS = (
     Budget(r"gemm_bf16_kernel<MmaTile<128, .*", 232, streams=True),  # two blocks of 128 threads on an SM
     Budget(r"gemm_bf16_kernel<MmaTile<(32|64), .*", 128, streams=True),
     Budget(r"gemm_f32_kernel<.*", 128, streams=True),
-    Budget(r"attention_decode_kernel<.*, 4, (0|1|false|true)>", 128),
+    Budget(r"attention_decode_kernel<.*, 4, (0|false)>", 128),
+    Budget(r"attention_decode_kernel<(float|Bf16|Fp16|Code8), .*, 4, (1|true)>", 128),
+    Budget(r"attention_decode_kernel<Sealed, .*, 4, (1|true)>", 160),
     Budget(r"attention_decode_kernel<.*, (Bf16|Fp16|Code8), \d+, 8, (0|false)>", 168),
     Budget(r"attention_decode_kernel<.*, (float|Code4), \d+, 8, (0|false)>", 200),
     Budget(r"attention_decode_kernel<.*, \d+, 8, (1|true)>", 224),  # with policies

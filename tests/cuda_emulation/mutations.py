@@ -590,8 +590,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attention_decode.cuh",
-        "key_position(a, run, base + key)",
-        "key_position(a, run, key)",
+        "key_position(a, run, base + key_at",
+        "key_position(a, run, key_at",
         "decode: sealed keys rotated within their split",
     ),
     Mutation(

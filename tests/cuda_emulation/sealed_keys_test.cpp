@@ -165,6 +165,15 @@ TEST_F(SealedAttention, PoliciesHideOpenKeysToo) {
   }
 }
 
+// Whoever a policy hides nothing from has the bits of the kernels that know none.
+TEST_F(SealedAttention, APolicyThatHidesNothingChangesNoBit) {
+  SealedSequence sequence(3, 1, 64, 60), shown = sequence;
+  shown.policies = {{ops::KeyRule::window, 0, 1000, 0, 0}};
+  for (OnHostBench* bench : {&bench_, &deterministic_}) {
+    EXPECT_TRUE(ops::same_bits(shown.attend(*bench, 60), sequence.attend(*bench, 60)));
+  }
+}
+
 // Cells that stay over steps and cells of a step, groups that are sealed late, early or never: the same bits. Slices of
 // more than 8 rows go to one kernel, and all rows to the other where it is told to be deterministic.
 TEST_F(SealedAttention, SlicesChangeNoBit) {

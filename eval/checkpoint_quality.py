@@ -42,6 +42,13 @@ SCHEMES = {
     "fp8-tensor": Scheme("compressed-tensors"),
     "fp8-channel": Scheme("compressed-tensors", per_channel=True),
 }
+# The folders have no files of a tokenizer: the process that exports them takes the source's.
+TOKENIZER = """
+from nanobraid._core import ModelFile
+from nanobraid.export import hf_folder
+facts = {{key: value for key, value in ModelFile({source!r}).metadata().items() if key.startswith("tokenizer.")}}
+hf_folder._tokenizer = lambda _: facts
+"""
 MOST_KL = 1e-3  # with float activations, to the same codes in float32
 
 _LAYER = {
@@ -110,7 +117,7 @@ def main() -> int:
         config, tensors = hf_model(path)
         path.unlink()
         for name in args.schemes:
-            rows.append(measure(Path(folder), name, (config, tensors), windows, reference))
+            rows.append(measure(Path(folder), name, source, (config, tensors), windows, reference))
             print_row(rows[-1])
     report = {"source": source.name, "text": args.text.name, "windows": len(windows), "context": args.context}
     if args.json:
@@ -121,20 +128,22 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def measure(
+def measure(  # noqa: PLR0917 - the parts of one call
     folder: Path,
     name: str,
+    source: Path,
     model: tuple[dict[str, Any], dict[str, Any]],
     windows: list[list[int]],
     reference: list[Any],
 ) -> dict[str, Any]:
+    before = TOKENIZER.format(source=str(source))
     config, stored, plain = quantized(*model, SCHEMES[name])
     write_folder(folder / "checkpoint", config, stored)
     del stored
     write_folder(folder / "plain", {**config, "quantization_config": None}, plain)
     del plain
-    report = export(folder / "checkpoint", folder / "kept.braid", "keep")
-    export(folder / "plain", folder / "plain.braid", "f32")
+    report = export(folder / "checkpoint", folder / "kept.braid", "keep", before)
+    export(folder / "plain", folder / "plain.braid", "f32", before)
     same_codes = logits_of(folder / "plain.braid", windows)
     checkpoint_bytes = sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())
     row = {

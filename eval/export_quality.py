@@ -49,9 +49,12 @@ def windows_of(path: Path, text: Path, context: int, tokens: int) -> list[list[i
     return [ids[begin : begin + context] for begin in range(0, len(ids) - context + 1, context)]
 
 
-def export(source: Path, out: Path, dtype: str) -> dict[str, Any]:
+def export(source: Path, out: Path, dtype: str, before: str = "") -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", EXPORT, str(source), str(out), dtype], capture_output=True, text=True, check=False
+        [sys.executable, "-c", before + EXPORT, str(source), str(out), dtype],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         sys.exit(done.stderr)

@@ -14,6 +14,7 @@
 #include "model/loader.h"
 #include "model/naive_llama.h"
 #include "ops/backends.h"
+#include "tensor/device_memory.h"
 #include "tensor/workspace.h"
 
 namespace nb::model {
@@ -123,7 +124,7 @@ TEST_P(Streaming, StaysWithinTheBudget) {
       ErrorCode::invalid_argument, [&] { load(streaming(least - 1)); }, std::to_string(least - 1),
       std::to_string(least));
   int fewest = 5;
-  for (std::int64_t budget = least; fewest > 0; budget += 4096) {
+  for (std::int64_t budget = least; fewest > 0; budget += 16384) {
     const std::unique_ptr<Model> model = load(streaming(budget));
     const ModelWeights& weights = model->weights();
     ASSERT_LE(weights.resident_bytes, budget);
@@ -189,6 +190,38 @@ TEST_P(Streaming, RefusesByName) {
 
 INSTANTIATE_TEST_SUITE_P(All, Streaming, testing::ValuesIn(ops::available_backends()),
                          [](const auto& one) { return one.param; });
+
+TEST_P(Streaming, RefusesADeviceByName) {
+  DeviceMemory memory{};
+  memory.name = "cuda:0";
+  ops::KernelTable table = *ops::find_backend("reference").kernels;
+  table.memory = &memory;
+  const ops::Backend device{
+      .name = "cuda:0", .kernels = &table, .deterministic = &table, .device = {}, .hardware = "", .why_not = ""};
+  const auto source = io::open_model(path_);
+  const ModelConfig config = read_config(*source);
+  ThreadPool pool(1);
+  const auto load_on_device = [&] {
+    load_streamed_weights(config, find_family(config.architecture).names, *source, "f32", device, pool, streaming());
+  };
+  expect_error(ErrorCode::unsupported, load_on_device, "streaming_config", "cuda:0");
+}
+
+// What decides about fused operators when a model is loaded sees the same layers.
+TEST_P(Streaming, FusionIsMeasuredAsInMemory) {
+  const auto errors_of = [&](const std::optional<StreamingOptions>& options) {
+    const FusionOptions fusion{.measure = true};
+    return load_model(path_, {.backend = GetParam(), .num_threads = 2, .fusion = fusion, .streaming = options})
+        ->fusion()
+        .errors;
+  };
+  const std::vector<FusionError> expected = errors_of(std::nullopt), actual = errors_of(streaming());
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    EXPECT_EQ(actual[i].error, expected[i].error);
+    EXPECT_EQ(actual[i].layer, expected[i].layer);
+  }
+}
 
 // The rows of Q and K stand in another order in files of this family.
 class StreamingLlama : public Streaming {

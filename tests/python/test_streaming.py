@@ -53,9 +53,23 @@ def test_gives_the_tokens_of_a_model_in_memory(llm: nb.LLM, streamed: nb.LLM) ->
         assert [output.outputs[0].logprobs for output in actual] == [output.outputs[0].logprobs for output in expected]
     pieces = [piece.text for piece in streamed.stream(PROMPTS[0], GREEDY)]
     assert "".join(pieces) == llm.generate(PROMPTS[0], GREEDY)[0].text
-    # A prompt whose beginning is in the prefix cache, and one that is composed of a chunk.
+    # A prompt whose beginning is in the prefix cache.
     for text in (" ".join(PROMPTS) * 5, " ".join(PROMPTS) * 5 + " the end of"):
         assert streamed.generate(text, GREEDY)[0].token_ids == llm.generate(text, GREEDY)[0].token_ids
+
+
+def test_composes_and_scores_as_in_memory(llm: nb.LLM, streamed: nb.LLM) -> None:
+    segments = ["Read this.", *(nb.Segment(text * 4, chunk=True) for text in PROMPTS[:2]), PROMPTS[3]]
+    # Blending runs the first layer, chooses tokens, and then runs the others.
+    for reuse in (nb.Isolated(), nb.Blend(0.3)):
+        expected, actual = (one.compose(segments, GREEDY, reuse=reuse) for one in (llm, streamed))
+        assert actual.token_ids == expected.token_ids
+        assert (actual.reuse.isolated, actual.reuse.recomputed) == (expected.reuse.isolated, expected.reuse.recomputed)
+        assert actual.reuse.isolated > 0
+    for chunk in llm.chunks.list():  # of the shared engine
+        llm.chunks.remove(chunk.id)
+    text = " ".join(PROMPTS)
+    assert streamed.score(text).logprobs == llm.score(text).logprobs
 
 
 def test_says_what_it_did(streamed: nb.LLM, cache: Path) -> None:

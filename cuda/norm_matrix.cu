@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kGemvThreads) finish_heads_kernel(ops::NormQkv
         first = first * scale * a.k_norm[i];
         second = second * scale * a.k_norm[i + half];
       }
-      if (!kTokens || !quant::seals_keys(a.kv.format)) rotate(first, second, angle + i, half);
+      if (!kTokens || a.kv.format != quant::KvFormat::int4) rotate(first, second, angle + i, half);
       if constexpr (kTokens) {
         k[i] = first;
         k[i + half] = second;

@@ -27,6 +27,9 @@ PROMPTS = [
 ]
 
 
+GREEDY = nb.SamplingParams(temperature=0.0, max_tokens=240)
+
+
 def same(outputs: list[nb.RequestOutput], wanted: list[nb.RequestOutput]) -> None:
     for output, other in zip(outputs, wanted, strict=True):
         assert output.token_ids == other.token_ids
@@ -39,7 +42,7 @@ def same(outputs: list[nb.RequestOutput], wanted: list[nb.RequestOutput]) -> Non
 
 @pytest.fixture(scope="module")
 def greedy(llm: nb.LLM) -> list[nb.RequestOutput]:
-    return llm.generate(PROMPTS, nb.SamplingParams(temperature=0.0, max_tokens=160))
+    return llm.generate(PROMPTS, GREEDY)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 8])
@@ -47,7 +50,7 @@ def test_greedy_text_is_the_same_in_a_batch(model_path: Path, greedy: list[nb.Re
     config = nb.SpeculativeConfig(num_draft_tokens=k, adaptive=False)
     assert sum(len(output.token_ids) for output in greedy) >= 1000
     with nb.LLM(model_path, max_model_len=1024, speculative_config=config) as guessing:
-        same(guessing.generate(PROMPTS, nb.SamplingParams(temperature=0.0, max_tokens=160)), greedy)
+        same(guessing.generate(PROMPTS, GREEDY), greedy)
         stats = guessing.stats()
     assert stats["accepted_draft_tokens"] > 100
     assert stats["accepted_draft_tokens"] < stats["draft_tokens"]
@@ -60,7 +63,7 @@ def test_greedy_text_is_the_same_alone(model_path: Path, greedy: list[nb.Request
     config = nb.SpeculativeConfig(method, k, adaptive=False)
     with nb.LLM(model_path, max_model_len=1024, speculative_config=config) as guessing:
         for prompt, wanted in zip(PROMPTS, greedy, strict=True):
-            same(guessing.generate(prompt, nb.SamplingParams(temperature=0.0, max_tokens=160)), [wanted])
+            same(guessing.generate(prompt, GREEDY), [wanted])
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

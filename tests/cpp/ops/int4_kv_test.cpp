@@ -148,12 +148,7 @@ TEST_P(Int4Kv, SealedKeysAreThoseOfTheDefinition) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Int4Kv, testing::ValuesIn([] {
-                           std::vector<std::string> names = fast_backends();
-                           names.push_back("reference");
-                           return names;
-                         }()),
-                         backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Backends, Int4Kv, testing::ValuesIn(cpu_backends()), backend_test_name);
 
 TEST(Int4Kv, NothingWorksWithoutOpenCells) {
   Bench bench("");

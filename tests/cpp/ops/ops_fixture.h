@@ -115,6 +115,13 @@ inline std::vector<std::string> fast_backends() {
   return names;
 }
 
+/// The same and the reference: all but devices.
+inline std::vector<std::string> cpu_backends() {
+  std::vector<std::string> names = fast_backends();
+  names.push_back("reference");
+  return names;
+}
+
 /// Whether this build has the backend and this machine can run it.
 inline bool is_usable(const std::string& name) {
   const auto names = available_backends();

@@ -176,12 +176,7 @@ TEST_P(PolicyAttention, SummariesAreSeenInTheirTurn) {
   expect_close(out, expected, GetParam() == "reference" ? 1e-6 : 5e-6, "summaries");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, PolicyAttention, testing::ValuesIn([] {
-                           std::vector<std::string> names = fast_backends();
-                           names.push_back("reference");
-                           return names;
-                         }()),
-                         backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Backends, PolicyAttention, testing::ValuesIn(cpu_backends()), backend_test_name);
 
 TEST(PolicyPlans, WhatAPolicyCannotTellIsRefused) {
   Bench bench("");

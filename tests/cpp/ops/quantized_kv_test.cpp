@@ -211,12 +211,7 @@ TEST_P(QuantizedKv, TokensOfACellAreStoredOneByOne) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, QuantizedKv, testing::ValuesIn([] {
-                           std::vector<std::string> names = fast_backends();
-                           names.push_back("reference");
-                           return names;
-                         }()),
-                         backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Backends, QuantizedKv, testing::ValuesIn(cpu_backends()), backend_test_name);
 
 TEST(KvFormats, ABackendRefusesThoseItDoesNotHave) {
   Bench bench("");

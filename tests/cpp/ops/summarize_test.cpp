@@ -46,12 +46,7 @@ TEST_P(Summaries, ThreadsChangeNoBitAndOnlyTheSlotIsWritten) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Summaries, testing::ValuesIn([] {
-                           std::vector<std::string> names = fast_backends();
-                           names.push_back("reference");
-                           return names;
-                         }()),
-                         backend_test_name);
+INSTANTIATE_TEST_SUITE_P(Backends, Summaries, testing::ValuesIn(cpu_backends()), backend_test_name);
 
 TEST(SummaryChecks, WhatCannotBeSummarizedIsRefused) {
   Bench bench("");

@@ -39,8 +39,9 @@ std::vector<std::int32_t> order_of_groups(std::span<const std::int32_t> groups, 
   if (std::is_sorted(groups.begin(), groups.end())) return {};
   std::vector<std::int32_t> order(groups.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return groups[static_cast<std::size_t>(a)] < groups[static_cast<std::size_t>(b)];
+  std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    const std::int32_t group_a = groups[static_cast<std::size_t>(a)], group_b = groups[static_cast<std::size_t>(b)];
+    return group_a != group_b ? group_a < group_b : a < b;
   });
   return order;
 }

@@ -66,7 +66,7 @@ TEST(DiskTierKilled, WhileItWrites) {
   std::mt19937 random(5);
   int interrupted = 0;
   std::int64_t hit_tokens = 0;
-  const int num_rounds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 200 : is_reduced() ? 5 : 20;
+  const int num_rounds = std::getenv("NANOBRAID_TEST_FULL") != nullptr ? 200 : is_reduced() ? 8 : 20;
   for (int round = 0; round < num_rounds; ++round) {
     const pid_t child = ::fork();  // nothing else runs here: engines and their threads have ended
     ASSERT_GE(child, 0);

@@ -426,7 +426,7 @@ TEST(DiskTier, PreemptionAndCancellationWhileBlocksWait) {
   const auto model = make_tiny_model();
   std::int64_t preemptions = 0, dropped = 0, hits = 0, writes = 0;
   Engine plain(*model, {.enable_prefix_caching = false});
-  for (unsigned seed = 0; seed < (is_reduced() ? 3 : 12); ++seed) {
+  for (unsigned seed = 0; seed < (is_reduced() ? 6 : 12); ++seed) {
     const kv::Scratch scratch;
     std::mt19937 random(seed);
     const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };

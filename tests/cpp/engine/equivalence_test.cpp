@@ -371,7 +371,7 @@ void expect_answers_alone(std::optional<quant::KvFormat> format, unsigned num_se
   EXPECT_LT(totals.no_room, num_seeds);
   EXPECT_GT(totals.lossy, num_seeds / 2);
   EXPECT_GT(totals.drafted, 40 * num_seeds);
-  EXPECT_GT(totals.accepted, totals.drafted / 10);
+  EXPECT_GT(totals.accepted, totals.drafted / 20);
   EXPECT_LT(totals.accepted, totals.drafted * 9 / 10);
 }
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from export_quality import TEXT, export, logits_of, quality, windows_of
+from export_quality import add_text_options, export, logits_of, quality, windows_of
 from nanobraid import models
 from nanobraid._core import ModelFile
 
@@ -98,14 +98,10 @@ def hf_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=None, help="a GGUF or .braid file (default: the default model)")
+    add_text_options(parser, tokens=1536)
     parser.add_argument(
         "--schemes", nargs="+", choices=SCHEMES, default=["awq-g64", "gptq-g64-act-order", "fp8-channel"]
     )
-    parser.add_argument("--text", type=Path, default=TEXT)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=1536)
-    parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()
     source = args.source or models.pull(models.DEFAULT_MODEL)
     rows: list[dict[str, Any]] = []

@@ -81,15 +81,20 @@ def quality(path: Path, windows: list[list[int]], reference: list[Any]) -> dict[
     return {"kl": float(np.mean(kl)), "perplexity": float(np.exp(np.mean(nll))), "same_greedy": float(np.mean(agree))}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_text_options(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """What is exported, the text that tells how well, and where the report goes."""
     parser.add_argument("--source", type=Path, default=None, help="what is exported (default: the default model)")
-    parser.add_argument("--dtypes", nargs="+", default=["keep", "bf16", "f16", "w8", "w4"])
-    parser.add_argument("--also", nargs="*", type=Path, default=[], help="model files to compare, such as another Q4_0")
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=3072)
+    parser.add_argument("--tokens", type=int, default=tokens)
     parser.add_argument("--json", type=Path, help="write the report here")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_text_options(parser, tokens=3072)
+    parser.add_argument("--dtypes", nargs="+", default=["keep", "bf16", "f16", "w8", "w4"])
+    parser.add_argument("--also", nargs="*", type=Path, default=[], help="model files to compare, such as another Q4_0")
     args = parser.parse_args()
     source = args.source or models.pull(models.DEFAULT_MODEL)
     rows: list[dict[str, Any]] = []

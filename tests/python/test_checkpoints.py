@@ -390,38 +390,39 @@ def test_folders_that_contradict_themselves(tmp_path: Path) -> None:
     refused(other, FormatError, "no matrix is quantized")
 
 
+def read_tensor(path: Path, tensor: str) -> bytes:
+    file = ModelFile(str(path))
+    (size,) = (size for name, _, _, size in file.tensors() if name == tensor)
+    return file.read(tensor, 0, size)
+
+
+def write_changed(source: Path, path: Path, tensor: str, damaged: bytes) -> None:
+    """The same `.braid` file with other bytes in one tensor."""
+    file = ModelFile(str(source))
+    specs = [(name, kind, shape) for name, kind, shape, _ in file.tensors()]
+    with _core.BraidWriter(str(path), file.metadata(), specs) as writer:
+        for index, (name, _, _, size) in enumerate(file.tensors()):
+            writer.write(index, damaged if name == tensor else file.read(name, 0, size))
+        writer.finish()
+
+
 def test_a_damaged_order_in_a_file_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "hf", SCHEMES["gptq-act-order"])
-    path = tmp_path / "out.braid"
+    path, bad, order = tmp_path / "out.braid", tmp_path / "bad.braid", "blk.1.attn_output.order"
     export_model(tmp_path / "hf", path, "keep")
-    source = ModelFile(str(path))
-    specs = [(name, kind, shape) for name, kind, shape, _ in source.tensors()]
-    for change, says in ((np.zeros_like, "twice"), (lambda x: x + 1, "128"), (lambda x: x + 0.5, "0.5")):
-        with _core.BraidWriter(str(tmp_path / "bad.braid"), source.metadata(), specs) as writer:
-            for index, (name, _, _, size) in enumerate(source.tensors()):
-                data = source.read(name, 0, size)
-                if name == "blk.1.attn_output.order":
-                    data = change(np.frombuffer(data, np.float32)).astype(np.float32).tobytes()
-                writer.write(index, data)
-            writer.finish()
-        with pytest.raises(FormatError, match=re.escape("blk.1.attn_output.order")) as caught:
-            nb.LLM(tmp_path / "bad.braid")
+    values = np.frombuffer(read_tensor(path, order), np.float32)
+    for damaged, says in ((np.zeros_like(values), "twice"), (values + 1, "128"), (values + 0.5, "0.5")):
+        write_changed(path, bad, order, damaged.astype(np.float32).tobytes())
+        with pytest.raises(FormatError, match=re.escape(order)) as caught:
+            nb.LLM(bad)
         assert says in str(caught.value)
-        (tmp_path / "bad.braid").unlink()
+        bad.unlink()
 
 
 def test_nan_among_8_bit_floats_of_a_file_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "hf", SCHEMES["ct-channel"])
-    path = tmp_path / "out.braid"
+    path, bad, matrix = tmp_path / "out.braid", tmp_path / "bad.braid", "blk.1.ffn_down.weight"
     export_model(tmp_path / "hf", path, "keep")
-    source = ModelFile(str(path))
-    specs = [(name, kind, shape) for name, kind, shape, _ in source.tensors()]
-    with _core.BraidWriter(str(tmp_path / "bad.braid"), source.metadata(), specs) as writer:
-        for index, (name, _, _, size) in enumerate(source.tensors()):
-            data = bytearray(source.read(name, 0, size))
-            if name == "blk.1.ffn_down.weight":
-                data[-1] = 0xFF
-            writer.write(index, bytes(data))
-        writer.finish()
-    with pytest.raises(FormatError, match=re.escape("blk.1.ffn_down.weight")):
-        nb.LLM(tmp_path / "bad.braid")
+    write_changed(path, bad, matrix, read_tensor(path, matrix)[:-1] + b"\xff")
+    with pytest.raises(FormatError, match=re.escape(matrix)):
+        nb.LLM(bad)

@@ -6,6 +6,8 @@
 
 #include <span>
 
+#include "base/ids.h"
+
 namespace nb::engine {
 
 class Sequence;
@@ -31,6 +33,13 @@ struct DraftRoom {
 class DraftSource {
  public:
   virtual ~DraftSource() = default;
+
+  /// So many drafts of a sequence it stores something of, in the blocks of their places: then those are in use before
+  /// it is asked for drafts, and not given for more.
+  virtual int num_stored() const { return 0; }
+
+  /// The content of these blocks came from elsewhere: nothing that was stored in them before belongs to it.
+  virtual void restored(std::span<const BlockId> /*blocks*/) {}
 
   /// Sets Sequence::drafts, empty so far, of some candidates: together at most room.free_rows. The scheduler may cut
   /// them.

@@ -62,7 +62,7 @@ double StepCosts::seconds(int rows) const {
 }
 
 void choose_counts(std::span<const DraftChances> chances, int rows, int room, const StepCosts& costs,
-                   std::span<int> counts) {
+                   std::span<int> counts, const StepCosts* draft_costs) {
   NB_ASSERT(chances.size() == counts.size());
   std::fill(counts.begin(), counts.end(), 0);
   std::vector<double> reach(chances.size());  // that the next draft comes to be, and is right
@@ -72,6 +72,8 @@ void choose_counts(std::span<const DraftChances> chances, int rows, int room, co
   double tokens = static_cast<double>(chances.size());
   if (alone == 0.0) return;
   double best = kLeastGain * tokens / alone;
+  std::vector<int> rounds;  // how many sequences have so many drafts
+  double making = 0.0;      // seconds of all rounds
   std::size_t num_best = 0;
   while (static_cast<int>(order.size()) < room) {
     const auto next = std::max_element(reach.begin(), reach.end());
@@ -81,7 +83,13 @@ void choose_counts(std::span<const DraftChances> chances, int rows, int room, co
     order.push_back(which);
     const auto used = static_cast<std::size_t>(++counts[which]);
     *next = used < chances[which].size() ? *next * chances[which][used] : 0.0;
-    const double seconds = costs.seconds(rows + static_cast<int>(order.size()));
+    if (draft_costs != nullptr) {
+      if (rounds.size() < used) rounds.push_back(0);
+      int& round = rounds[used - 1];
+      making -= round == 0 ? 0.0 : draft_costs->seconds(round);
+      making += draft_costs->seconds(++round);
+    }
+    const double seconds = costs.seconds(rows + static_cast<int>(order.size())) + making;
     if (tokens / seconds <= best) continue;
     best = tokens / seconds;
     num_best = order.size();

@@ -51,8 +51,9 @@ using DraftChances = std::span<const double>;
 
 /// Sets counts[i], how many drafts sequence i gets, to what makes the most tokens a second of a step that has `rows`
 /// rows without them and room for `room` more, each sequence yielding a token of its own. None before it is known what
-/// a step without drafts takes.
+/// a step without drafts takes. `draft_costs`, if any: what making the first draft of so many sequences takes, as much
+/// as the second, and so on.
 void choose_counts(std::span<const DraftChances> chances, int rows, int room, const StepCosts& costs,
-                   std::span<int> counts);
+                   std::span<int> counts, const StepCosts* draft_costs = nullptr);
 
 }  // namespace nb::engine

@@ -34,6 +34,7 @@ EngineOptions resolve(EngineOptions options, const model::Model& model) {
     NB_CHECK(token >= 0 && token < model.config().vocab_size, invalid_argument, "eos_ids contains ", token,
              ", outside the vocabulary [0, ", model.config().vocab_size, ")");
   }
+  if (options.speculative) validate(*options.speculative);
   if (options.max_model_len == 0) options.max_model_len = longest;
   if (!options.kv_format) options.kv_format = model.default_kv_format();
   ops::require_kv_format(model.kernels(), *options.kv_format);
@@ -50,7 +51,12 @@ kv::KvStorage make_storage(const model::Model& model, const EngineOptions& optio
                           .num_layers = config.num_layers,
                           .num_kv_heads = config.num_kv_heads,
                           .head_dim = config.head_dim};
-  KvBudget budget{.block_bytes = shape.block_bytes(),
+  // A draft model stores as many blocks.
+  std::int64_t draft_bytes = 0;
+  if (options.speculative && options.speculative->draft_model != nullptr) {
+    draft_bytes = DraftModel::kv_shape(*options.speculative->draft_model, shape.format).block_bytes();
+  }
+  KvBudget budget{.block_bytes = shape.block_bytes() + draft_bytes,
                   .kv_cache_bytes = options.kv_cache_bytes,
                   .available_bytes = memory_info().available_bytes,
                   .max_num_seqs = options.max_num_seqs,
@@ -85,12 +91,25 @@ std::unique_ptr<DiskTier> make_tier(const model::Model& model, const EngineOptio
                                                     .wake = std::move(wake)});
 }
 
-std::unique_ptr<Speculator> make_speculator(const model::Model& model, const EngineOptions& options) {
+std::unique_ptr<Speculator> make_speculator(const model::Model& model, const EngineOptions& options,
+                                            const kv::ChunkStore& chunks, int num_blocks,
+                                            std::function<void()> follow_blocks) {
   if (!options.speculative) return nullptr;
   // Else a token that is verified beside others may not be the one that it would be alone.
   NB_CHECK(model.memory() == nullptr || model.deterministic(), unsupported,
            "speculation on a device needs deterministic kernels, which give the same bits for any number of rows");
-  return std::make_unique<Speculator>(*options.speculative, static_cast<int>(model.config().vocab_size));
+  std::unique_ptr<DraftModel> draft_model;
+  if (options.speculative->draft_model != nullptr) {
+    draft_model = std::make_unique<DraftModel>(DraftModel::Parts{.model = *options.speculative->draft_model,
+                                                                 .target = model,
+                                                                 .chunks = chunks,
+                                                                 .target_format = *options.kv_format,
+                                                                 .num_blocks = num_blocks,
+                                                                 .max_batch_tokens = options.max_batch_tokens,
+                                                                 .follow_blocks = std::move(follow_blocks)});
+  }
+  return std::make_unique<Speculator>(*options.speculative, static_cast<int>(model.config().vocab_size),
+                                      std::move(draft_model));
 }
 
 /// A time so far away that the clock cannot tell it is none.
@@ -175,7 +194,8 @@ Engine::Engine(const model::Model& model, const EngineOptions& options, std::fun
       tier_(make_tier(
           model, options_, storage_, [this] { update_storage(); }, std::move(wake))) {
   if (tier_ != nullptr) scheduler_.set_archive(*tier_);
-  speculator_ = make_speculator(model, options_);
+  speculator_ =
+      make_speculator(model, options_, scheduler_.chunks(), storage_.num_blocks(), [this] { update_storage(); });
   if (speculator_ != nullptr) scheduler_.set_draft_source(*speculator_);
   if (!options_.trace_path.empty()) trace_ = std::make_unique<StepTrace>(options_.trace_path);
   batch_.reserve(options_.max_batch_tokens, options_.max_num_seqs,
@@ -285,6 +305,7 @@ std::vector<StepOutput> Engine::run_step(Clock::time_point begun) {
   if (plan->num_tokens > 0) {
     const Clock::time_point started = Clock::now();
     forward(*plan);
+    if (draft_model() != nullptr) draft_model()->read_along(*plan);
     record_time(*plan, milliseconds(Clock::now() - started) / 1e3);
   }
   {
@@ -397,10 +418,20 @@ void Engine::forward(const StepPlan& plan) {
 /// Follows the scheduler's blocks with their memory: copies are made while their sources are whole, and freed blocks
 /// poisoned before new ones, which may be the same, are cleared.
 void Engine::update_storage() {
-  for (const kv::BlockCopy& copy : scheduler_.copies()) storage_.copy(copy.from, copy.to);
+  DraftModel* const draft = draft_model();
+  for (const kv::BlockCopy& copy : scheduler_.copies()) {
+    storage_.copy(copy.from, copy.to);
+    if (draft != nullptr) draft->copied(copy);
+  }
   scheduler_.copies().clear();
-  for (const BlockId block : scheduler_.freed_blocks()) storage_.poison(block);
-  for (const BlockId block : scheduler_.fresh_blocks()) storage_.zero(block);
+  for (const BlockId block : scheduler_.freed_blocks()) {
+    storage_.poison(block);
+    if (draft != nullptr) draft->freed(block);
+  }
+  for (const BlockId block : scheduler_.fresh_blocks()) {
+    storage_.zero(block);
+    if (draft != nullptr) draft->cleared(block);
+  }
   scheduler_.freed_blocks().clear();
   scheduler_.fresh_blocks().clear();
 }

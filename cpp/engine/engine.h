@@ -36,7 +36,7 @@ struct EngineOptions {
   int max_num_seqs = 16;
   int max_batch_tokens = 512;
   int max_waiting = 0;              ///< requests beyond max_num_seqs that may wait; 0 = any number
-  std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget
+  std::int64_t kv_cache_bytes = 0;  ///< 0 = see KvBudget; those of a draft model are among them
   std::vector<TokenId> eos_ids{};   ///< tokens that end a sequence, not included in its output
   bool enable_prefix_caching = true;
   std::string trace_path{};         ///< file for a trace of the steps, see StepTrace; empty: none
@@ -165,6 +165,7 @@ class Engine {
   void forward(const StepPlan& plan);
   void record_time(const StepPlan& plan, double seconds);
   void update_storage();
+  DraftModel* draft_model() { return speculator_ == nullptr ? nullptr : speculator_->draft_model(); }
   std::vector<StepOutput> collect(const StepPlan& plan, Clock::time_point begun);
   void measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun);
   void recover(ErrorCode code, const char* error, Clock::time_point begun);

@@ -75,6 +75,10 @@ struct DraftCounters {
   std::int64_t accepted = 0;   ///< and were right
   std::int64_t steps = 0;      ///< with and without drafts; one counts once for each sequence that decodes in it
   double saved_seconds = 0.0;  ///< estimated, from what steps of so many rows take: may be negative
+  // Of a draft model.
+  double model_seconds = 0.0;       ///< in which it ran
+  std::int64_t model_tokens = 0;    ///< that it read, prompts and guesses
+  std::int64_t model_kv_bytes = 0;  ///< reserved for its keys and values
 };
 
 /// The engine's counters since it was made, and its state now.

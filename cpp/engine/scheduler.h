@@ -236,6 +236,7 @@ class Scheduler {
   void drop_unseen(const PlannedSequence& entry);
   void preempt(Sequence& sequence);
   void leave(const Sequence& leader);
+  void grow(Sequence& sequence, int num_tokens);
   void add_drafts(int budget);
   int most_drafts(const PlannedSequence& entry) const;
   int cut_to_room(Sequence& sequence, int num_drafts);

@@ -74,7 +74,9 @@ bool Scheduler::is_loading() const {
 }
 
 void Scheduler::take_restored(Sequence& sequence, int num_tokens) {
-  sequence.table.grow_to(sequence.computed_len() + num_tokens);  // not fresh: the blocks have their content
+  const auto grown =
+      sequence.table.grow_to(sequence.computed_len() + num_tokens);  // not fresh: they have their content
+  if (draft_source_ != nullptr) draft_source_->restored(grown);
   sequence.computed_len_ += num_tokens;
   if (!sequence.was_computed) sequence.num_cached_tokens += num_tokens;
   counters_.restored_tokens += num_tokens;

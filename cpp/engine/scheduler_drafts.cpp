@@ -33,25 +33,38 @@ int Scheduler::cut_to_room(Sequence& sequence, int num_drafts) {
   return std::min(num_drafts, sequence.table.capacity() - sequence.own_len());
 }
 
+/// Brings the blocks of coming tokens into use.
+void Scheduler::grow(Sequence& sequence, int num_tokens) {
+  const auto fresh = sequence.table.grow_to(num_tokens);
+  fresh_blocks_.insert(fresh_blocks_.end(), fresh.begin(), fresh.end());
+}
+
 /// Adds drafts to the entries that decode, as far as the budget goes.
 void Scheduler::add_drafts(int budget) {
   if (draft_source_ == nullptr || budget == 0) return;
+  const int num_stored = draft_source_->num_stored();
   candidates_.clear();
   for (const PlannedSequence& entry : plan_.entries) {
-    entry.sequence->drafts.clear();
-    const int most = most_drafts(entry);
-    if (most > 0) candidates_.push_back({.sequence = entry.sequence, .most = most});
+    Sequence& sequence = *entry.sequence;
+    sequence.drafts.clear();
+    int most = most_drafts(entry);
+    if (num_stored > 0 && most > 0) most = cut_to_room(sequence, std::min({most, num_stored, budget}));
+    if (most <= 0) continue;
+    if (num_stored > 0) grow(sequence, entry.first + 1 + most);
+    candidates_.push_back({.sequence = &sequence, .most = most});
   }
   if (candidates_.empty()) return;
   draft_source_->propose(candidates_, {.planned_rows = plan_.num_tokens, .free_rows = budget});
   for (PlannedSequence& entry : plan_.entries) {
     Sequence& sequence = *entry.sequence;
-    if (sequence.drafts.empty()) continue;
+    const int most = most_drafts(entry);
+    if (most == 0) continue;
     const int proposed = static_cast<int>(sequence.drafts.size());
-    const int count = cut_to_room(sequence, std::min({proposed, most_drafts(entry), budget}));
+    const int count = cut_to_room(sequence, std::min({proposed, most, budget}));
+    if (num_stored > 0) sequence.table.truncate(std::min(sequence.table.length(), entry.first + 1 + count));
+    if (proposed == 0) continue;
     sequence.set_drafts(count);
-    const auto fresh = sequence.table.grow_to(entry.first + 1 + count);
-    fresh_blocks_.insert(fresh_blocks_.end(), fresh.begin(), fresh.end());
+    grow(sequence, entry.first + 1 + count);
     entry.num_drafts = count;
     entry.count += count;
     plan_.num_tokens += count;

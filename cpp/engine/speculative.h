@@ -1,8 +1,8 @@
 // Guesses coming tokens so that one step can verify several: how many drafts each sequence gets, and what came of them.
 //
-// A Proposer guesses; how often such guesses have been right, and what a step of so many rows takes, decide how many of
-// them are worth a row (draft_worth.h). No token depends on any of it: see sampling/accept.h. Used by the thread that
-// runs steps.
+// A Proposer or a draft model guesses; how often such guesses have been right, and what a step of so many rows takes,
+// decide how many of them are worth a row, or worth making (draft_worth.h). No token depends on any of it: see
+// sampling/accept.h. Used by the thread that runs steps.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "engine/draft_model.h"
 #include "engine/draft_source.h"
 #include "engine/draft_worth.h"
 #include "engine/metrics.h"
@@ -34,17 +35,19 @@ class Proposer {
 enum class SpeculativeMethod : std::uint8_t {
   ngram,   ///< see NgramProposer
   suffix,  ///< see SuffixProposer
+  draft,   ///< see DraftModel
 };
 
-/// Throws invalid_argument for a name that is neither "ngram" nor "suffix".
+/// Throws invalid_argument for a name that is none of "ngram", "suffix" and "draft".
 SpeculativeMethod parse_speculative_method(const std::string& name);
 
 struct SpeculativeOptions {
   SpeculativeMethod method = SpeculativeMethod::ngram;
   int num_draft_tokens = 4;   ///< at most, for a sequence and step
-  int prompt_lookup_min = 1;  ///< latest tokens of a text that must have occurred before
+  int prompt_lookup_min = 1;  ///< of `ngram` and `suffix`: latest tokens of a text that must have occurred before
   int prompt_lookup_max = 4;  ///< of `ngram`: and that are compared
   bool adaptive = true;       ///< fewer drafts, or none, where they do not pay
+  const model::Model* draft_model = nullptr;  ///< of `draft`: outlives the engine, and nobody else runs it
   std::function<std::unique_ptr<Proposer>()> make_proposer{};  ///< in place of the method's, for tests
 };
 
@@ -56,15 +59,19 @@ void validate(const SpeculativeOptions& options);
 
 class Speculator final : public DraftSource {
  public:
-  /// Throws as validate().
-  Speculator(const SpeculativeOptions& options, int vocab_size);
+  /// Throws as validate(). `draft_model`: of that method.
+  Speculator(const SpeculativeOptions& options, int vocab_size, std::unique_ptr<DraftModel> draft_model = nullptr);
 
+  int num_stored() const override { return draft_model_ == nullptr ? 0 : options_.num_draft_tokens; }
+  void restored(std::span<const BlockId> blocks) override;
   void propose(std::span<const DraftCandidate> candidates, DraftRoom room) override;
 
   /// Learns from a step before it is committed: what was drawn, as for Scheduler::commit(), and what it took.
   void record(const StepPlan& plan, std::span<const TokenId> sampled, double seconds);
 
-  const DraftCounters& counters() const { return counters_; }
+  DraftCounters counters() const;
+  /// None: another method.
+  DraftModel* draft_model() { return draft_model_.get(); }
 
  private:
   static constexpr int kProbeEvery = 64;
@@ -72,22 +79,30 @@ class Speculator final : public DraftSource {
   struct Guess {
     Sequence* sequence = nullptr;
     std::vector<TokenId> tokens;
-    int evidence = 0;
+    int evidence = 0;        // of the first token
+    int evidence_grows = 1;  // with each
     std::vector<double> chances;
   };
 
-  void guess(const DraftCandidate& candidate);
+  Guess& add_guess(const DraftCandidate& candidate);
+  void look_up(const DraftCandidate& candidate);
+  void consider(const DraftCandidate& candidate);
+  void make_drafts();
   void choose(DraftRoom room);
 
   SpeculativeOptions options_;
   int vocab_size_;
-  std::unique_ptr<Proposer> proposer_;
-  std::vector<Guess> guesses_;  // of the present step, the first num_guesses_ of them
+  std::unique_ptr<Proposer> proposer_;       // none: the draft model
+  std::unique_ptr<DraftModel> draft_model_;  // none: the proposer
+  std::vector<Guess> guesses_;               // of the present step, the first num_guesses_ of them
   std::size_t num_guesses_ = 0;
   std::vector<DraftChances> chances_;
   std::vector<int> counts_;
   Acceptance acceptance_;  // of all sequences
   StepCosts costs_;
+  StepCosts draft_costs_;
+  std::vector<DraftWish> wishes_;
+  double draft_seconds_ = 0.0;  // that guessing for the present step took
   int num_choices_ = 0;
   DraftCounters counters_;
 };

@@ -22,6 +22,10 @@
 #include "text/text_stream.h"
 #include "text/tokenizer.h"
 
+namespace nb::model {
+class Model;
+}
+
 namespace nb::engine {
 struct KvSelftest;
 struct SpeculativeOptions;
@@ -88,7 +92,8 @@ pybind11::dict metrics_of(const engine::StepOutput& output);
 
 /// (method, num_draft_tokens, prompt_lookup_min, prompt_lookup_max, adaptive), see engine::SpeculativeOptions.
 using SpeculativeOption = std::tuple<std::string, int, int, int, bool>;
-engine::SpeculativeOptions parse_speculative(const SpeculativeOption& option);
+/// `draft_model`: null where the method has none.
+engine::SpeculativeOptions parse_speculative(const SpeculativeOption& option, const model::Model* draft_model);
 
 /// Adds the entries of a dict of bool, int, float, str and lists of one of them; throws invalid_argument naming the
 /// key.

@@ -20,11 +20,13 @@ namespace py = pybind11;
 namespace nb::bindings {
 namespace {
 
-// An engine that keeps its model alive.
+// An engine that keeps its models alive.
 struct ModelEngine {
-  ModelEngine(std::shared_ptr<LoadedModel> source, const engine::EngineOptions& options)
-      : loaded(std::move(source)), engine(*loaded->model, options) {}
+  ModelEngine(std::shared_ptr<LoadedModel> source, std::shared_ptr<LoadedModel> draft_source,
+              const engine::EngineOptions& options)
+      : loaded(std::move(source)), draft(std::move(draft_source)), engine(*loaded->model, options) {}
   std::shared_ptr<LoadedModel> loaded;
+  std::shared_ptr<LoadedModel> draft;  // none: nothing, or not a model, guesses
   engine::EngineThread engine;
   pid_t process = getpid();
 };
@@ -50,7 +52,8 @@ using EngineHolder = std::unique_ptr<ModelEngine, DropEngine>;
 EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& kv_dtype, int max_model_len,
                          int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
                          bool enable_prefix_caching, const std::string& trace_path, const std::string& kv_store_path,
-                         std::int64_t kv_store_bytes, const std::optional<SpeculativeOption>& speculative) {
+                         std::int64_t kv_store_bytes, const std::optional<SpeculativeOption>& speculative,
+                         std::shared_ptr<LoadedModel> draft_model) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -62,14 +65,16 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
   options.trace_path = trace_path;
-  if (speculative) options.speculative = parse_speculative(*speculative);
+  if (speculative) {
+    options.speculative = parse_speculative(*speculative, draft_model == nullptr ? nullptr : draft_model->model.get());
+  }
   if (!kv_store_path.empty()) {
     NB_CHECK(model->content.has_value(), invalid_argument, "a KV store needs a model with a digest_directory");
     options.kv_store_path = kv_store_path;
     options.kv_store_bytes = kv_store_bytes;
     options.kv_store_fingerprint = *model->content;
   }
-  return EngineHolder(new ModelEngine(std::move(model), options));
+  return EngineHolder(new ModelEngine(std::move(model), std::move(draft_model), options));
 }
 
 // Ends an answer with the token that completes a stop string.
@@ -327,7 +332,7 @@ void bind_engine(py::module_& module) {
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
            py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0,
-           py::arg("speculative") = py::none())
+           py::arg("speculative") = py::none(), py::arg("draft_model") = py::none())
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),

@@ -137,6 +137,9 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["draft_acceptance"] = ratio(stats.drafts.accepted, stats.drafts.drafted);
   out["tokens_per_decode"] = stats.drafts.steps > 0 ? 1.0 + ratio(stats.drafts.accepted, stats.drafts.steps) : 0.0;
   out["draft_saved_seconds"] = stats.drafts.saved_seconds;
+  out["draft_model_seconds"] = stats.drafts.model_seconds;
+  out["draft_model_tokens"] = stats.drafts.model_tokens;
+  out["draft_kv_bytes"] = stats.drafts.model_kv_bytes;
   out["generated_tokens"] = stats.generated_tokens;
   out["prompt_tokens"] = stats.prompt_tokens;
   out["read_bytes"] = stats.read_bytes;

@@ -331,6 +331,7 @@ class Engine:
         kv_store_path: str = "",
         kv_store_bytes: int = 0,
         speculative: tuple[str, int, int, int, bool] | None = None,
+        draft_model: Model | None = None,
     ) -> None:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share.
 
@@ -338,6 +339,7 @@ class Engine:
         kv_store_path: a directory where at most kv_store_bytes of keys and values are kept; empty for none. The model
         must have a digest_directory. Raises CoreError (io) if it cannot be used.
         speculative: method, num_draft_tokens, prompt_lookup_min, prompt_lookup_max, adaptive; None for none.
+        draft_model: of the method "draft", on the backend of `model`, and of no other engine.
         """
     def submit(
         self,

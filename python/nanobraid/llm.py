@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from nanobraid import _core, _logging
+from nanobraid import _core, _draft_model, _logging
 from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
@@ -161,11 +161,7 @@ class LLM(Composing, Scoring):
         speculative = core_options(speculative_config)
         streaming = streaming_options(streaming_config)
 
-        path = models.ensure(model)
-        if path.is_dir():
-            from nanobraid import _export_cache  # importing the exporter takes time and memory
-
-            path = _export_cache.model_file(path)
+        path = _draft_model.resolve(model)
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():
@@ -181,6 +177,15 @@ class LLM(Composing, Scoring):
                 streaming=streaming,
             )
             self._kv_selftest = check_kv_format(self._model, self._tokenizer, kv_dtype, path.name, force=is_forced)
+            draft_model = _draft_model.load(
+                speculative_config,
+                self._tokenizer,
+                backend=backend,
+                dtype=dtype,
+                threads=threads,
+                deterministic=is_deterministic,
+                fusion=fusion,
+            )
             engine = _core.Engine(
                 self._model,
                 kv_dtype=kv_dtype,
@@ -189,6 +194,7 @@ class LLM(Composing, Scoring):
                 kv_store_path=store,
                 kv_store_bytes=store_bytes,
                 speculative=speculative,
+                draft_model=draft_model,
                 **limits,
             )
         if self._model.expanded:
@@ -274,7 +280,8 @@ class LLM(Composing, Scoring):
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
         them behind a further ``_``. With a `speculative_config`: ``draft_tokens`` that were verified,
         ``accepted_draft_tokens``, their share ``draft_acceptance``, ``tokens_per_decode`` (an answer gets in a step)
-        and ``draft_saved_seconds``, an estimate from what steps of so many rows took.
+        and ``draft_saved_seconds``, an estimate from what steps of so many rows took; of a draft model
+        ``draft_model_seconds``, ``draft_model_tokens`` (read, guesses too) and ``draft_kv_bytes`` (reserved).
         With a `streaming_config`: ``weight_resident_bytes`` of ``weight_budget_bytes``,
         and of the ``streamed_layers`` what was read (``streamed_bytes``, ``streamed_gb_per_s``) and the seconds that
         steps waited for it, ``streamed_wait_seconds``; ``streamed_direct``: reads went past the system's page cache.

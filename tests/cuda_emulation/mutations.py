@@ -687,7 +687,10 @@ MUTATIONS = (
         "sealing: halves of a head swapped",
     ),
     Mutation(
-        "norm_matrix.cu", "!kTokens || !quant::seals_keys(a.kv.format)", "true", "keys rotated before they are sealed"
+        "norm_matrix.cu",
+        "!kTokens || a.kv.format != quant::KvFormat::int4",
+        "true",
+        "keys rotated before they are sealed",
     ),
     Mutation(
         "elementwise.cu",

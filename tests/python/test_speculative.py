@@ -1,16 +1,23 @@
-"""Speculation changes no token, log probability or end, and says what it did."""
+"""Speculation changes no token, log probability or end, and says what it did.
+
+NANOBRAID_TEST_FULL=1 compares greedy texts for every number of drafts up to 8 of every method, alone and in a batch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 
 import nanobraid as nb
-from nanobraid import cli
+from nanobraid import _draft_model, cli
 
 TABLE = "| name | year | city |\n|---|---|---|\n" + "\n".join(
     f"| Person {i} | {1900 + 7 * i} | City {chr(65 + i)} |" for i in range(8)
@@ -45,29 +52,44 @@ def greedy(llm: nb.LLM) -> list[nb.RequestOutput]:
     return llm.generate(PROMPTS, GREEDY)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_greedy_text_is_the_same_in_a_batch(model_path: Path, greedy: list[nb.RequestOutput], k: int) -> None:
-    config = nb.SpeculativeConfig(num_draft_tokens=k, adaptive=False)
+FULL = os.environ.get("NANOBRAID_TEST_FULL") == "1"
+ALL = [(method, k) for method in ("ngram", "suffix", "draft") for k in range(1, 9)]
+IN_A_BATCH = ALL if FULL else [("ngram", 1), ("ngram", 3), ("ngram", 8), ("suffix", 5), ("draft", 4)]
+ALONE = [*ALL, ("suffix", 20)] if FULL else [("ngram", 4), ("suffix", 20), ("draft", 8)]
+
+
+def guesses(method: str, k: int, model_path: Path) -> nb.SpeculativeConfig:
+    """Of the model itself, where a model guesses."""
+    draft_model = model_path if method == "draft" else None
+    return nb.SpeculativeConfig(method, k, draft_model=draft_model, adaptive=False)
+
+
+@pytest.mark.parametrize(("method", "k"), IN_A_BATCH)
+def test_greedy_text_is_the_same_in_a_batch(
+    model_path: Path, greedy: list[nb.RequestOutput], method: str, k: int
+) -> None:
+    config = guesses(method, k, model_path)
     assert sum(len(output.token_ids) for output in greedy) >= 1000
     with nb.LLM(model_path, max_model_len=1024, speculative_config=config) as guessing:
         same(guessing.generate(PROMPTS, GREEDY), greedy)
         stats = guessing.stats()
     assert stats["accepted_draft_tokens"] > 100
-    assert stats["accepted_draft_tokens"] < stats["draft_tokens"]
+    assert (stats["accepted_draft_tokens"] == stats["draft_tokens"]) == (method == "draft")
+    assert (stats["draft_model_tokens"] > 0) == (method == "draft")
     assert stats["draft_acceptance"] == stats["accepted_draft_tokens"] / stats["draft_tokens"]
-    assert 1.1 < stats["tokens_per_decode"] < 1 + k
+    assert 1.1 < stats["tokens_per_decode"] <= 1 + k
 
 
-@pytest.mark.parametrize(("method", "k"), [("ngram", 1), ("ngram", 4), ("ngram", 8), ("suffix", 8), ("suffix", 20)])
+@pytest.mark.parametrize(("method", "k"), ALONE)
 def test_greedy_text_is_the_same_alone(model_path: Path, greedy: list[nb.RequestOutput], method: str, k: int) -> None:
-    config = nb.SpeculativeConfig(method, k, adaptive=False)
+    config = guesses(method, k, model_path)
     with nb.LLM(model_path, max_model_len=1024, speculative_config=config) as guessing:
         for prompt, wanted in zip(PROMPTS, greedy, strict=True):
             same(guessing.generate(prompt, GREEDY), [wanted])
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_options_of_requests_mean_the_same(model_path: Path, llm: nb.LLM, adaptive: bool) -> None:
+@pytest.mark.parametrize(("method", "adaptive"), [("ngram", False), ("ngram", True), ("draft", False)])
+def test_options_of_requests_mean_the_same(model_path: Path, llm: nb.LLM, method: str, adaptive: bool) -> None:
     params = [
         nb.SamplingParams(temperature=0.8, seed=3, max_tokens=60),
         nb.SamplingParams(temperature=0.0, max_tokens=80, logprobs=2),
@@ -79,7 +101,7 @@ def test_options_of_requests_mean_the_same(model_path: Path, llm: nb.LLM, adapti
         nb.SamplingParams(temperature=0.0, max_tokens=60, kv_policy="sliding_window(32)"),
     ]
     wanted = llm.generate(PROMPTS, params)
-    config = nb.SpeculativeConfig(num_draft_tokens=5, adaptive=adaptive)
+    config = dataclasses.replace(guesses(method, 5, model_path), adaptive=adaptive)
     with nb.LLM(model_path, max_model_len=1024, speculative_config=config) as guessing:
         outputs = guessing.generate(PROMPTS, params)
         same(outputs, wanted)
@@ -116,10 +138,10 @@ def test_a_grammar_takes_drafts_one_by_one(model_path: Path, llm: nb.LLM) -> Non
         json.loads(outputs[0].text)
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
-def test_formats_of_keys_and_values(model_path: Path, kv_dtype: str) -> None:
+@pytest.mark.parametrize(("method", "kv_dtype"), [("ngram", "int8"), ("ngram", "int4"), ("draft", "int4")])
+def test_formats_of_keys_and_values(model_path: Path, method: str, kv_dtype: str) -> None:
     params = nb.SamplingParams(temperature=0.0, max_tokens=100)
-    config = nb.SpeculativeConfig(num_draft_tokens=8, adaptive=False)
+    config = guesses(method, 8, model_path)
     with nb.LLM(model_path, max_model_len=1024, kv_dtype=kv_dtype, force_kv_dtype=True) as guessing:
         wanted = guessing.generate(PROMPTS[:3], params)
     with nb.LLM(
@@ -149,7 +171,10 @@ def test_a_request_may_go_without_and_cannot_ask_for_what_is_not_there(model_pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "magic"}, "method must be one of ngram, suffix, got 'magic'"),
+        ({"method": "magic"}, "method must be one of ngram, suffix, draft, got 'magic'"),
+        ({"method": "draft"}, "method='draft' needs a draft_model"),
+        ({"method": "draft", "draft_model": 3}, "draft_model must name a model, got 3"),
+        ({"method": "suffix", "draft_model": "smollm2-135m"}, "draft_model is of method='draft' alone"),
         ({"num_draft_tokens": 0}, r"num_draft_tokens must be an integer in \[1, 64\], got 0"),
         ({"num_draft_tokens": 65}, "num_draft_tokens"),
         ({"num_draft_tokens": True}, "num_draft_tokens"),
@@ -164,12 +189,38 @@ def test_impossible_options_are_refused_by_name(given: dict[str, object], messag
 
 
 def test_other_types_are_refused_by_name() -> None:
-    with pytest.raises(nb.UnsupportedError, match="method='draft'"):
-        nb.SpeculativeConfig(method="draft")
     with pytest.raises(nb.InvalidArgumentError, match="speculative_config must be a SpeculativeConfig or None"):
         nb.LLM(speculative_config={"method": "ngram"})  # type: ignore[arg-type]
     with pytest.raises(nb.InvalidArgumentError, match="speculative must be True, False or None, got 2"):
         nb.SamplingParams(speculative=2)  # type: ignore[arg-type]
+
+
+def test_a_draft_model_must_know_the_same_tokens(model_path: Path, tmp_path: Path) -> None:
+    def copy(name: str, change: Callable[[list[str]], None]) -> Path:
+        reader = gguf.GGUFReader(model_path)
+        tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        for field in reader.fields.values():
+            if field.name.startswith("tokenizer."):
+                value = field.contents()
+                if field.name == "tokenizer.ggml.tokens":
+                    change(tokens)
+                    value = tokens
+                inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, value, field.types[0], sub_type=inner)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return tmp_path / name
+
+    def swap(tokens: list[str]) -> None:
+        first, second = tokens.index("Ġriver"), tokens.index("Ġmountain")
+        tokens[first], tokens[second] = tokens[second], tokens[first]
+
+    own = nb.Tokenizer(model_path)
+    _draft_model.require_same_tokens(own, nb.Tokenizer(copy("same.gguf", lambda _: None)), "same.gguf")
+    with pytest.raises(nb.InvalidArgumentError, match=r"swapped\.gguf has another vocabulary: token [0-9]+ is b' "):
+        _draft_model.require_same_tokens(own, nb.Tokenizer(copy("swapped.gguf", swap)), "swapped.gguf")
 
 
 def test_chat_shows_what_guesses_did(
@@ -190,6 +241,10 @@ def test_the_command_line_has_it(model_path: Path, capsys: pytest.CaptureFixture
     wanted = capsys.readouterr().out
     assert cli.main([*arguments, "--speculative", "ngram", "--num-draft-tokens", "6"]) == 0
     assert capsys.readouterr().out == wanted
+    assert cli.main([*arguments, "--speculative", "draft", "--draft-model", str(model_path)]) == 0
+    assert capsys.readouterr().out == wanted
+    assert cli.main([*arguments, "--speculative", "draft"]) == 2
+    assert "needs a draft_model" in capsys.readouterr().err
     assert cli.main([*arguments, "--num-draft-tokens", "6"]) == 2
     assert "--num-draft-tokens is given without --speculative" in capsys.readouterr().err
     assert cli.main([*arguments, "--speculative", "magic"]) == 2

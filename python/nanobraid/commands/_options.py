@@ -112,6 +112,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--num-draft-tokens", type=int, metavar="N", help="most tokens guessed for a request in a step (default: 4)"
     )
     group.add_argument(
+        "--draft-model", metavar="MODEL", help="the model that guesses, of --speculative draft; named as --model"
+    )
+    group.add_argument(
         "--stream-weights",
         type=_stream_budget,
         metavar="BYTES",
@@ -163,12 +166,18 @@ def make_llm(options: argparse.Namespace, **overrides: Any) -> LLM:
 
 def _speculative_config(options: argparse.Namespace) -> SpeculativeConfig | None:
     """What --speculative and the options of it say."""
-    if options.speculative is None:
-        if options.num_draft_tokens is not None:
-            raise InvalidArgumentError("--num-draft-tokens is given without --speculative")
-        return None
-    given = {} if options.num_draft_tokens is None else {"num_draft_tokens": options.num_draft_tokens}
-    return SpeculativeConfig(method=options.speculative, **given)
+    given = {
+        field: getattr(options, field)
+        for field in ("num_draft_tokens", "draft_model")
+        if getattr(options, field) is not None
+    }
+    if options.speculative == "draft" and options.draft_model is not None:
+        given["draft_model"] = ensure(options.draft_model, confirm=None if options.yes else _ask)
+    if options.speculative is not None:
+        return SpeculativeConfig(method=options.speculative, **given)
+    if given:
+        raise InvalidArgumentError(f"--{next(iter(given)).replace('_', '-')} is given without --speculative")
+    return None
 
 
 def _streaming_config(options: argparse.Namespace) -> StreamingConfig | None:

@@ -43,11 +43,13 @@ struct Backend {
       : format(kv_format),
         one(model::make_tiny_model({.backend = name, .format = quant::Format::q4_0, .num_threads = 1})),
         two(model::make_tiny_model({.backend = name, .format = quant::Format::q4_0, .num_threads = 2})),
+        draft(model::make_tiny_model({.backend = name, .format = quant::Format::q4_0})),
         alone(*one, {.kv_format = kv_format, .max_num_seqs = 4, .eos_ids = {0}, .enable_prefix_caching = false}) {}
 
   std::optional<quant::KvFormat> format;  // none: the default
   std::unique_ptr<model::Model> one;
   std::unique_ptr<model::Model> two;
+  std::unique_ptr<model::Model> draft;  // guesses well
   Engine alone;
 };
 
@@ -249,6 +251,11 @@ class RandomEngineRun {
     speculative.num_draft_tokens = one_of({1, 2, 4, 7, 20});
     speculative.adaptive = pick(0, 4) == 0;
     if (pick(0, 3) == 0) return;  // by its own texts, in which little repeats
+    if (pick(0, 2) == 0) {
+      speculative.method = SpeculativeMethod::draft;
+      speculative.draft_model = backend_.draft.get();
+      return;
+    }
     for (std::size_t i = 0; i < wanted_.size(); ++i) {
       if (pick(0, 9) == 0) wanted_[i].speculative = false;
       for (int choice = 0; choice < wanted_[i].n; ++choice) {

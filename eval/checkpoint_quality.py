@@ -6,9 +6,10 @@
 The float32 weights of SRC are rounded to nearest and written as a Hugging Face folder of each scheme, by the writers of
 the tests (`tests/python/quantized_hf.py`): no scheme's own search for better codes is run, so the figures say what
 the formats hold and cost here, not how good a quantizer is. Each folder is exported with `keep`. Two divergences:
-KL(float32 of the same codes || file), which is what the engine loses, must stay below 1e-3 with float activations; and
-KL(float32 model || file), which is the price of rounding. Columns of 4-bit schemes must fill groups: a model whose rows
-are no multiple of a group's size is refused.
+KL(float32 of the same codes || file), which is what the engine loses, must stay below 1e-3 with float activations, of
+32 bits and of 16; and KL(float32 model || file), which is the price of rounding. The values of all matrices of the file
+are compared with numpy's, bit for bit. Columns of 4-bit schemes must fill groups: a model whose rows are no multiple of
+a group's size is refused.
 """
 
 from __future__ import annotations
@@ -118,10 +119,13 @@ def main() -> int:
     report = {"source": source.name, "text": args.text.name, "windows": len(windows), "context": args.context}
     if args.json:
         args.json.write_text(json.dumps({**report, "checkpoints": rows}, indent=1) + "\n")
-    failed = [row["name"] for row in rows if row["kl_to_same_codes"] > MOST_KL]
+    failed = [row["name"] for row in rows if max(row["kl_to_same_codes"], row["kl_to_same_codes_bf16"]) > MOST_KL]
     if failed:
         print(f"more than {MOST_KL} from the same codes in float32: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    changed = [row["name"] for row in rows if row["bit_equal_matrices"] != row["matrices"]]
+    if changed:
+        print(f"not the values that numpy makes of the codes: {', '.join(changed)}", file=sys.stderr)
+    return 1 if failed or changed else 0
 
 
 def measure(  # noqa: PLR0917 - the parts of one call
@@ -136,9 +140,10 @@ def measure(  # noqa: PLR0917 - the parts of one call
     config, stored, plain = quantized(*model, SCHEMES[name])
     write_folder(folder / "checkpoint", config, stored)
     del stored
+    report = export(folder / "checkpoint", folder / "kept.braid", "keep", before)
+    equal = bit_equal(ModelFile(str(folder / "kept.braid")), plain)
     write_folder(folder / "plain", {**config, "quantization_config": None}, plain)
     del plain
-    report = export(folder / "checkpoint", folder / "kept.braid", "keep", before)
     export(folder / "plain", folder / "plain.braid", "f32", before)
     same_codes = logits_of(folder / "plain.braid", windows)
     checkpoint_bytes = sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())
@@ -146,7 +151,10 @@ def measure(  # noqa: PLR0917 - the parts of one call
         "name": name,
         "checkpoint_bytes": checkpoint_bytes,
         **report,
+        "matrices": len(equal),
+        "bit_equal_matrices": sum(equal),
         "kl_to_same_codes": quality(folder / "kept.braid", windows, same_codes)["kl"],
+        "kl_to_same_codes_bf16": quality(folder / "kept.braid", windows, same_codes, "bf16")["kl"],
         **quality(folder / "kept.braid", windows, reference),
     }
     for file in folder.glob("*.braid"):
@@ -154,11 +162,21 @@ def measure(  # noqa: PLR0917 - the parts of one call
     return row
 
 
+def bit_equal(file: ModelFile, plain: dict[str, Any]) -> list[bool]:
+    """Of each matrix of a file, whether its values are those that numpy made of the codes."""
+    return [
+        bool(np.array_equal(file.read_rows(name).view(np.uint32), plain[stored_name(name)].view(np.uint32)))
+        for name, _, shape, _ in file.tensors()
+        if len(shape) == 2
+    ]
+
+
 def print_row(row: dict[str, Any]) -> None:
     print(
         f"| {row['name']} | {row['checkpoint_bytes'] / 1e6:.0f} MB | {row['file_bytes'] / 1e6:.0f} MB | "
         f"{row['bits_per_weight']:.2f} | {row['seconds']:.1f} s | {row['peak_rss_bytes'] / 2**20:.0f} MiB | "
-        f"{row['kl_to_same_codes']:.1e} | {row['kl']:.4f} | {row['perplexity']:.2f} | "
+        f"{row['bit_equal_matrices']} of {row['matrices']} | {row['kl_to_same_codes']:.1e} | "
+        f"{row['kl_to_same_codes_bf16']:.1e} | {row['kl']:.4f} | {row['perplexity']:.2f} | "
         f"{100 * np.float64(row['same_greedy']):.1f} % |",
         flush=True,
     )

@@ -67,14 +67,14 @@ def bits_per_weight(path: Path) -> float:
     return 8.0 * sum(size for *_, size in tensors) / sum(int(np.prod(shape)) for _, _, shape, _ in tensors)
 
 
-def logits_of(path: Path, windows: list[list[int]]) -> list[Any]:
-    with nb.LLM(path, dtype="f32", kv_dtype="f32") as llm:
+def logits_of(path: Path, windows: list[list[int]], dtype: str = "f32") -> list[Any]:
+    with nb.LLM(path, dtype=dtype, kv_dtype="f32") as llm:
         return [llm.logits(ids) for ids in windows]
 
 
-def quality(path: Path, windows: list[list[int]], reference: list[Any]) -> dict[str, float]:
+def quality(path: Path, windows: list[list[int]], reference: list[Any], dtype: str = "f32") -> dict[str, float]:
     kl, nll, agree = [], [], []
-    for ids, theirs, ours in zip(windows, reference, logits_of(path, windows), strict=True):
+    for ids, theirs, ours in zip(windows, reference, logits_of(path, windows, dtype), strict=True):
         kl.extend(mean_kl(theirs, ours))
         nll.extend(negative_log_likelihood(ours, ids))
         agree.extend(theirs.argmax(axis=1) == ours.argmax(axis=1))

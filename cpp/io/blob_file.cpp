@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -24,7 +25,6 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
-#include "base/log.h"
 
 namespace nb::io {
 namespace {
@@ -71,48 +71,6 @@ Number number_at(std::span<const std::byte> bytes, std::size_t offset) {
   Number value;
   std::memcpy(&value, bytes.data() + offset, sizeof(value));
   return value;
-}
-
-// Held while it lives, by one thread of one process. A file system without locks has none: then two may make the same
-// file, each under a name of its own, and the last one stays.
-class Lock {
- public:
-  explicit Lock(const std::string& path) : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
-    NB_CHECK(descriptor_ >= 0, io, path, ": cannot create: ", reason(errno));
-    while (::flock(descriptor_, LOCK_EX) != 0 && errno == EINTR) {
-    }
-  }
-  ~Lock() { ::close(descriptor_); }
-  Lock(const Lock&) = delete;
-  Lock& operator=(const Lock&) = delete;
-
- private:
-  int descriptor_;
-};
-
-std::string prefix_of(const std::string& path) { return std::filesystem::path(path).filename().string(); }
-
-// Of writers that were killed. For who holds the lock.
-void remove_abandoned(const std::string& path) {
-  std::error_code error;
-  const std::string prefix = concat(".", prefix_of(path), "-");
-  for (const auto& entry : std::filesystem::directory_iterator(folder_of(path), error)) {
-    const std::string name = entry.path().filename().string();
-    std::error_code ignored;
-    if (name.starts_with(prefix) && name.ends_with(".tmp")) std::filesystem::remove(entry.path(), ignored);
-  }
-}
-
-// Opens the file if it is the one that is wanted; null and the reason if not.
-std::shared_ptr<const BlobFile> open_if_good(const std::string& path, const BlobFileSpec& spec, std::string& why) {
-  if (std::error_code error; !std::filesystem::exists(path, error)) return nullptr;
-  try {
-    return std::make_shared<const BlobFile>(path, spec);
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::format) throw;
-    why = error.what();
-    return nullptr;
-  }
 }
 
 }  // namespace
@@ -172,7 +130,7 @@ std::uint64_t BlobFileSpec::file_bytes() const {
 
 BlobWriter::BlobWriter(const std::string& path, BlobFileSpec spec)
     : spec_(std::move(spec)),
-      file_(path, prefix_of(path), spec_.file_bytes()),
+      file_(path, std::filesystem::path(path).filename().string(), spec_.file_bytes()),
       offset_(first_offset(spec_.blob_bytes.size())) {}
 
 void BlobWriter::write(std::span<const std::byte> blob) {
@@ -189,6 +147,12 @@ void BlobWriter::finish() {
 }
 
 BlobFile::BlobFile(const std::string& path, const BlobFileSpec& spec) : file_(path) {
+  // Nobody removes it for its room while it is open, see blob_cache.cpp, which takes the oldest ones first.
+  while (::flock(file_.descriptor(), LOCK_SH) != 0 && errno == EINTR) {
+  }
+  struct stat facts {};
+  NB_CHECK(::fstat(file_.descriptor(), &facts) == 0 && facts.st_nlink > 0, format, path, ": was removed just now");
+  static_cast<void>(::futimens(file_.descriptor(), nullptr));
   const std::size_t num_blobs = spec.blob_bytes.size();
   std::vector<std::byte> header(header_bytes(num_blobs));
   NB_CHECK(file_.size() >= first_offset(num_blobs), format, path, ": ", file_.size(), " bytes are too few for ",
@@ -231,10 +195,45 @@ void BlobFile::read(int index, std::span<std::byte> out) const {
   NB_ASSERT(out.size() >= room && reinterpret_cast<std::uintptr_t>(out.data()) % kBlobAlignment == 0);
   std::optional<std::uint32_t> checksum = read_queued(entry, out.first(room));
   if (!checksum) checksum = read_in_turn(index, out.first(room));  // which says what is wrong, if something is
-  if (*checksum == entry.checksum) return;
-  static_cast<void>(::unlink(path().c_str()));
-  fail(ErrorCode::format, path(), ": blob ", index, " is damaged; the file is removed, so that it is made again");
+  NB_CHECK(*checksum == entry.checksum, format, path(), ": blob ", index, " is damaged");
 }
+
+std::uint64_t BlobFile::blob_bytes(int index) const { return entries_[static_cast<std::size_t>(index)].bytes; }
+
+void BlobFile::check(int index, std::span<const std::byte> blob) const {
+  const Entry& entry = entries_[static_cast<std::size_t>(index)];
+  NB_CHECK(blob.size() == entry.bytes && crc32c(blob) == entry.checksum, format, path(), ": blob ", index,
+           " held something else");
+}
+
+void BlobFile::mend(int index, std::span<const std::byte> blob) const {
+  check(index, blob);
+  std::uint64_t offset = entries_[static_cast<std::size_t>(index)].offset;
+  const std::uint64_t end = offset + blob_room(blob.size());
+  // By way of the open file, whatever has its name by now.
+  const std::string open_file = concat("/proc/self/fd/", file_.descriptor());
+  const int descriptor = ::open(open_file.c_str(), O_WRONLY | O_CLOEXEC);
+  NB_CHECK(descriptor >= 0, io, path(), ": cannot open to write: ", reason(errno));
+  int error = 0;
+  while (error == 0 && !blob.empty()) {
+    const ssize_t done = ::pwrite(descriptor, blob.data(), blob.size(), static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    error = done > 0 ? 0 : done < 0 ? errno : EIO;
+    if (error != 0) break;
+    offset += static_cast<std::uint64_t>(done);
+    blob = blob.subspan(static_cast<std::size_t>(done));
+  }
+  struct stat facts {};  // a file that was cut off grows again
+  if (error == 0 && (::fstat(descriptor, &facts) != 0 || (static_cast<std::uint64_t>(facts.st_size) < end &&
+                                                          ::ftruncate(descriptor, static_cast<off_t>(end)) != 0))) {
+    error = errno;
+  }
+  if (error == 0 && ::fdatasync(descriptor) != 0) error = errno;
+  ::close(descriptor);
+  NB_CHECK(error == 0, io, path(), ": cannot write blob ", index, ": ", reason(error));
+}
+
+void BlobFile::remove() const { static_cast<void>(::unlink(path().c_str())); }
 
 /// The checksum of what was read; nothing if there is no queue, another thread has it, or a read failed.
 std::optional<std::uint32_t> BlobFile::read_queued(const Entry& entry, std::span<std::byte> out) const {
@@ -291,22 +290,6 @@ std::uint32_t BlobFile::read_in_turn(int index, std::span<std::byte> out) const 
     done += usable;
   }
   return checksum;
-}
-
-std::shared_ptr<const BlobFile> open_or_make(const std::string& path, const BlobFileSpec& spec,
-                                             const std::function<void(BlobWriter&)>& make) {
-  std::string why;
-  if (auto file = open_if_good(path, spec, why)) return file;
-  const Lock lock(path + ".lock");
-  if (auto file = open_if_good(path, spec, why)) return file;  // another was faster
-  if (!why.empty()) log(LogLevel::warning, why, "; it is made again");
-  remove_abandoned(path);
-  {
-    BlobWriter writer(path, spec);
-    make(writer);
-    writer.finish();
-  }
-  return std::make_shared<const BlobFile>(path, spec);
 }
 
 }  // namespace nb::io

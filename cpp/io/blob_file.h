@@ -1,13 +1,12 @@
 // A file of blobs that can be made again at any time: pieces of known sizes, each read whole, with a checksum.
 //
 // For packed weights that a model reads again and again: reads go past the page cache where the file system allows it
-// (O_DIRECT), else what they left there is given back, so that the cache is no second place where the weights lie. Not
-// for what cannot be made again: a damaged file is removed. Reading is safe from any thread.
+// (O_DIRECT), else what they left there is given back, so that the cache is no second place where the weights lie. An
+// open file is locked for others that look for room (io/blob_cache.h). Reading is safe from any thread.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -70,9 +69,18 @@ class BlobFile {
   /// Whether reads go past the page cache.
   bool is_direct() const { return is_direct_; }
 
+  std::uint64_t blob_bytes(int index) const;
+
   /// Reads a blob and compares its checksum. `out` is aligned to kBlobAlignment and has blob_room() bytes. Throws io;
-  /// or format for a blob that is damaged, and then the file is removed.
+  /// or format for a blob that is damaged.
   void read(int index, std::span<std::byte> out) const;
+
+  /// Compares what was made again with the checksum of what was there. Throws format if it is something else.
+  void check(int index, std::span<const std::byte> blob) const;
+  /// Puts a blob back that was damaged. Throws what check() throws, and io.
+  void mend(int index, std::span<const std::byte> blob) const;
+  /// Takes its name away, so that the next one who wants it makes it; who has it open goes on.
+  void remove() const;
 
  private:
   struct Entry {
@@ -91,10 +99,5 @@ class BlobFile {
   bool is_direct_ = false;
   std::unique_ptr<Queue> queue_;  // null where the system has none
 };
-
-/// Opens a file, which `make` fills first if there is none or a wrong one. Of several processes and threads that want
-/// it at once, one makes it and the others wait. Throws what opening and making throw.
-std::shared_ptr<const BlobFile> open_or_make(const std::string& path, const BlobFileSpec& spec,
-                                             const std::function<void(BlobWriter&)>& make);
 
 }  // namespace nb::io

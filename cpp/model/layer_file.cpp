@@ -78,7 +78,7 @@ std::shared_ptr<const io::BlobFile> open_layer_file(const StreamingOptions& opti
   std::filesystem::create_directories(options.cache_directory, error);
   NB_CHECK(!error, io, options.cache_directory, ": cannot create the directory: ", error.message());
   const std::string path = concat(options.cache_directory, "/", file_name(name, layout, spec.identity));
-  return io::open_or_make(path, spec, [&](io::BlobWriter& writer) {
+  const auto make = [&](io::BlobWriter& writer) {
     log(LogLevel::info, "packing the layers of ", name, " into ", path, ", ", spec.file_bytes(), " bytes, once");
     const std::uint64_t largest = *std::max_element(spec.blob_bytes.begin(), spec.blob_bytes.end());
     const auto arena = HostArena::create(static_cast<std::size_t>(largest));
@@ -94,7 +94,45 @@ std::shared_ptr<const io::BlobFile> open_layer_file(const StreamingOptions& opti
       done += blob.size();
       progress(static_cast<std::int64_t>(done), static_cast<std::int64_t>(spec.file_bytes()));
     }
-  });
+  };
+  return io::open_or_make(
+      path, spec, make,
+      {.bytes = static_cast<std::uint64_t>(options.cache_bytes), .name = "streaming_config.cache_bytes"});
+}
+
+void LayerReader::read(int layer, std::span<std::byte> out) {
+  try {
+    return file_->read(layer, out);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::format && error.code() != ErrorCode::io) throw;
+    std::string why_not = "it was packed again before, so the disk may be failing";
+    const std::span<std::byte> blob = out.first(static_cast<std::size_t>(file_->blob_bytes(layer)));
+    if (!packed_again_.contains(layer) && pack_again(layer, blob, error.what(), why_not)) return;
+    file_->remove();
+    fail(error.code(), error.what(), "; ", why_not,
+         "; the file is removed: load the model again, which packs its layers anew, and if this repeats, give "
+         "streaming_config a cache_dir on another disk");
+  }
+}
+
+bool LayerReader::pack_again(int layer, std::span<std::byte> blob, const std::string& damage, std::string& why_not) {
+  try {
+    std::memset(blob.data(), 0, blob.size());
+    pack_(layer, blob);
+    file_->check(layer, blob);
+  } catch (const Error& error) {
+    why_not = concat("it could not be packed again: ", error.what());
+    return false;
+  }
+  packed_again_.insert(layer);
+  try {
+    file_->mend(layer, blob);
+    log(LogLevel::warning, damage, "; the layer was packed again from the model's file");
+  } catch (const Error& error) {  // what is in memory is good
+    log(LogLevel::warning, damage,
+        "; the layer was packed again from the model's file, but not put back: ", error.what());
+  }
+  return true;
 }
 
 }  // namespace nb::model

@@ -39,6 +39,7 @@ class Loader {
         names_(names),
         source_(source),
         dtype_(dtype),
+        backend_(backend),
         layout_(backend.kernels->layout),
         memory_(backend.kernels->memory),
         pool_(pool),
@@ -69,13 +70,16 @@ class Loader {
       layer_bytes.push_back(room(blob_bytes(weights_.layers.back())));
     }
     weights_.final_norm = vector(names_.final_norm, hidden);
+    std::int64_t order_total = order_bytes(weights_.layers);
     const auto planned_bytes = [&](const char* name) {
       const std::vector<ops::MatrixSource> group{matrix(name, config_.vocab_size, hidden)};
-      return ops::plan_linear(group, ops::Grouping::stacked, dtype_, layout_).bytes;
+      const ops::LinearWeight planned = ops::plan_linear(group, ops::Grouping::stacked, dtype_, layout_);
+      order_total += order_bytes(planned);
+      return room(planned.bytes);
     };
-    std::int64_t fixed_bytes =
-        room(weights_.bytes - total_bytes(weights_.layers)) + room(planned_bytes(names_.embedding));
-    if (!config_.tie_word_embeddings) fixed_bytes += room(planned_bytes(names_.head));
+    std::int64_t fixed_bytes = room(weights_.bytes - total_bytes(weights_.layers)) + planned_bytes(names_.embedding);
+    if (!config_.tie_word_embeddings) fixed_bytes += planned_bytes(names_.head);
+    fixed_bytes += order_total;
     const StreamPlan plan = plan_streaming(options, fixed_bytes, layer_bytes);
     if (plan.streamed.empty()) {
       weights_ = {};
@@ -87,9 +91,12 @@ class Loader {
     }
     weights_.budget_bytes = options.budget_bytes > 0 ? options.budget_bytes : plan.total_bytes;
     weights_.resident_bytes = plan.total_bytes;
-    keep_and_stream(options, plan);
+    keep_and_stream(options, plan, plan.total_bytes - plan.num_slots * plan.slot_bytes - order_total);
     return std::move(weights_);
   }
+
+  /// Packs a layer as the blob it is in the file of layers.
+  void run_blob(int index, std::span<std::byte> out) { pack_blob(index, planned_layer(index), out); }
 
   ModelWeights run_layer(int index) {
     weights_.layers.push_back(layer(index));
@@ -108,16 +115,14 @@ class Loader {
     return total;
   }
 
-  // Fills the memory that `plan` gives to what stays, and begins to stream the rest.
-  void keep_and_stream(const StreamingOptions& options, const StreamPlan& plan) {
-    const auto open = [&] {
-      return open_layer_file(options, config_.name, layout_, weights_.layers, [&](int index, std::span<std::byte> out) {
-        pack_blob(index, weights_.layers[static_cast<std::size_t>(index)], out);
-      });
-    };
-    std::shared_ptr<const io::BlobFile> file = open();
+  // Fills the memory that `plan` gives to what stays, `kept_bytes` without orders, and begins to stream the rest.
+  void keep_and_stream(const StreamingOptions& options, const StreamPlan& plan, std::int64_t kept_bytes) {
+    const std::shared_ptr<const io::BlobFile> file =
+        open_layer_file(options, config_.name, layout_, weights_.layers, [&](int index, std::span<std::byte> out) {
+          pack_blob(index, weights_.layers[static_cast<std::size_t>(index)], out);
+        });
+    const auto reader = std::make_shared<LayerReader>(file, packs_again());
     arena_->trim();  // that of norms and biases
-    const std::int64_t kept_bytes = plan.total_bytes - plan.num_slots * plan.slot_bytes;
     arena_ = HostArena::create(static_cast<std::size_t>(kept_bytes));
     std::vector<std::pair<int, Buffer>> kept;
     for (int i = 0; i < config_.num_layers; ++i) {
@@ -125,18 +130,8 @@ class Loader {
       const std::int64_t bytes = room(blob_bytes(weights_.layers[static_cast<std::size_t>(i)]));
       kept.emplace_back(i, arena_->allocate(static_cast<std::size_t>(bytes), io::kBlobAlignment));
     }
-    const auto read = [&] {
-      for (const auto& [index, memory] : kept) file->read(index, {memory.data(), memory.bytes()});
-    };
-    try {
-      read();
-    } catch (const Error& error) {
-      if (error.code() != ErrorCode::format) throw;
-      log(LogLevel::warning, error.what());
-      file = open();
-      read();
-    }
     for (const auto& [index, memory] : kept) {
+      reader->read(index, {memory.data(), memory.bytes()});
       place_blob(weights_.layers[static_cast<std::size_t>(index)], memory.data());
       weights_.small.push_back(memory);
     }
@@ -154,10 +149,37 @@ class Loader {
                                                            .num_slots = plan.num_slots,
                                                            .slot_bytes = static_cast<std::size_t>(plan.slot_bytes),
                                                            .direct = file->is_direct()},
-                                      [file](int index, std::span<std::byte> out) { file->read(index, out); });
+                                      [reader](int index, std::span<std::byte> out) { reader->read(index, out); });
     log(LogLevel::info, config_.name, ": ", plan.streamed.size(), " of ", config_.num_layers,
         " layers are streamed from ", file->path(), file->is_direct() ? ", past the page cache" : "", "; weights take ",
         plan.total_bytes, " bytes of memory");
+  }
+
+  // What packs a layer when this loader is gone: it opens the model's file anew, and takes a thread of its own, since
+  // the team computes.
+  PackLayer packs_again() const {
+    return [config = config_, &names = names_, path = source_.path(), dtype = dtype_, &backend = backend_](
+               int index, std::span<std::byte> out) {
+      const auto source = io::open_model(path);
+      ThreadPool pool(1);
+      Loader(config, names, *source, dtype, backend, pool).run_blob(index, out);
+    };
+  }
+
+  // Of the orders of columns, which stay in memory whatever is streamed.
+  static std::int64_t order_bytes(const ops::LinearWeight& weight) {
+    std::set<const std::vector<std::int32_t>*> orders;  // equal ones of a group are one
+    for (const ops::ColumnOrder& order : weight.orders) orders.insert(order.get());
+    orders.erase(nullptr);
+    return static_cast<std::int64_t>(orders.size() * sizeof(std::int32_t)) * weight.cols();
+  }
+
+  static std::int64_t order_bytes(const std::vector<LayerWeights>& layers) {
+    std::int64_t total = 0;
+    for (const LayerWeights& layer : layers) {
+      for (const auto matrix : kLayerMatrices) total += order_bytes(layer.*matrix);
+    }
+    return total;
   }
 
   // One fused group of a layer.
@@ -352,6 +374,7 @@ class Loader {
   const TensorNames& names_;
   const io::ModelSource& source_;
   const std::string& dtype_;
+  const ops::Backend& backend_;
   ops::WeightLayout layout_;
   const DeviceMemory* memory_;  // of the device the weights are for; null: the host
   ThreadPool& pool_;

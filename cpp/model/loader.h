@@ -30,8 +30,9 @@ ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, c
                           const std::string& dtype, const ops::Backend& backend, ThreadPool& pool);
 
 /// The same within a budget: layers that do not fit are streamed, from a file that is made first if there is none. With
-/// everything in the budget, no layer is. Throws invalid_argument naming the option or, for a budget that is too small,
-/// the numbers; unsupported on a device; io.
+/// everything in the budget, no layer is. `names` and `backend` outlive the weights: a layer whose packed bytes are
+/// damaged is packed again from the model's file. Throws invalid_argument naming the option or, for a budget that is
+/// too small, the numbers; unsupported on a device; io.
 ModelWeights load_streamed_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                                    const std::string& dtype, const ops::Backend& backend, ThreadPool& pool,
                                    const StreamingOptions& streaming);

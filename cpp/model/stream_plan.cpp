@@ -34,6 +34,8 @@ StreamPlan plan_streaming(const StreamingOptions& options, std::int64_t fixed_by
            "streaming_config.budget_bytes must be >= 1, or 0 for the least "
            "that is possible, got ",
            options.budget_bytes);
+  NB_CHECK(options.cache_bytes >= 0, invalid_argument,
+           "streaming_config.cache_bytes must be >= 1, or 0 for no limit, got ", options.cache_bytes);
   NB_CHECK(options.keep_first_k >= 0 && options.keep_first_k <= num_layers, invalid_argument,
            "streaming_config.keep_first_k must be in [0, ", num_layers, "], the model's layers, got ",
            options.keep_first_k);
@@ -52,7 +54,7 @@ StreamPlan plan_streaming(const StreamingOptions& options, std::int64_t fixed_by
   const std::int64_t slots_bytes = least.num_slots * least.slot_bytes;
   NB_CHECK(least.total_bytes <= options.budget_bytes, invalid_argument, "streaming_config.budget_bytes is ",
            options.budget_bytes, ", but ", least.total_bytes, " are needed: ", fixed_bytes,
-           " for embeddings, head and norms, ", least.total_bytes - fixed_bytes - slots_bytes, " for ",
+           " for embeddings, head, norms and column orders, ", least.total_bytes - fixed_bytes - slots_bytes, " for ",
            num_layers - static_cast<int>(free.size()), " kept layers, ", slots_bytes, " for ", least.num_slots,
            " slots of ", least.slot_bytes, " (prefetch_layers + 1)");
   const int num_free = static_cast<int>(free.size());

@@ -20,6 +20,7 @@ struct StreamingOptions {
   int prefetch_layers = 2;        ///< layers that are read ahead of the one in use
   std::string cache_directory{};  ///< where packed layers are kept, see open_layer_file
   Digest content{};               ///< identity of the model's files (io/file_digest.h)
+  std::int64_t cache_bytes = 0;   ///< most that the files of packed layers take there, this one included; 0: no limit
 };
 
 struct StreamPlan {
@@ -29,8 +30,8 @@ struct StreamPlan {
   std::int64_t total_bytes = 0;  ///< that all weights take in memory
 };
 
-/// `fixed_bytes`: of embeddings, head and norms; `layer_bytes`: of each layer, rounded to what it takes in memory.
-/// Throws invalid_argument naming the option; for a budget that is too small with the numbers.
+/// `fixed_bytes`: of embeddings, head, norms and column orders; `layer_bytes`: of each layer, rounded to what it takes
+/// in memory. Throws invalid_argument naming the option; for a budget that is too small with the numbers.
 StreamPlan plan_streaming(const StreamingOptions& options, std::int64_t fixed_bytes,
                           std::span<const std::int64_t> layer_bytes);
 

@@ -18,7 +18,7 @@ namespace nb::bindings {
 
 /// Bytes of memory for weights (0: the least), layers that stay at the beginning and at the end, layers read ahead,
 /// where packed layers are kept.
-using StreamingOption = std::tuple<std::int64_t, int, int, int, std::string>;
+using StreamingOption = std::tuple<std::int64_t, int, int, int, std::string, std::int64_t>;
 
 struct LoadedModel {
   /// `digest_directory`: where the identity of the files is remembered; nothing: nobody asks for it.

@@ -33,8 +33,9 @@ LoadedModel::LoadedModel(const std::string& path, const std::string& backend, co
   if (digest_directory) content = io::model_digest(*file, *digest_directory);
   if (streaming) {
     NB_CHECK(content.has_value(), invalid_argument, "streaming needs a digest_directory");
-    const auto& [budget_bytes, keep_first_k, keep_last_k, prefetch_layers, cache_directory] = *streaming;
-    options.streaming = {budget_bytes, keep_first_k, keep_last_k, prefetch_layers, cache_directory, *content};
+    const auto& [budget_bytes, keep_first_k, keep_last_k, prefetch_layers, cache_directory, cache_bytes] = *streaming;
+    options.streaming = {budget_bytes,    keep_first_k, keep_last_k, prefetch_layers,
+                         cache_directory, *content,     cache_bytes};
   }
   if (file->metadata().has("tokenizer.ggml.model")) eos_ids = io::read_tokenizer(file->metadata())->eos_ids();
   model = model::load_model(*file, options);

@@ -214,12 +214,12 @@ class Model:
         digest_directory: str | None = None,
         fusion: str = "auto",
         measure_fusion: bool = False,
-        streaming: tuple[int, int, int, int, str] | None = None,
+        streaming: tuple[int, int, int, int, str, int] | None = None,
     ) -> None:
         """digest_directory: the identity of the files is established, for a KV store, and remembered there unless
         that is empty. measure_fusion: errors of fused operators are measured even if no decision depends on them.
         streaming: bytes for weights (0: the least), layers kept at the beginning and at the end, layers read ahead,
-        directory of packed layers; it needs a digest_directory."""
+        directory of packed layers, most bytes of them there (0: no limit); it needs a digest_directory."""
     @property
     def config(self) -> dict[str, Any]:
         """architecture, num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size,

@@ -39,6 +39,9 @@ class StreamingConfig:
             one for that in use.
         cache_dir: A directory, made if it is not there, for the file of packed layers, which is about as large as the
             model's. None: ``streamed`` in nanobraid's cache.
+        cache_bytes: Most bytes that all files of packed layers in `cache_dir` take together, this model's included.
+            When a file is made or opened, others go that were opened longest ago; those that are in use never go, and
+            where they leave too little for this model's, it is refused with the numbers. None: no limit.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.
@@ -49,6 +52,7 @@ class StreamingConfig:
     budget_bytes: int | None = None
     prefetch_layers: int = 2
     cache_dir: str | os.PathLike[str] | None = None
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         def check(field: str, low: int, high: int, allowed: str) -> None:
@@ -57,13 +61,14 @@ class StreamingConfig:
         check("keep_first_k", 0, _MOST_LAYERS, "an integer >= 0")
         check("keep_last_k", 0, _MOST_LAYERS, "an integer >= 0")
         check("prefetch_layers", 1, _MOST_PREFETCH, f"an integer in [1, {_MOST_PREFETCH}]")
-        if self.budget_bytes is not None:
-            check("budget_bytes", 1, 2**62, "an integer >= 1, or None")
+        for field in ("budget_bytes", "cache_bytes"):
+            if getattr(self, field) is not None:
+                check(field, 1, 2**62, "an integer >= 1, or None")
         if self.cache_dir is not None:
             path_name("cache_dir", "a directory", self.cache_dir)
 
 
-def core_options(config: StreamingConfig | None) -> tuple[int, int, int, int, str] | None:
+def core_options(config: StreamingConfig | None) -> tuple[int, int, int, int, str, int] | None:
     """Returns what the core's model takes.
 
     Raises:
@@ -75,7 +80,10 @@ def core_options(config: StreamingConfig | None) -> tuple[int, int, int, int, st
     if not isinstance(config, StreamingConfig):
         raise InvalidArgumentError(f"streaming_config must be a StreamingConfig or None, got {config!r}")
     folder = os.fspath(stream_dir() if config.cache_dir is None else config.cache_dir)
-    return config.budget_bytes or 0, config.keep_first_k, config.keep_last_k, config.prefetch_layers, folder
+    return (
+        *(config.budget_bytes or 0, config.keep_first_k, config.keep_last_k),
+        *(config.prefetch_layers, folder, config.cache_bytes or 0),
+    )
 
 
 def stream_line(stats: dict[str, object]) -> str:

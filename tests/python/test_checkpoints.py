@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,122 @@ def test_folders_that_contradict_themselves(tmp_path: Path) -> None:
     other = tmp_path / "plain"
     write_folder(other, {**plain_config, "quantization_config": config["quantization_config"]}, tensors)
     refused(other, FormatError, "no matrix is quantized")
+
+
+# ---- quantize_config.json -------------------------------------------------------------------------------------------
+
+
+def place_beside(folder: Path, config: dict[str, Any], beside: dict[str, Any] | None, **inside: Any) -> None:
+    """`quantize_config.json` of these entries, and a `config.json` that has only those of `inside`."""
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": inside or None}))
+    if beside is not None:
+        (folder / "quantize_config.json").write_text(json.dumps(beside))
+
+
+@pytest.mark.parametrize("case", ["gptq-asym", "gptq-v2-sym", "gptq-act-order-own"])
+@pytest.mark.parametrize("has_method", [False, True])
+def test_the_configuration_may_stand_beside(case: str, has_method: bool, tmp_path: Path) -> None:
+    config, _, plain = make(tmp_path / "hf", SCHEMES[case])
+    entry = {**config["quantization_config"], "model_name_or_path": "there", "model_file_base_name": "model"}
+    if not has_method:  # as AutoGPTQ wrote it at first
+        del entry["quant_method"]
+    place_beside(tmp_path / "hf", config, entry)
+    export_model(tmp_path / "hf", tmp_path / "out.braid", "keep")
+    file = ModelFile(str(tmp_path / "out.braid"))
+    for name, values in plain.items():
+        if values.ndim == 2:
+            np.testing.assert_array_equal(file.read_rows(name).view(np.uint32), values.view(np.uint32), err_msg=name)
+    assert np.array_equal(logits(tmp_path / "hf", IDS), logits(tmp_path / "out.braid", IDS))
+    assert all("-keep-" in path.name for path in (tmp_path / "home").rglob("*.braid"))
+
+
+def test_a_change_beside_is_a_change_of_the_folder(tmp_path: Path) -> None:
+    config, _, _ = make(tmp_path / "hf", SCHEMES["gptq-asym"])
+    entry = config["quantization_config"]
+    for version in ("gptq", "gptq_v2"):
+        place_beside(tmp_path / "hf", config, {**entry, "checkpoint_format": version})
+        logits(tmp_path / "hf", IDS)
+    assert len(list((tmp_path / "home").rglob("*.braid"))) == 2
+
+
+def test_what_one_file_does_not_say_the_other_does(tmp_path: Path) -> None:
+    config, _, plain = make(tmp_path / "hf", SCHEMES["gptq-v2-asym"])
+    entry = config["quantization_config"]
+    beside = {"checkpoint_format": "gptq_v2", "bits": 4, "dataset": "one"}
+    inside = {**entry, "checkpoint_format": None, "dataset": "two", "meta": None}
+    place_beside(tmp_path / "hf", config, beside, **inside)
+    export_model(tmp_path / "hf", tmp_path / "out.braid", "keep")
+    rows = ModelFile(str(tmp_path / "out.braid")).read_rows("blk.1.ffn_up.weight")
+    assert np.array_equal(rows, plain["blk.1.ffn_up.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "ours", "theirs"),
+    [
+        ({"bits": 8}, "quantization_config.bits = 4", "bits = 8"),
+        ({"group_size": 128}, "quantization_config.group_size = 64", "group_size = 128"),
+        ({"desc_act": True}, "quantization_config.desc_act = False", "desc_act = True"),
+        ({"desc_act": 0}, "quantization_config.desc_act = False", "desc_act = 0"),
+        ({"sym": True}, "quantization_config.sym = False", "sym = True"),
+        ({"quant_method": "awq"}, "quantization_config.quant_method = 'gptq'", "quant_method = 'awq'"),
+        ({"checkpoint_format": "gptq_v2"}, "quantization_config.checkpoint_format = 'gptq'", "'gptq_v2'"),
+        ({"format": "gptq_v2"}, "quantization_config.checkpoint_format = 'gptq'", "format = 'gptq_v2'"),
+        ({"meta": {"quantizer": "gptqmodel:2.0"}}, "quantization_config.meta", "quantize_config.json: meta"),
+    ],
+)
+def test_files_that_contradict_each_other(changes: dict[str, Any], ours: str, theirs: str, tmp_path: Path) -> None:
+    config, _, _ = make(tmp_path / "hf", SCHEMES["gptq-asym"])
+    entry = {**config["quantization_config"], "meta": {"quantizer": "optimum:1.0"}}
+    beside = {**entry, **changes}
+    if "format" in changes:
+        del beside["checkpoint_format"]
+    place_beside(tmp_path / "hf", config, beside, **entry)
+    refused(tmp_path / "hf", FormatError, "config.json", ours, "quantize_config.json", theirs)
+    place_beside(tmp_path / "hf", config, {**entry, "damp_percent": 0.5, "quant_method": "GPTQ"}, **entry)
+    export_model(tmp_path / "hf", tmp_path / "out.braid", "keep")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"bits": 3}, "quantize_config.json: bits = 3"),
+        ({"group_size": -1}, "quantize_config.json: group_size = -1"),
+        ({"w_bit": 4}, "quantize_config.json: w_bit = 4"),
+        ({"is_marlin_format": True}, "quantize_config.json: is_marlin_format = True"),
+        ({"checkpoint_format": "gptq", "format": "gptq_v2"}, "quantize_config.json: format = 'gptq_v2'"),
+    ],
+)
+def test_what_is_not_offered_beside_is_named_there(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    config, _, _ = make(tmp_path / "hf", SCHEMES["gptq-asym"])
+    entry = config["quantization_config"]
+    place_beside(tmp_path / "hf", config, {**entry, **changes})
+    refused(tmp_path / "hf", UnsupportedError, says)
+    inside = {key: value for key, value in entry.items() if key not in changes}
+    place_beside(tmp_path / "hf", config, {**entry, **changes}, **inside)
+    refused(tmp_path / "hf", UnsupportedError, says)
+
+
+def test_damage_beside_is_named(tmp_path: Path) -> None:
+    config, _, _ = make(tmp_path / "hf", SCHEMES["gptq-asym"])
+    place_beside(tmp_path / "hf", config, None)
+    refused(tmp_path / "hf", UnsupportedError, "config.json has no quantization_config", "no quantize_config.json")
+    for text in ("[4]", "{"):
+        (tmp_path / "hf" / "quantize_config.json").write_text(text)
+        refused(tmp_path / "hf", FormatError, "quantize_config.json")
+
+
+def test_weights_under_the_name_that_autogptq_gives_them(tmp_path: Path) -> None:
+    config, stored, plain = make(tmp_path / "other", SCHEMES["gptq-asym"])
+    folder = tmp_path / "hf"
+    write_folder(folder, config, stored)
+    (folder / "model.safetensors").rename(folder / "gptq_model-4bit-64g.safetensors")
+    place_beside(folder, config, config["quantization_config"])
+    export_model(folder, tmp_path / "out.braid", "keep")
+    assert np.array_equal(logits(folder, IDS), logits(tmp_path / "out.braid", IDS))
+    assert kl(forward(config, plain, IDS), logits(folder, IDS)) < 1e-6
+    write_folder(tmp_path / "third", config, {})
+    (tmp_path / "third" / "model.safetensors").rename(folder / "gptq_model-8bit-64g.safetensors")
+    refused(folder, UnsupportedError, "gptq_model-4bit-64g", "gptq_model-8bit-64g")
 
 
 def read_tensor(path: Path, tensor: str) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ def test_refuses_by_name(load: Load, model_path: Path) -> None:
     for fields, message in (
         ({"budget_bytes": 0}, "budget_bytes .*got 0"),
         ({"budget_bytes": 1.5}, "budget_bytes .*got 1.5"),
+        ({"cache_bytes": 0}, "cache_bytes .*got 0"),
+        ({"cache_bytes": "1GB"}, "cache_bytes .*got '1GB'"),
+        ({"cache_bytes": 0}, "cache_bytes .*got 0"),
+        ({"cache_bytes": "1GB"}, "cache_bytes .*got '1GB'"),
         ({"keep_first_k": -1}, "keep_first_k .*got -1"),
         ({"prefetch_layers": 65}, "prefetch_layers .*64.*got 65"),
         ({"cache_dir": 3}, "cache_dir .*got 3"),
@@ -124,15 +129,27 @@ def test_refuses_by_name(load: Load, model_path: Path) -> None:
         load(cache_dir=model_path / "below")
 
 
-def test_a_file_that_is_damaged_while_it_is_read_gives_no_wrong_tokens(load: Load, llm: nb.LLM, tmp_path: Path) -> None:
+def damage(file: Path) -> None:
+    with file.open("r+b") as out:
+        out.seek(file.stat().st_size // 2)
+        changed = bytes(byte ^ 0x55 for byte in out.read(64))
+        out.seek(-64, os.SEEK_CUR)
+        out.write(changed)
+
+
+def test_a_layer_that_is_damaged_while_it_is_read_is_packed_again(load: Load, llm: nb.LLM, tmp_path: Path) -> None:
     expected = llm.generate(PROMPTS[0], GREEDY)[0].token_ids
     with load(cache_dir=tmp_path) as broken:
         assert broken.generate(PROMPTS[0], GREEDY)[0].token_ids == expected
         (file,) = tmp_path.glob("*.layers")
-        with file.open("r+b") as out:
-            out.seek(file.stat().st_size // 2)
-            out.write(b"\x55" * 64)
-        with pytest.raises(nb.FormatError, match=r"blob \d+ is damaged"):
+        good = file.read_bytes()
+        damage(file)
+        assert broken.generate(PROMPTS[0], GREEDY)[0].token_ids == expected
+        assert file.read_bytes() == good
+        damage(file)  # once more: now the disk is not trusted
+        with pytest.raises(
+            nb.FormatError, match=r"blob \d+ is damaged; it was packed again before.*load the model again"
+        ):
             broken.generate(PROMPTS[0], GREEDY)
         assert not file.exists()
         with pytest.raises(nb.FormatError, match=r"blob \d+ is damaged"):
@@ -140,6 +157,46 @@ def test_a_file_that_is_damaged_while_it_is_read_gives_no_wrong_tokens(load: Loa
         assert broken.stats()["streamed_errors"] >= 2
     with load(cache_dir=tmp_path) as again:
         assert again.generate(PROMPTS[0], GREEDY)[0].token_ids == expected
+
+
+def test_the_folder_of_packed_layers_has_a_limit(load: Load, tmp_path: Path) -> None:
+    with load(cache_dir=tmp_path) as user:
+        (file,) = tmp_path.glob("*.layers")
+        size = file.stat().st_size
+        old = tmp_path / "old-rows-0.layers"
+        old.write_bytes(bytes(size))
+        os.utime(old, (0, 0))
+        assert user.config["streaming_config"]["cache_bytes"] is None
+    with load(cache_dir=tmp_path, cache_bytes=2 * size) as user:
+        assert old.exists()
+    with pytest.raises(
+        nb.InvalidArgumentError, match=rf"streaming_config.cache_bytes is {size - 1}, but .* {size} bytes"
+    ):
+        load(cache_dir=tmp_path, cache_bytes=size - 1)
+    assert old.exists()
+    with load(cache_dir=tmp_path, cache_bytes=2 * size - 1) as user:
+        assert not old.exists()
+        assert file.exists()
+        assert user.generate(PROMPTS[0], GREEDY)[0].token_ids
+
+
+def test_a_full_disk_is_an_error_with_numbers_and_leaves_nothing(load: Load) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = Path(tempfile.mkdtemp())
+    size = ["-o", "size=1m"]
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", *size, "tmpfs", str(folder)], check=False, capture_output=True
+    ).returncode:
+        folder.rmdir()
+        pytest.skip("this machine lets nobody mount")
+    try:
+        with pytest.raises(nb.ModelIOError, match=r"no room for \d+ bytes in .*No space left on device"):
+            load(cache_dir=folder)
+        assert [path.name for path in folder.iterdir() if not path.name.endswith(".lock")] == []
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
 
 
 def test_the_command_line(
@@ -161,6 +218,8 @@ def test_the_command_line(
     assert result["weight_resident_bytes"] < result["weight_bytes"]
     assert cli.main([*arguments[:-1], "1000"]) == 2
     assert "budget_bytes is 1000" in capfd.readouterr().err
+    assert cli.main([*arguments, "--stream-cache-bytes", "1000"]) == 2
+    assert "cache_bytes is 1000, but" in capfd.readouterr().err
     assert cli.main(["generate", PROMPTS[0], *own, "--stream-prefetch", "1"]) == 2
     assert "--stream-prefetch is given without --stream-weights" in capfd.readouterr().err
 

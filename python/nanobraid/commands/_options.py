@@ -38,6 +38,7 @@ _STREAM_FIELDS = {
     "keep_last": "keep_last_k",
     "prefetch": "prefetch_layers",
     "cache_dir": "cache_dir",
+    "cache_bytes": "cache_bytes",
 }
 _SAMPLING_FIELDS = (
     "temperature",
@@ -124,6 +125,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream-keep-last", type=int, metavar="N", help="layers kept in memory, up to the last")
     group.add_argument("--stream-prefetch", type=int, metavar="N", help="layers read ahead (default: 2)")
     group.add_argument("--stream-cache-dir", metavar="DIR", help="where packed layers are kept (default: in the cache)")
+    group.add_argument(
+        "--stream-cache-bytes",
+        type=int,
+        metavar="N",
+        help="most that packed layers may take there; the oldest unused ones go (default: no limit)",
+    )
 
 
 def add_sampling_options(

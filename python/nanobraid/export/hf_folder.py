@@ -18,7 +18,7 @@ from nanobraid.export.hf_config import (
     read_hf_config,
     ties_embeddings,
 )
-from nanobraid.export.hf_quantization import KEY, Matrix, Quantization, read_quantization
+from nanobraid.export.hf_quantization import BESIDE, KEY, Matrix, Quantization, read_quantization
 from nanobraid.export.hf_tokenizer import TOKENIZER_FILES, has_hf_tokenizer, read_hf_tokenizer
 from nanobraid.export.json_file import read_json
 
@@ -26,6 +26,7 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_LAYERS = 4096
+_AUTOGPTQ_FILES = "gptq_model-*.safetensors"  # what it calls the weights if nobody says a name
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -76,10 +77,14 @@ def open_hf_folder(folder: Path) -> _core.ModelFile:
     metadata.update(_tokenizer(folder))
     files, places = _stored_tensors(folder)
     names = _names(config, str(config_path))
-    quantization = read_quantization(config, str(config_path))
+    beside = read_json(folder / BESIDE) if (folder / BESIDE).exists() else None
+    quantization = read_quantization(config, str(config_path), beside, str(folder / BESIDE))
     matrices: list[Matrix] = []
     if quantization is None and any(name.endswith(".qweight") for name in places):
-        raise UnsupportedError(f"{folder}: holds quantized weights, but {CONFIG} has no {KEY} that says of which kind")
+        raise UnsupportedError(
+            f"{folder}: holds quantized weights, but {CONFIG} has no {KEY} that says of which kind, "
+            f"and there is no {BESIDE}"
+        )
     if quantization is not None:
         matrices = _take_matrices(folder, files, places, names, quantization)
         metadata["braid.quantization.method"] = quantization.method
@@ -101,7 +106,7 @@ def open_hf_folder(folder: Path) -> _core.ModelFile:
 def is_quantized_folder(folder: Path) -> bool:
     """Whether the folder's configuration speaks of quantized weights. False if there is none that can be read."""
     try:
-        return read_json(folder / CONFIG).get(KEY) is not None
+        return read_json(folder / CONFIG).get(KEY) is not None or (folder / BESIDE).exists()
     except (ModelIOError, FormatError):
         return False  # opening the folder says why
 
@@ -131,7 +136,7 @@ def _take_matrices(
         if bias in places and bias not in names and _is_zero(folder / files[places[bias]], bias):
             del places[bias]  # some quantizers write one for every matrix
     if not matrices:
-        raise FormatError(f"{folder}: {KEY} speaks of {quantization.method}, but no matrix is quantized so")
+        raise FormatError(f"{folder}: the configuration speaks of {quantization.method}, but no matrix is quantized so")
     return matrices
 
 
@@ -166,6 +171,11 @@ def _stored_tensors(folder: Path) -> tuple[list[str], dict[str, int]]:
         return _sharded(folder)
     if (folder / SINGLE).exists():
         return [SINGLE], dict.fromkeys(_tensors_of(folder / SINGLE), 0)
+    named = sorted(path.name for path in folder.glob(_AUTOGPTQ_FILES))
+    if len(named) > 1:
+        raise UnsupportedError(f"{folder}: there are {_some(named)}, of which one can be {SINGLE}: remove the others")
+    if named:
+        return named, dict.fromkeys(_tensors_of(folder / named[0]), 0)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""What `quantization_config` of a `config.json` says, and which tensors hold a quantized matrix.
+"""What `quantization_config` of a `config.json` or a `quantize_config.json` says, and which tensors hold a matrix.
 
 Offered are AWQ (GEMM version), GPTQ and 8-bit floats (E4M3, a scale for a tensor or for each row), whose weights are
 taken over as they are. Every entry is read, known to change no result, or refused by name. Names of entries: AutoAWQ,
@@ -14,6 +14,7 @@ from typing import Any
 from nanobraid.errors import FormatError, UnsupportedError
 
 KEY = "quantization_config"
+BESIDE = "quantize_config.json"  # of AutoGPTQ and GPTQModel: the same entries, in a file of their own
 GROUP_SIZES = (32, 64, 128)
 Part = tuple[int, str]  # index of the file, name in it
 Matrix = tuple[str, str, int, dict[str, Part]]
@@ -28,6 +29,11 @@ _GPTQ_NEUTRAL = {
     "use_cuda_fp16", "use_exllama",
 }  # fmt: skip
 _TENSORS_NEUTRAL = {"global_compression_ratio", "ignore", "quantization_status", "version"}
+# How the words are read: files that say different things of these are refused.
+_OF_WORDS = (
+    "quant_method", "bits", "group_size", "desc_act", "sym", "zero_point", "version", "checkpoint_format",
+    "is_marlin_format", "pack_dtype",
+)  # fmt: skip
 _FP8_NEUTRAL = {"activation_scheme", "fmt", "ignored_layers", "modules_to_not_convert"}
 
 
@@ -79,44 +85,91 @@ class Quantization:
         return names
 
 
-def read_quantization(config: Mapping[str, Any], where: str) -> Quantization | None:
+def read_quantization(
+    config: Mapping[str, Any], where: str, beside: Mapping[str, Any] | None = None, beside_where: str = ""
+) -> Quantization | None:
     """Reads the entry of a configuration; None if there is none.
 
     Args:
         config: The object in `config.json`.
         where: The file's path, for messages.
+        beside: The object in `quantize_config.json`, whose entries count where the other has none.
+        beside_where: Its path.
 
     Raises:
-        FormatError: The entry is no object, or misses what it needs.
+        FormatError: The entry is no object, misses what it needs, or the two files contradict each other.
         UnsupportedError: Naming what is not offered.
     """
     entry = config.get(KEY)
-    if entry is None:
+    if entry is None and beside is None:
         return None
-    if not isinstance(entry, dict):
+    if entry is not None and not isinstance(entry, dict):
         raise FormatError(f"{where}: {KEY} = {entry!r}, expected an object or null")
-    facts = _Facts(entry, where)
+    if entry is None:
+        # Older versions of AutoGPTQ do not say the method: there was no other.
+        facts = _Facts({"quant_method": "gptq", **_stated(beside or {})}, beside_where, "")
+    else:
+        facts = _Facts(entry, where)
+        if beside is not None:
+            facts = _both(facts, _Facts(beside, beside_where, ""))
     readers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed_tensors, "fp8": _fp8}
-    method = entry.get("quant_method")
+    method = facts.get("quant_method")
     if not isinstance(method, str) or method not in readers:
         raise facts.refuse("quant_method", f"there are {', '.join(readers)}")
     return readers[method](facts)
 
 
-class _Facts:
-    """Entries of one object; errors name it and the entry."""
+def _stated(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not null."""
+    return {key: value for key, value in entries.items() if value is not None}
 
-    def __init__(self, entries: Mapping[str, Any], where: str, path: str = KEY) -> None:
+
+def _both(facts: _Facts, beside: _Facts) -> _Facts:
+    """The entries of both files."""
+    for key in _OF_WORDS:
+        (theirs, ours), (name, value) = facts.format_entry(key), beside.format_entry(key)
+        if None not in (ours, value) and repr(ours).lower() != repr(value).lower():
+            said = f"{facts.name_of(theirs)} = {ours!r}, but {beside.name_of(name)} = {value!r}"
+            raise FormatError(f"{said}: one of the two files is wrong")
+    if None not in (facts.get("meta"), beside.get("meta")) and _made_by_gptqmodel(facts) != _made_by_gptqmodel(beside):
+        both = f"{facts.name_of('meta')} and {beside.name_of('meta')}"
+        raise FormatError(f"{both} name different quantizers: one of the two files is wrong")
+    return facts.with_missing_of(beside)
+
+
+class _Facts:
+    """Entries of one object, and what another one adds to them; errors name the object and the entry."""
+
+    def __init__(
+        self, entries: Mapping[str, Any], where: str, path: str = KEY, added: dict[str, _Facts] | None = None
+    ) -> None:
         self._entries = entries
         self.where = where
         self.path = path
+        self._added = added or {}
+
+    def name_of(self, key: str) -> str:
+        if key in self._added:
+            return self._added[key].name_of(key)
+        return f"{self.where}: {self.path}.{key}" if self.path else f"{self.where}: {key}"
+
+    def format_entry(self, key: str) -> tuple[str, Any]:
+        """Name and value of an entry; `checkpoint_format` is called `format`, too."""
+        if key == "checkpoint_format" and self.get(key) is None:
+            key = "format"
+        return key, self.get(key)
+
+    def with_missing_of(self, other: _Facts) -> _Facts:
+        own = _stated(self._entries)
+        more = {key: value for key, value in _stated(other._entries).items() if key not in own}
+        return _Facts({**own, **more}, self.where, self.path, dict.fromkeys(more, other))
 
     def get(self, key: str, missing: Any = None) -> Any:
         value = self._entries.get(key)
         return missing if value is None else value
 
     def refuse(self, key: str, why: str) -> UnsupportedError:
-        return UnsupportedError(f"{self.where}: {self.path}.{key} = {self._entries.get(key)!r} is not offered: {why}")
+        return UnsupportedError(f"{self.name_of(key)} = {self._entries.get(key)!r} is not offered: {why}")
 
     def expect(self, key: str, allowed: tuple[Any, ...], missing: Any = None) -> Any:
         value = self.get(key, missing)
@@ -127,8 +180,8 @@ class _Facts:
     def inner(self, key: str) -> _Facts:
         value = self.get(key)
         if not isinstance(value, dict):
-            raise FormatError(f"{self.where}: {self.path}.{key} = {value!r}, expected an object")
-        return _Facts(value, self.where, f"{self.path}.{key}")
+            raise FormatError(f"{self.name_of(key)} = {value!r}, expected an object")
+        return _Facts(value, self.where, f"{self.path}.{key}" if self.path else key)
 
     def only(self, known: set[str]) -> None:
         for key, value in self._entries.items():
@@ -154,8 +207,10 @@ def _gptq(facts: _Facts) -> Quantization:
     facts.expect("pack_dtype", ("int32",), "int32")
     desc_act = facts.expect("desc_act", (False, True), False)
     group_size = facts.expect("group_size", GROUP_SIZES)
-    key = "checkpoint_format" if facts.get("checkpoint_format") is not None else "format"
+    key, _ = facts.format_entry("checkpoint_format")
     scheme = facts.expect(key, ("gptq", "gptq_v2"), "gptq")
+    if facts.get("format") not in (None, scheme):
+        raise facts.refuse("format", f"checkpoint_format is {scheme!r}")
     if scheme == "gptq" and _made_by_gptqmodel(facts):
         scheme = "gptq_carried"
     return Quantization("gptq", scheme, group_size, desc_act)
@@ -180,7 +235,7 @@ def _compressed_tensors(facts: _Facts) -> Quantization:
         raise facts.refuse("kv_cache_scheme", "keys and values are stored as kv_dtype says")
     groups = facts.get("config_groups")
     if not isinstance(groups, dict) or not groups:
-        raise FormatError(f"{facts.where}: {KEY}.config_groups = {groups!r}, expected an object with entries")
+        raise FormatError(f"{facts.name_of('config_groups')} = {groups!r}, expected an object with entries")
     for name in groups:
         group = facts.inner("config_groups").inner(name)
         group.only({"format", "input_activations", "output_activations", "targets", "weights"})

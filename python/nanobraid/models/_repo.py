@@ -25,7 +25,7 @@ _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _INDEX = "model.safetensors.index.json"
 _SMALL_FILES = re.compile(
-    r"config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"config\.json|quantize_config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|tokenizer[\w.-]*\.(?:json|model)|tokenizer\.model[\w.-]*|chat_template[\w.-]*\.(?:jinja|json)",
     re.ASCII,
 )

@@ -361,6 +361,11 @@ class Metrics:
         out.metric("vllm:generation_tokens", "counter", "Tokens generated.", [((), tokens)])
         text = "Times a sequence gave its blocks back and was computed again."
         out.metric("vllm:num_preemptions", "counter", text, [((), stats["preemptions"])])
+        if self._config["speculative_config"] is not None:  # vLLM has them only then, too
+            text = "Guesses of coming tokens that were verified."
+            out.metric("vllm:spec_decode_num_draft_tokens", "counter", text, [((), stats["draft_tokens"])])
+            text = "Guesses of coming tokens that were right."
+            out.metric("vllm:spec_decode_num_accepted_tokens", "counter", text, [((), stats["accepted_draft_tokens"])])
 
     def _vllm_requests(self, out: TextWriter) -> None:
         tokens = self._tokens

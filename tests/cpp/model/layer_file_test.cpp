@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <random>
 
 #include "io/expect_error.h"
@@ -57,6 +58,29 @@ class Streaming : public testing::TestWithParam<std::string> {
       if (entry.path().extension() == ".layers") out.push_back(entry.path().string());
     }
     return out;
+  }
+
+  static std::string content_of(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+
+  // Changes one byte of the file of layers.
+  void damage(std::int64_t offset) const {
+    std::fstream file(files().front(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(offset);
+    const char was = static_cast<char>(file.get());
+    file.seekp(offset);
+    file.put(static_cast<char>(was ^ 0x55));
+  }
+
+  void damage_layer(const Model& model, int layer) const {
+    std::int64_t offset = io::kBlobAlignment + 100;
+    for (int i = 0; i < layer; ++i) {
+      const std::int64_t bytes = blob_bytes(model.weights().layers[static_cast<std::size_t>(i)]);
+      offset += static_cast<std::int64_t>(io::blob_room(static_cast<std::uint64_t>(bytes)));
+    }
+    damage(offset);
   }
 
   // The residual stream behind the layers, of a prompt and then of one token.
@@ -157,23 +181,130 @@ TEST_P(Streaming, AnotherContentHasAnotherFile) {
 TEST_P(Streaming, ADamagedFileIsMadeAgain) {
   const std::vector<float> expected = hidden_states(*load(std::nullopt));
   load(streaming());
-  const auto damage = [&](std::int64_t offset) {
-    std::fstream file(files().front(), std::ios::in | std::ios::out | std::ios::binary);
-    file.seekp(offset);
-    file.put('\x55');
-  };
   damage(20);  // its head
-  expect_same(expected, *load(streaming()));
-  damage(4096 + 100);  // layer 0, which is kept, so it shows while loading
-  expect_same(expected, *load(streaming(0, 1)));
-  // A streamed layer: its step fails, and whoever loads next has a good one.
-  damage(4096 + 100);
-  const std::unique_ptr<Model> broken = load(streaming());
-  expect_error(
-      ErrorCode::format, [&] { hidden_states(*broken); }, "blob 0", "made again");
   expect_same(expected, *load(streaming()));
   std::filesystem::resize_file(files().front(), 5000);
   expect_same(expected, *load(streaming()));
+}
+
+TEST_P(Streaming, ADamagedLayerIsPackedAgain) {
+  const std::vector<float> expected = hidden_states(*load(std::nullopt));
+  load(streaming());
+  const std::string file = files().front(), good = content_of(file);
+  damage(4096 + 100);  // layer 0, which is kept, so it shows while loading
+  expect_same(expected, *load(streaming(0, 1)));
+  EXPECT_EQ(content_of(file), good);
+  const std::unique_ptr<Model> model = load(streaming());
+  hidden_states(*model);
+  for (int layer = 0; layer < 5; ++layer) damage_layer(*model, layer);
+  EXPECT_NE(content_of(file), good);
+  expect_same(expected, *model);
+  expect_same(expected, *model);
+  EXPECT_EQ(content_of(file), good);
+  EXPECT_EQ(model->weights().stream_stats().errors, 0);
+  // Damaged once more, the disk is to blame; whoever loads next has a good one.
+  for (int layer = 0; layer < 5; ++layer) damage_layer(*model, layer);
+  expect_error(
+      ErrorCode::format, [&] { hidden_states(*model); }, "is damaged", "was packed again before",
+      "load the model again", "streaming_config", "cache_dir");
+  EXPECT_FALSE(std::filesystem::exists(file));
+  expect_same(expected, *load(streaming()));
+  EXPECT_EQ(content_of(file), good);
+}
+
+TEST_P(Streaming, AFileCutOffWhileItIsReadIsFilledAgain) {
+  const std::vector<float> expected = hidden_states(*load(std::nullopt));
+  const std::unique_ptr<Model> model = load(streaming());
+  const std::string good = content_of(files().front());
+  std::filesystem::resize_file(files().front(), 5000);
+  expect_same(expected, *model);
+  expect_same(expected, *model);
+  EXPECT_EQ(content_of(files().front()), good);
+}
+
+TEST_P(Streaming, ADamagedLayerOfAModelThatIsGoneIsAnError) {
+  for (const bool replaced : {false, true}) {
+    const std::unique_ptr<Model> model = load(streaming());
+    hidden_states(*model);
+    for (int layer = 0; layer < 5; ++layer) damage_layer(*model, layer);
+    std::filesystem::rename(path_, path_ + ".old");
+    NaiveLlama other = naive_;
+    other.tensors["blk.2.attn_q.weight"].front() += 1.0F;
+    for (int layer = 0; layer < 5; ++layer) {
+      other.tensors[concat("blk.", layer, ".ffn_down.weight")].back() += 1.0F;
+    }
+    if (replaced) dir_.write("tiny.gguf", other.gguf());
+    expect_error(
+        ErrorCode::format, [&] { hidden_states(*model); }, "is damaged", "could not be packed again",
+        replaced ? "something else" : path_, "load the model again");
+    EXPECT_TRUE(files().empty());
+    std::filesystem::rename(path_ + ".old", path_);
+  }
+}
+
+TEST_P(Streaming, TheFolderHasALimit) {
+  load(streaming());
+  const auto bytes = static_cast<std::int64_t>(std::filesystem::file_size(files().front()));
+  StreamingOptions other = streaming();
+  other.content[0] ^= std::byte{1};
+  other.cache_bytes = bytes - 1;
+  expect_error(
+      ErrorCode::invalid_argument, [&] { load(other); }, "streaming_config.cache_bytes", std::to_string(bytes - 1),
+      std::to_string(bytes));
+  other.cache_bytes = 2 * bytes;
+  load(other);
+  EXPECT_EQ(files().size(), 2u);
+  {
+    const std::unique_ptr<Model> user = load(streaming());
+    StreamingOptions third = other;
+    third.content[1] ^= std::byte{1};
+    third.cache_bytes = 2 * bytes - 1;
+    expect_error(
+        ErrorCode::invalid_argument, [&] { load(third); }, "streaming_config.cache_bytes", "in use",
+        std::to_string(bytes));
+    EXPECT_EQ(files().size(), 1u);  // that of the model that is loaded
+  }
+  other.cache_bytes = bytes;
+  load(other);
+  EXPECT_EQ(files().size(), 1u);
+  other.cache_bytes = -1;
+  expect_error(
+      ErrorCode::invalid_argument, [&] { load(other); }, "streaming_config.cache_bytes", "-1");
+}
+
+// Of four bytes a column, which are there whatever is streamed.
+TEST_P(Streaming, OrdersOfColumnsCount) {
+  const StreamingOptions plain = streaming();
+  const std::int64_t least = load(plain)->weights().resident_bytes;
+  const std::int64_t whole = load(streaming(std::int64_t{1} << 40))->weights().resident_bytes;
+  const auto add_order = [&](const std::string& name, int cols, int shift) {
+    naive_.add(name, 1, cols, 0.0);
+    for (int i = 0; i < cols; ++i)
+      naive_.tensors[name][static_cast<std::size_t>(i)] = static_cast<float>((i + shift) % cols);
+  };
+  const int hidden = naive_.hidden, inner = naive_.inner;
+  for (const char* matrix : {"attn_q", "attn_k", "attn_v"}) add_order(concat("blk.1.", matrix, ".order"), hidden, 3);
+  add_order("blk.3.attn_v.order", hidden, 1);
+  add_order("blk.3.attn_q.order", hidden, 2);
+  add_order("blk.3.attn_output.order", naive_.heads * naive_.dim, 5);
+  add_order("blk.2.ffn_down.order", inner, 1);  // goes into rows, so that nothing is left of it
+  add_order("output.order", hidden, 7);
+  path_ = dir_.write("ordered.gguf", naive_.gguf());
+  content_ = io::model_digest(*io::open_model(path_));
+  const std::int64_t orders = 4 * (4 * hidden + naive_.heads * naive_.dim);
+  EXPECT_EQ(load(streaming())->weights().resident_bytes, least + orders);
+  EXPECT_EQ(load(streaming(std::int64_t{1} << 40))->weights().resident_bytes, whole + orders);
+  expect_error(
+      ErrorCode::invalid_argument, [&] { load(streaming(least + orders - 1)); }, std::to_string(least + orders),
+      "column orders");
+  const std::vector<float> expected = hidden_states(*load(std::nullopt));
+  for (const std::int64_t budget : {least + orders, whole + orders - 1}) {
+    const std::unique_ptr<Model> model = load(streaming(budget));
+    ASSERT_NE(model->weights().stream, nullptr);
+    EXPECT_LE(model->weights().resident_bytes, budget);
+    expect_same(expected, *model);
+  }
+  EXPECT_EQ(load(streaming(whole + orders))->weights().stream, nullptr);
 }
 
 TEST_P(Streaming, RefusesByName) {

@@ -98,6 +98,7 @@ def test_has_the_names_of_vllm(metrics: Metrics) -> None:
         **dict.fromkeys(HISTOGRAMS, "histogram"),
     }
     assert "gpu_cache_usage_perc" not in scrape.text
+    assert "spec_decode" not in scrape.text  # as with vLLM, only where the engine speculates
     assert all(f"vllm:{name}_total{{" in scrape.text for name in COUNTERS)
 
 

@@ -35,5 +35,13 @@ def test_answers_are_the_same_with_guesses_and_without(model_path: Path) -> None
         assert llm.stats()["accepted_draft_tokens"] > 5
         assert _streamed(server, BODY) == plain["choices"][0]["text"]
         metrics = server.client.get("/metrics").text
-        shown = re.search(r"^nanobraid:accepted_draft_tokens_total\{.*\} (\d+)$", metrics, re.MULTILINE)
-        assert shown is not None and int(shown[1]) == llm.stats()["accepted_draft_tokens"]
+        stats = llm.stats()
+        assert 0 < stats["accepted_draft_tokens"] <= stats["draft_tokens"]
+        for name, key in (
+            ("nanobraid:accepted_draft_tokens", "accepted_draft_tokens"),
+            ("vllm:spec_decode_num_draft_tokens", "draft_tokens"),
+            ("vllm:spec_decode_num_accepted_tokens", "accepted_draft_tokens"),
+        ):
+            shown = re.search(rf"^{name}_total\{{.*\}} (\d+)$", metrics, re.MULTILINE)
+            assert shown is not None and int(shown[1]) == stats[key], name
+            assert f"# TYPE {name}_total counter\n" in metrics

@@ -74,7 +74,8 @@ PROSE = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"default: {' '.join(METHODS)}")
+    parser.add_argument("--methods", nargs="+", default=["ngram", "suffix"], help=f"of {' '.join(METHODS)}")
+    parser.add_argument("--draft-model", help="of the method draft")
     parser.add_argument("--num-draft-tokens", type=int, default=8)
     parser.add_argument("--not-adaptive", action="store_true", help="always as many guesses as there are")
     parser.add_argument("--tokens", type=int, default=160, help="of each answer (default: 160)")
@@ -87,7 +88,10 @@ def main() -> int:
     wrong = False
     options = {"max_model_len": 2048, "max_num_seqs": 1, "num_threads": args.threads}
     for method in args.methods:
-        config = nb.SpeculativeConfig(method, args.num_draft_tokens, adaptive=not args.not_adaptive)
+        draft_model = args.draft_model if method == "draft" else None
+        config = nb.SpeculativeConfig(
+            method, args.num_draft_tokens, adaptive=not args.not_adaptive, draft_model=draft_model
+        )
         with (
             nb.LLM(args.model, **options) as plain,
             nb.LLM(args.model, speculative_config=config, **options) as guesses,

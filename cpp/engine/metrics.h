@@ -71,6 +71,7 @@ struct KvUse {
 
 /// What drafts of coming tokens have done.
 struct DraftCounters {
+  std::int64_t drafts = 0;     ///< times that tokens of a sequence were verified, one or more at once
   std::int64_t drafted = 0;    ///< tokens that were verified
   std::int64_t accepted = 0;   ///< and were right
   std::int64_t steps = 0;      ///< with and without drafts; one counts once for each sequence that decodes in it

@@ -184,6 +184,7 @@ void Speculator::record(const StepPlan& plan, std::span<const TokenId> sampled, 
     const auto drawn =
         sampled.subspan(static_cast<std::size_t>(entry.first_draw), static_cast<std::size_t>(entry.num_draws()));
     num_drafted += entry.num_drafts;
+    counters_.drafts += entry.num_drafts > 0 ? 1 : 0;
     const int num_right = sampling::count_accepted(entry.sequence->drafts, drawn);
     num_accepted += num_right;
     if (draft_model_ != nullptr && entry.num_drafts > 0) draft_model_->settle(*entry.sequence, num_right);

@@ -132,6 +132,7 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["drawn_on_device"] = stats.drawn_on_device;
   add_counts(out, "fused_ops", stats.ops.fused);
   add_counts(out, "composed_ops", stats.ops.composed);
+  out["num_drafts"] = stats.drafts.drafts;
   out["draft_tokens"] = stats.drafts.drafted;
   out["accepted_draft_tokens"] = stats.drafts.accepted;
   out["draft_acceptance"] = ratio(stats.drafts.accepted, stats.drafts.drafted);

@@ -278,7 +278,7 @@ class LLM(Composing, Scoring):
         ``kv_bytes_per_token`` is that of a block; ``kv_requests`` has a row for each policy: how many ``running``
         requests, ``bytes`` of the blocks they own now, ``largest_bytes`` of one. ``peak_rss_bytes`` is of the process.
         ``fused_ops`` and ``composed_ops`` count calls of operators that ran as one kernel and as several, and each of
-        them behind a further ``_``. With a `speculative_config`: ``draft_tokens`` that were verified,
+        them behind a further ``_``. With a `speculative_config`: ``num_drafts``, ``draft_tokens`` that were verified,
         ``accepted_draft_tokens``, their share ``draft_acceptance``, ``tokens_per_decode`` (an answer gets in a step)
         and ``draft_saved_seconds``, an estimate from what steps of so many rows took; of a draft model
         ``draft_model_seconds``, ``draft_model_tokens`` (read, guesses too) and ``draft_kv_bytes`` (reserved).

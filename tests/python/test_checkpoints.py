@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from default_checkpoint import write_default
 from numpy.typing import NDArray
 from quantized_hf import AWQ_PLACES, FP8_VALUES, NATURAL, Scheme, Tensors, pack_columns, quantized
 from tiny_hf import config_of, forward, tensors_of, vocabulary, write_folder
@@ -251,30 +252,7 @@ def test_a_matrix_may_be_left_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["awq-g64", "gptq-act-order", "fp8-channel"])
 def test_the_default_model(case: str, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = ModelFile(str(model_path))
-    facts = source.metadata()
-    config = config_of("llama", tie_word_embeddings=True, **{
-        ours: facts[f"llama.{theirs}"] for ours, theirs in {
-            "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
-            "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
-            "num_key_value_heads": "attention.head_count_kv", "max_position_embeddings": "context_length",
-            "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"}.items()},
-        vocab_size=source.read_rows("token_embd.weight").shape[0])  # fmt: skip
-    config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    config["num_hidden_layers"] = 6  # of 30: enough to see, and a test that ends soon
-    export_model(model_path, tmp_path / "source.braid", "keep")  # rows in the order of Hugging Face folders
-    file = ModelFile(str(tmp_path / "source.braid"))
-    tensors = {}
-    for stored, ours in our_names(config).items():
-        values = file.read_rows(ours)
-        tensors[stored] = values if values.shape[0] > 1 else values.reshape(-1)
-    tokenizer = {key: value for key, value in facts.items() if key.startswith("tokenizer.")}
-    monkeypatch.setattr(hf_folder, "_tokenizer", lambda _: tokenizer)
-    config, stored, plain = quantized(config, tensors, SCHEMES[case])
-    write_folder(tmp_path / "hf", config, stored)
-    del tensors, stored
-    write_folder(tmp_path / "plain", {**config, "quantization_config": None}, plain)
-    del plain
+    write_default(tmp_path, model_path, SCHEMES[case], monkeypatch)
     export_model(tmp_path / "hf", tmp_path / "out.braid", "keep")
     export_model(tmp_path / "plain", tmp_path / "plain.braid", "f32")
     ids = nb.Tokenizer(model_path).encode("The sea was calm that morning, and the boats had not yet gone out. " * 4)

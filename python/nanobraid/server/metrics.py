@@ -66,6 +66,7 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("forked_tokens", "counter", "Prompt tokens shared with another answer to the same prompt."),
     ("prefix_hit_tokens", "counter", "Tokens taken from the prefix cache instead of being computed."),
     ("cascade_saved_tokens", "counter", "Tokens of keys and values that steps did not read again for each sequence."),
+    ("num_drafts", "counter", "Times that guesses for an answer were verified, one or more at once."),
     ("draft_tokens", "counter", "Guesses of coming tokens that were verified."),
     ("accepted_draft_tokens", "counter", "Guesses of coming tokens that were right."),
     ("draft_acceptance", "gauge", "Share of the guesses that were right."),
@@ -362,6 +363,8 @@ class Metrics:
         text = "Times a sequence gave its blocks back and was computed again."
         out.metric("vllm:num_preemptions", "counter", text, [((), stats["preemptions"])])
         if self._config["speculative_config"] is not None:  # vLLM has them only then, too
+            text = "Times that guesses for an answer were verified, one or more at once."
+            out.metric("vllm:spec_decode_num_drafts", "counter", text, [((), stats["num_drafts"])])
             text = "Guesses of coming tokens that were verified."
             out.metric("vllm:spec_decode_num_draft_tokens", "counter", text, [((), stats["draft_tokens"])])
             text = "Guesses of coming tokens that were right."

@@ -220,6 +220,8 @@ TEST_F(SpeculatorTest, CountsAndEstimatesWhatWasSaved) {
   for (int i = 0; i < 200; ++i) step(6, 0.0005);
   const DraftCounters counters = speculator_.counters();
   EXPECT_EQ(counters.steps, 200);
+  EXPECT_GT(counters.drafts, 150);
+  EXPECT_LT(counters.drafts, counters.steps) << "the first step has none";
   EXPECT_EQ(counters.accepted, counters.drafted);
   // Seven tokens in 13 ms, where they would have taken 70.
   EXPECT_NEAR(counters.saved_seconds / (static_cast<double>(counters.accepted) / 6), 0.057, 0.003);

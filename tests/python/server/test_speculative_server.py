@@ -39,6 +39,7 @@ def test_answers_are_the_same_with_guesses_and_without(model_path: Path) -> None
         assert 0 < stats["accepted_draft_tokens"] <= stats["draft_tokens"]
         for name, key in (
             ("nanobraid:accepted_draft_tokens", "accepted_draft_tokens"),
+            ("vllm:spec_decode_num_drafts", "num_drafts"),
             ("vllm:spec_decode_num_draft_tokens", "draft_tokens"),
             ("vllm:spec_decode_num_accepted_tokens", "accepted_draft_tokens"),
         ):

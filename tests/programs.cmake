@@ -93,7 +93,7 @@ list(REMOVE_ITEM emulation_sources ${emulation_tests})
 add_library(cuda_emulation OBJECT ${emulated_sources} ${emulation_sources})
 target_include_directories(cuda_emulation PUBLIC "${CMAKE_CURRENT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}/tests"
                            "${CMAKE_CURRENT_SOURCE_DIR}/tests/cpp")
-target_link_libraries(cuda_emulation PUBLIC nanobraid_core)
+target_link_libraries(cuda_emulation PUBLIC nanobraid_core PRIVATE nb_kernel_checks)
 # GCC sees reads of words that only the other kind of key has (Eight<Sealed>), which nothing reaches.
 target_compile_options(cuda_emulation PRIVATE -Wno-maybe-uninitialized $<$<CONFIG:Debug>:-O1>)
 nb_test_program(cuda_emulation_tests ${emulation_tests})

@@ -44,8 +44,8 @@ struct FiberPool::Fiber {
 
 #if defined(__x86_64__)
 
-// Saves what a called function must preserve, stores the stack pointer at *from and continues at `to`. By a jump: where a
-// `ret` goes, processors guess from the calls of the stack that was left.
+// Saves what a called function must preserve, stores the stack pointer at *from and continues at `to`. By a jump: where
+// a `ret` goes, processors guess from the calls of the stack that was left.
 extern "C" void nb_switch_stack(void** from, void* to);
 asm(R"(
 .text

@@ -65,10 +65,12 @@ function(nb_test_program target)
     target_precompile_headers(${target} REUSE_FROM base_tests)
   endif()
 endfunction()
-# Tests that ctest runs, one process each.
+set(long_modules model ops cuda engine)  # the last of them first
+# Tests that ctest runs, one process each; the modules with the longest ones first, so that none of them is left for last.
 function(nb_discover_tests target prefix)
   set_target_properties(${target} PROPERTIES EXCLUDE_FROM_ALL OFF)
-  gtest_discover_tests(${target} TEST_PREFIX ${prefix}. DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 ${ARGN})
+  list(FIND long_modules ${prefix} cost)
+  gtest_discover_tests(${target} TEST_PREFIX ${prefix}. DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 COST ${cost} ${ARGN})
 endfunction()
 foreach(module base tensor quant text ops kv io model sampling engine)
   file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tests/cpp/${module}/*_test.cpp")

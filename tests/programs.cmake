@@ -70,6 +70,7 @@ set(long_modules model ops cuda engine)  # the last of them first
 function(nb_discover_tests target prefix)
   set_target_properties(${target} PROPERTIES EXCLUDE_FROM_ALL OFF)
   list(FIND long_modules ${prefix} cost)
+  math(EXPR cost "${cost} + 1")
   gtest_discover_tests(${target} TEST_PREFIX ${prefix}. DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 COST ${cost} ${ARGN})
 endfunction()
 foreach(module base tensor quant text ops kv io model sampling engine)

@@ -73,7 +73,7 @@ int code_end(quant::Format format) {
 // Every code and every activation at its extreme: no intermediate may saturate or overflow.
 TEST_P(Linear, Int8SurvivesExtremes) {
   for (quant::Format format : all_formats(true)) {
-    for (int pattern = is_reduced() ? 2 : 0; pattern < 4; ++pattern) {
+    for (int pattern = 0; pattern < 4; pattern += is_reduced() ? 3 : 1) {
       // A row made by pack_row has sensible scales; its codes then go to the ends of their range.
       RandomWeights weights(format, 16, 8960, 1);
       const quant::FormatInfo& info = quant::format_info(format);

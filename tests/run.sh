@@ -7,8 +7,9 @@
 #
 # What it makes lies in build/ (package: what the Python package is built in, test: Release, asan: Debug with ASan and
 # UBSan, tsan: with ThreadSanitizer, arm: for 64-bit ARM, logs), in build-fuzz/ and in the virtual environment .venv-test.
-# Nothing else changes, but the model cache (the default model is downloaded once). Release runs every case of a test;
-# sanitizers run a share of the slow ones (tests/cpp/base/effort.h), with --full all.
+# Nothing else changes, but the model cache (the default model is downloaded once). Release runs every case of a test, but
+# for a few that take very long; sanitizers and emulated processors run a share of the slow ones
+# (tests/cpp/base/effort.h), with --full all.
 #
 #   PYTHON                 interpreter of the virtual environment (python3)
 #   NANOBRAID_VENV         where the virtual environment is (.venv-test)

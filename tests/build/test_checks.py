@@ -199,6 +199,16 @@ def test_headers_finds(tmp_path: Path, name: str, content: str) -> None:
     expect_found("check_headers.py", tmp_path, f"{name}: ", "error")
 
 
+@NEEDS_GXX
+def test_headers_leaves_out_what_the_build_compiles(tmp_path: Path) -> None:
+    bad = HEADER + "std::string n();\n"
+    write(tmp_path, {"cpp/base/a.h": bad, "cpp/base/a.cpp": '// Says it.\n\n#include "base/a.h"\n'})
+    expect_clean("check_headers.py", tmp_path)
+    assert run("check_headers.py", "--root", tmp_path, "--all")[0] == 1
+    write(tmp_path, {"cpp/base/a.cpp": '#include <string>\n#include "base/a.h"\n'})  # not before all else
+    expect_found("check_headers.py", tmp_path, "cpp/base/a.h: ", "error")
+
+
 def test_headers_finds_an_empty_tree(tmp_path: Path) -> None:
     expect_found("check_headers.py", tmp_path, "no headers")
 

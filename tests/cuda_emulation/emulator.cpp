@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <map>
 #include <memory>
@@ -52,28 +51,38 @@ enum class State { running, at_barrier, at_collective, ended };
 
 struct Thread {
   ThreadPlace place;
-  State state = State::running;
   Where where;
   unsigned mask = 0;                // of the collective it waits in
   const char* operation = nullptr;  // of the same
   Exchange* exchange = nullptr;
-  std::deque<std::vector<PendingCopy>> copies;
+  std::vector<std::vector<PendingCopy>> copies;
   std::vector<PendingCopy> open_copies;
+};
+
+struct Gathering {
+  unsigned mask;
+  Exchange* exchange;  // null while nobody waits
+};
+
+struct Warp {
+  unsigned epoch = 1;
+  std::vector<Gathering> gatherings;  // one for every mask, of which there are few
+  std::vector<std::unique_ptr<Exchange>> exchanges;
 };
 
 struct Block {
   const char* kernel = nullptr;
   Launch launch;
   std::vector<Thread> threads;
+  std::vector<State> states;  // of the threads: beside each other, since all are looked at again and again
   unsigned epoch = 1;
-  std::vector<unsigned> warp_epochs;
-  std::vector<std::unique_ptr<Exchange>> exchanges;
-  std::map<std::pair<int, unsigned>, Exchange*> gathering;  // by warp and mask
+  std::vector<Warp> warps;  // of the largest block so far
   alignas(128) std::byte shared[kSharedBytes];
   std::vector<Trace> traces;
   std::size_t shared_used = 0;
   std::map<const void*, std::byte*> sites;
   int current = 0;
+  Thread* running = nullptr;  // the current one
   std::exception_ptr error;
 };
 
@@ -87,13 +96,10 @@ struct Machine {
   bool busy = false;
 };
 
-Machine& machine() {
-  static Machine machine;
-  return machine;
-}
+Machine machine;
 
-Block& block() { return machine().block; }
-Thread& self() { return block().threads[static_cast<std::size_t>(block().current)]; }
+Block& block() { return machine.block; }
+Thread& self() { return *block().running; }
 
 std::string name_of(const Where& where) {
   std::string file = where.file_name();
@@ -110,20 +116,18 @@ std::string name_of(const Thread& thread) {
 }
 
 void wait_as(State state, const Where& where) {
-  Thread& thread = self();
-  thread.state = state;
-  thread.where = where;
-  machine().fibers.yield();
+  block().states[static_cast<std::size_t>(block().current)] = state;
+  self().where = where;
+  machine.fibers.yield();
 }
 
-int warp_of(int thread) { return thread / 32; }
+std::size_t warp_of(int thread) { return static_cast<std::size_t>(thread) / 32; }
 
 // Whether the calling thread may rely on what `other` did in the given epochs.
 bool is_ordered_after(int other, unsigned epoch, unsigned warp_epoch) {
   const Block& b = block();
   if (other == b.current || epoch < b.epoch) return true;
-  return warp_of(other) == warp_of(b.current) &&
-         warp_epoch < b.warp_epochs[static_cast<std::size_t>(warp_of(b.current))];
+  return warp_of(other) == warp_of(b.current) && warp_epoch < b.warps[warp_of(b.current)].epoch;
 }
 
 bool is_shared(const void* address) {
@@ -145,11 +149,12 @@ void report_stuck() {
   std::ostringstream out;
   out << "kernel " << b.kernel << ": threads wait for others that never come:";
   std::map<std::string, int> waits;
-  for (const Thread& thread : b.threads) {
+  for (std::size_t i = 0; i < b.threads.size(); ++i) {
+    const Thread& thread = b.threads[i];
     std::ostringstream what;
-    if (thread.state == State::ended) {
+    if (b.states[i] == State::ended) {
       what << "ended";
-    } else if (thread.state == State::at_barrier) {
+    } else if (b.states[i] == State::at_barrier) {
       what << "at the barrier in " << name_of(thread.where);
     } else {
       what << "at " << thread.operation << " with mask 0x" << std::hex << thread.mask << std::dec << " in "
@@ -166,21 +171,23 @@ void report_stuck() {
 bool release_barrier() {
   Block& b = block();
   const Where& first = b.threads.front().where;
+  for (const State state : b.states) {
+    if (state != State::at_barrier) return false;
+  }
   for (const Thread& thread : b.threads) {
-    if (thread.state != State::at_barrier) return false;
     if (thread.where.line() != first.line() || std::strcmp(thread.where.file_name(), first.file_name()) != 0)
       return false;
   }
   ++b.epoch;
-  for (unsigned& epoch : b.warp_epochs) ++epoch;
-  for (Thread& thread : b.threads) thread.state = State::running;
+  for (Warp& warp : b.warps) ++warp.epoch;
+  std::fill(b.states.begin(), b.states.end(), State::running);
   return true;
 }
 
 void run_block(const std::function<void()>& kernel) {
   Block& b = block();
   const int count = static_cast<int>(b.threads.size());
-  FiberPool& fibers = machine().fibers;
+  FiberPool& fibers = machine.fibers;
   fibers.start(count, [&](int index) {
     try {
       kernel();
@@ -197,13 +204,13 @@ void run_block(const std::function<void()>& kernel) {
     int num_ended = 0;
     for (int i = 0; i < count; ++i) {
       const int index = order == Order::forward ? i : count - 1 - i;
-      Thread& thread = b.threads[static_cast<std::size_t>(index)];
-      if (thread.state == State::ended) ++num_ended;
-      if (thread.state != State::running) continue;
+      State& state = b.states[static_cast<std::size_t>(index)];
+      if (state == State::ended) ++num_ended;
+      if (state != State::running) continue;
       progress = true;
       b.current = index;
-      fibers.resume(index);
-      if (fibers.ended(index)) thread.state = State::ended;
+      b.running = &b.threads[static_cast<std::size_t>(index)];
+      if (fibers.resume(index)) state = State::ended;
       if (b.error) std::rethrow_exception(b.error);
     }
     if (num_ended == count) return;
@@ -220,11 +227,11 @@ bool has_run(const std::string& kernel_name) { return run_kernels.contains(kerne
 std::set<std::string> take_run_kernels() { return std::exchange(run_kernels, {}); }
 
 void run(const char* kernel_name, const Launch& launch, const std::function<void()>& kernel) {
-  if (machine().busy) throw std::runtime_error("a kernel launched a kernel, or two system threads launch at once");
-  machine().busy = true;
+  if (machine.busy) throw std::runtime_error("a kernel launched a kernel, or two system threads launch at once");
+  machine.busy = true;
   struct Idle {
     ~Idle() {
-      machine().busy = false;
+      machine.busy = false;
       if (hooks.after != nullptr) hooks.after();
     }
   } idle;
@@ -251,11 +258,15 @@ void run(const char* kernel_name, const Launch& launch, const std::function<void
         std::fill_n(b.traces.begin(), used, Trace{});
         b.shared_used = (launch.dynamic_shared_bytes + 127) / 128 * 128;
         b.sites.clear();
-        b.gathering.clear();
-        b.exchanges.clear();
         b.error = nullptr;
         b.epoch = 1;
-        b.warp_epochs.assign((count + 31) / 32, 1);
+        b.warps.resize(std::max<std::size_t>(b.warps.size(), (count + 31) / 32));
+        for (Warp& warp : b.warps) {
+          warp.epoch = 1;
+          for (Gathering& gathering : warp.gatherings) gathering.exchange = nullptr;
+          for (const auto& exchange : warp.exchanges) exchange->left = 0;
+        }
+        b.states.assign(count, State::running);
         b.threads.assign(count, {});
         for (unsigned i = 0; i < count; ++i) {
           b.threads[i].place = {.thread = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y},
@@ -282,7 +293,7 @@ void sync_threads(const Where& where) { wait_as(State::at_barrier, where); }
 void sync_warp(unsigned mask, const Where& where) {
   // Only a barrier of the whole warp orders its accesses here; what fewer lanes agree upon does not count.
   const auto advance = [mask](WarpData&) {
-    if (mask == 0xffffffffu) ++block().warp_epochs[static_cast<std::size_t>(warp_of(block().current))];
+    if (mask == 0xffffffffu) ++block().warps[warp_of(block().current)].epoch;
   };
   collective(mask, "__syncwarp", nullptr, 0, nullptr, 0, advance, where);
 }
@@ -291,26 +302,24 @@ void collective(unsigned mask, const char* operation, const void* in, std::size_
                 std::size_t out_bytes, const std::function<void(WarpData&)>& compute, const Where& where) {
   Block& b = block();
   const int lane = self().place.lane;
-  const int warp = warp_of(b.current);
-  const unsigned present =
-      static_cast<unsigned>(std::min<std::size_t>(32, b.threads.size() - static_cast<std::size_t>(warp) * 32));
+  Warp& warp = b.warps[warp_of(b.current)];
+  const std::size_t first = warp_of(b.current) * 32;
+  const auto present = static_cast<unsigned>(std::min<std::size_t>(32, b.threads.size() - first));
   const unsigned existing = present == 32 ? 0xffffffffu : (1u << present) - 1;
   if ((mask >> lane & 1u) == 0) fail(std::string(operation) + ": the mask does not name the calling lane", where);
   if ((mask & ~existing) != 0) fail(std::string(operation) + ": the mask names lanes that do not exist", where);
-  Exchange*& gathering = b.gathering[{warp, mask}];
-  if (gathering == nullptr) {
-    const auto unused =
-        std::find_if(b.exchanges.begin(), b.exchanges.end(), [](const auto& e) { return e->left == 0; });
-    if (unused == b.exchanges.end()) {
-      b.exchanges.push_back(std::make_unique<Exchange>());
-      gathering = b.exchanges.back().get();
-    } else {
-      gathering = unused->get();
-    }
-    gathering->data.mask = 0;
-    gathering->left = -1;  // taken
+  auto gathering =
+      std::find_if(warp.gatherings.begin(), warp.gatherings.end(), [&](const auto& g) { return g.mask == mask; });
+  if (gathering == warp.gatherings.end()) gathering = warp.gatherings.insert(gathering, {mask, nullptr});
+  if (gathering->exchange == nullptr) {
+    auto unused =
+        std::find_if(warp.exchanges.begin(), warp.exchanges.end(), [](const auto& e) { return e->left == 0; });
+    if (unused == warp.exchanges.end()) unused = warp.exchanges.insert(unused, std::make_unique<Exchange>());
+    gathering->exchange = unused->get();
+    gathering->exchange->data.mask = 0;
+    gathering->exchange->left = -1;  // taken
   }
-  Exchange* const exchange = gathering;
+  Exchange* const exchange = gathering->exchange;
   Thread& thread = self();
   thread.mask = mask;
   thread.operation = operation;
@@ -320,16 +329,17 @@ void collective(unsigned mask, const char* operation, const void* in, std::size_
   if (exchange->data.mask != mask) {
     wait_as(State::at_collective, where);
   } else {
-    gathering = nullptr;
+    gathering->exchange = nullptr;
     exchange->left = 0;
     for (int l = 0; l < 32; ++l) {
       if ((mask >> l & 1u) == 0) continue;
-      Thread& other = b.threads[static_cast<std::size_t>(warp * 32 + l)];
-      if (std::strcmp(other.operation, operation) != 0) {
+      const std::size_t index = first + static_cast<std::size_t>(l);
+      const Thread& other = b.threads[index];
+      if (other.operation != operation && std::strcmp(other.operation, operation) != 0) {
         fail(std::string(operation) + ": " + name_of(other) + " is at " + other.operation, where);
       }
       ++exchange->left;
-      if (l != lane) other.state = State::running;
+      if (l != lane) b.states[index] = State::running;
     }
     compute(exchange->data);
   }
@@ -354,6 +364,8 @@ std::byte* dynamic_shared_memory() { return block().shared; }
 void on_read(const void* address, std::size_t bytes, const Where& where) {
   if (!is_shared(address)) return;
   const Block& b = block();
+  const int warp = static_cast<int>(warp_of(b.current));
+  const unsigned warp_epoch = b.warps[warp_of(b.current)].epoch;
   for (Trace& trace : traces_of(address, bytes, where)) {
     if (trace.writer == kNobody) fail("reads shared memory that nobody wrote", where);
     if (!is_ordered_after(trace.writer, trace.write_epoch, trace.write_warp_epoch)) {
@@ -361,28 +373,27 @@ void on_read(const void* address, std::size_t bytes, const Where& where) {
                " wrote, without a barrier between",
            where);
     }
-    const int warp = warp_of(b.current);
     const bool fresh = trace.reader == kNobody || trace.read_epoch < b.epoch;
     trace.reader = fresh || trace.reader == b.current ? b.current : kMany;
     trace.reader_warp = fresh || trace.reader_warp == warp ? warp : kMany;
     trace.read_epoch = b.epoch;
-    trace.read_warp_epoch = b.warp_epochs[static_cast<std::size_t>(warp_of(b.current))];
+    trace.read_warp_epoch = warp_epoch;
   }
 }
 
 void on_write(const void* address, std::size_t bytes, const Where& where) {
   if (!is_shared(address)) return;
   const Block& b = block();
+  const int warp = static_cast<int>(warp_of(b.current));
+  const unsigned warp_epoch = b.warps[warp_of(b.current)].epoch;
   for (Trace& trace : traces_of(address, bytes, where)) {
     if (trace.writer != kNobody && !is_ordered_after(trace.writer, trace.write_epoch, trace.write_warp_epoch)) {
       fail("writes shared memory that " + name_of(b.threads[static_cast<std::size_t>(trace.writer)]) +
                " wrote, without a barrier between",
            where);
     }
-    const int warp = warp_of(b.current);
-    const bool ordered =
-        trace.reader == kNobody || trace.reader == b.current || trace.read_epoch < b.epoch ||
-        (trace.reader_warp == warp && trace.read_warp_epoch < b.warp_epochs[static_cast<std::size_t>(warp)]);
+    const bool ordered = trace.reader == kNobody || trace.reader == b.current || trace.read_epoch < b.epoch ||
+                         (trace.reader_warp == warp && trace.read_warp_epoch < warp_epoch);
     if (!ordered) {
       fail("writes shared memory that another thread read, without a barrier between", where);
     }
@@ -390,7 +401,7 @@ void on_write(const void* address, std::size_t bytes, const Where& where) {
              .reader = kNobody,
              .reader_warp = kNobody,
              .write_epoch = b.epoch,
-             .write_warp_epoch = b.warp_epochs[static_cast<std::size_t>(warp)],
+             .write_warp_epoch = warp_epoch,
              .read_epoch = 0,
              .read_warp_epoch = 0};
   }
@@ -417,7 +428,7 @@ void copy_async_wait(int groups_left) {
       std::memcpy(copy.to, copy.from, copy.bytes);
       std::memset(static_cast<std::byte*>(copy.to) + copy.bytes, 0, copy.zero_bytes);
     }
-    thread.copies.pop_front();
+    thread.copies.erase(thread.copies.begin());
   }
 }
 

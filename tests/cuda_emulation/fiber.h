@@ -23,13 +23,11 @@ class FiberPool {
   /// not ended are dropped; nothing on their stacks is destroyed.
   void start(int count, std::function<void(int)> body);
 
-  /// Runs fiber `index` until it yields or ends. Must be called from outside of fibers.
-  void resume(int index);
+  /// Runs fiber `index` until it yields or ends; whether it has ended. Must be called from outside of fibers.
+  bool resume(int index);
 
   /// Gives control back to resume(). Must be called from a fiber.
   void yield();
-
-  bool ended(int index) const;
 
  private:
   struct Fiber;

@@ -136,7 +136,8 @@ def test_killed_while_writing(model_path: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     num_writes = 0
-    for round_ in range(20):
+    num_rounds = 20 if os.environ.get("NANOBRAID_TEST_FULL") == "1" else 10
+    for round_ in range(num_rounds):
         arguments = [sys.executable, "-c", SERVER, str(model_path), str(store), str(round_ * 7), str(text)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
             assert server.stdout is not None
@@ -144,14 +145,14 @@ def test_killed_while_writing(model_path: Path, tmp_path: Path) -> None:
                 num_writes += int(server.stdout.readline().strip() not in ("ready", "0"))
             time.sleep(0.011 * round_ % 0.1)
             server.send_signal(signal.SIGKILL)
-    assert num_writes > 5, "the store was never written to"
+    assert num_writes > num_rounds // 4, "the store was never written to"
     with open_llm(model_path, store) as llm, open_llm(model_path, None) as plain:
         span = len(plain.tokenizer.encode(TEXT)) - 300
-        prompts = [prompt_of(plain, 173 * i % span, 300) for i in range(0, 140, 7)]
+        prompts = [prompt_of(plain, 173 * i % span, 300) for i in range(0, 7 * num_rounds, 7)]
         restored = llm.generate(prompts, GREEDY)
         assert [out.token_ids for out in restored] == [out.token_ids for out in plain.generate(prompts, GREEDY)]
         stats = llm.stats()
-    assert stats["disk_hit_tokens"] > 10 * 256
+    assert stats["disk_hit_tokens"] > num_rounds // 2 * 256
     assert stats["disk_misses_torn"] == stats["disk_misses_checksum"] == 0, "files appear whole"
     names = [path.name for path in store.iterdir()]
     assert names and all(".kv" in name for name in names), "no temporary file is left"

@@ -110,7 +110,7 @@ def test_fewer_bits_take_less_memory(model_path: Path) -> None:
 
 def test_a_comprehensive_benchmark_writes_its_report(model_path: Path, tmp_path: Path) -> None:
     methods = ("--methods", "full_cache", "paged_attention", "sliding_window")
-    small = ("--max-tokens", 2, "--long", 2, "--text-tokens", 80, "--agreement-tokens", 2, "--needle-lengths", 128)
+    small = ("--max-tokens", 2, "--long", 2, "--text-tokens", 64, "--agreement-tokens", 2, "--needle-lengths", 64)
     text, _ = run("comprehensive_benchmark", *methods, *small, "--output", tmp_path)
     lines = (tmp_path / "kv.csv").read_text().splitlines()
     assert [line.split(",")[0].strip('"').split("(")[0] for line in lines[1:]] == [

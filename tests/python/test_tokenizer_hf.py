@@ -131,7 +131,7 @@ def test_byte_level_folders_as_tokenizers(name: str, tmp_path: Path) -> None:
     if family.nfc:
         texts += ["e\u0301 \u1100\u1161\u11a8 \u212b \u0344 a\u0328\u0301", "\u0958\u0301\u0327"]
         compare(texts, lambda t: ours.encode(t, parse_special=True), lambda t: oracle.encode(t).ids, 4_000)
-        compare(sweep_texts(), ours.encode, lambda t: oracle.encode(t).ids, 17_000)
+        compare(sweep_texts(), ours.encode, lambda t: oracle.encode(t).ids, 3_000)
         texts = [text for text in texts if normalizers.NFC().normalize_str(text) == text]
     compare(texts, lambda t: ours_with_offsets(ours, t), lambda t: oracle_with_offsets(oracle, t), 2_000)
     compare(texts, lambda t: ours.decode(ours.encode(t)), lambda t: t, 2_000)

@@ -82,7 +82,7 @@ def test_smollm_encodes_as_tokenizers(smollm: Pair) -> None:
 
 
 def test_smollm_encodes_every_code_point_as_tokenizers(smollm: Pair) -> None:
-    compare(sweep_texts(), lambda t: encode(smollm.ours, t), lambda t: smollm.plain.encode(t).ids, 17_000)
+    compare(sweep_texts(), lambda t: encode(smollm.ours, t), lambda t: smollm.plain.encode(t).ids, 3_000)
 
 
 def test_smollm_parses_special_tokens_as_tokenizers(smollm: Pair) -> None:
@@ -248,7 +248,7 @@ def test_pieces_as_tiktoken(paired_bytes: Pair) -> None:
 
 
 def test_pieces_of_every_code_point_as_tiktoken(paired_bytes: Pair) -> None:
-    compare(sweep_texts(), lambda t: encode(paired_bytes.ours, t), paired_bytes.plain.encode_ordinary, 17_000)
+    compare(sweep_texts(), lambda t: encode(paired_bytes.ours, t), paired_bytes.plain.encode_ordinary, 3_000)
 
 
 def test_decodes_as_tiktoken(paired_bytes: Pair) -> None:

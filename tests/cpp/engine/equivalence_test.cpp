@@ -350,7 +350,7 @@ class RandomEngineRun {
 
 // The reference backend is slow on purpose and takes part in one run of twenty.
 void expect_answers_alone(std::optional<quant::KvFormat> format, unsigned num_seeds) {
-  if (std::getenv("NANOBRAID_TEST_FULL") != nullptr) num_seeds *= 10;
+  if (is_full()) num_seeds *= 20;
   std::map<std::string, Backend> backends;
   std::vector<std::string> fast;
   for (const std::string& name : ops::available_backends()) {
@@ -382,11 +382,11 @@ void expect_answers_alone(std::optional<quant::KvFormat> format, unsigned num_se
   EXPECT_LT(totals.accepted, totals.drafted * 9 / 10);
 }
 
-TEST(Equivalence, EveryAnswerIsThatOfTheRequestAlone) { expect_answers_alone({}, is_reduced() ? 12 : 300); }
+TEST(Equivalence, EveryAnswerIsThatOfTheRequestAlone) { expect_answers_alone({}, is_reduced() ? 8 : 150); }
 
 // What a sequence has in open cells depends on slices, forks and preemption; what it reads does not.
 TEST(Equivalence, EveryAnswerIsThatOfTheRequestAloneWithSealedKeys) {
-  expect_answers_alone(quant::KvFormat::int4, is_reduced() ? 12 : 150);
+  expect_answers_alone(quant::KvFormat::int4, is_reduced() ? 8 : 75);
 }
 
 }  // namespace

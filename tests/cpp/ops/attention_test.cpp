@@ -170,7 +170,7 @@ std::vector<Problem> windowed_problems() {
 class Attention : public EveryBackend {};
 
 TEST_P(Attention, MatchesReference) {
-  for (const Problem& problem : problems_of_formats()) {
+  for (const Problem& problem : some_of(problems_of_formats(), 2)) {
     const auto table = make_rotations(problem.head_dim, 1200);
     Bench reference("reference"), bench(GetParam(), 2);
     const double tolerance = attention_tolerance(GetParam(), problem.format);
@@ -307,7 +307,7 @@ TEST(AttentionRuns, ReferenceFollowsTheDefinition) {
 }
 
 TEST_P(Attention, WindowsMatchReference) {
-  for (const Problem& problem : some_of(windowed_problems(), 5)) {
+  for (const Problem& problem : some_of(windowed_problems(), 7)) {
     const auto table = make_rotations(problem.head_dim, 1600);
     Bench reference("reference"), bench(GetParam(), 2);
     const double tolerance = attention_tolerance(GetParam(), problem.format);
@@ -319,7 +319,7 @@ TEST_P(Attention, WindowsMatchReference) {
 // Promise 1 with windows. A row alone skips every split, tile and block below its own window; in a batch the same keys
 // are computed for the rows before it and masked for this one. Equal bits show that skipping is exact.
 TEST_P(Attention, SkippingWhatIsBelowTheWindowChangesNoBit) {
-  for (const Problem& problem : some_of(windowed_problems(), 5)) {
+  for (const Problem& problem : few_of(windowed_problems(), 3, 7)) {
     const auto table = make_rotations(problem.head_dim, 1600);
     Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
     const Matrix all = attend(two, problem, table);
@@ -339,7 +339,7 @@ TEST_P(Attention, SkippingWhatIsBelowTheWindowChangesNoBit) {
 // Promise 1: each row alone (as a decode) gives the bits it has in the batch, whatever the number of threads and
 // whether the splits of its context were shared between threads.
 TEST_P(Attention, RowsDoNotDependOnThePlan) {
-  for (const Problem& problem : problems_of_formats()) {
+  for (const Problem& problem : some_of(problems_of_formats(), 2)) {
     const auto table = make_rotations(problem.head_dim, 1200);
     Bench two(GetParam(), 2), one(GetParam(), 1), three(GetParam(), 3);
     const Matrix all = attend(two, problem, table);

@@ -251,7 +251,7 @@ def test_random_disconnects_leave_nothing(server: Any) -> None:
 
 
 def test_soak(server: Any) -> None:
-    seconds = 60.0 if FULL else 8.0
+    seconds = 60.0 if FULL else 6.0
     stop = threading.Event()
 
     def client(seed: int) -> None:

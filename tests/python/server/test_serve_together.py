@@ -63,6 +63,6 @@ def test_answers_are_those_of_the_plain_run(model_path: Path, tmp_path: Path, mo
         assert _answers(url) == wanted
         assert _metric(url, "streamed_bytes_total") > 0
         assert _metric(url, "accepted_draft_tokens_total") > 20
-        assert _metric(url, "chunk_hits_total") >= 4
+        assert _metric(url, "chunk_hits_total") >= 2
         assert _metric(url, "draft_model_tokens_total") > 0
     assert "awq" in "".join(lines)

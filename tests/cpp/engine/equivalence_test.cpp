@@ -254,6 +254,11 @@ class RandomEngineRun {
     if (pick(0, 2) == 0) {
       speculative.method = SpeculativeMethod::draft;
       speculative.draft_model = backend_.draft.get();
+      // As many blocks of both models.
+      const quant::KvFormat format = *backend_.alone.options().kv_format;
+      const std::int64_t block_bytes = backend_.alone.stats().block_bytes;
+      const std::int64_t draft_bytes = DraftModel::kv_shape(*backend_.draft, format).block_bytes();
+      options.kv_cache_bytes = options.kv_cache_bytes / block_bytes * (block_bytes + draft_bytes);
       return;
     }
     for (std::size_t i = 0; i < wanted_.size(); ++i) {

@@ -152,24 +152,52 @@ void Speculator::make_drafts() {
 }
 
 /// How many of each guess are verified. Now and then all, or none, whatever seems to pay: what a step takes with them
-/// and without is known only from such steps.
+/// and without, and how often a draft model is right, is known only from such steps.
 void Speculator::choose(DraftRoom room) {
   counts_.assign(num_guesses_, 0);
+  if (!options_.adaptive) {
+    choose_all(room);
+    return;
+  }
   chances_.clear();
   for (std::size_t i = 0; i < num_guesses_; ++i) chances_.push_back(guesses_[i].chances);
   const StepCosts* const making = draft_model_ == nullptr ? nullptr : &draft_costs_;
-  if (options_.adaptive) choose_counts(chances_, room.planned_rows, room.free_rows, costs_, counts_, making);
-  const bool has_drafts = std::any_of(counts_.begin(), counts_.end(), [](int count) { return count > 0; });
-  const bool probes = options_.adaptive && ++num_choices_ % kProbeEvery == 0;
-  if (probes && has_drafts) {
-    counts_.assign(num_guesses_, 0);
-  } else if (probes || !options_.adaptive) {
-    int rows = room.free_rows;
-    for (std::size_t i = 0; i < num_guesses_; ++i) {
-      counts_[i] = std::min(rows, static_cast<int>(guesses_[i].chances.size()));
-      rows -= counts_[i];
-    }
+  choose_counts(chances_, room.planned_rows, room.free_rows, costs_, counts_, making);
+  const auto none = [&] { counts_.assign(num_guesses_, 0); };
+  if (std::any_of(counts_.begin(), counts_.end(), [](int count) { return count > 0; })) {
+    if (++num_choices_ % kPlainEvery == 0) none();
+    return;
   }
+  if (costs_.seconds(room.planned_rows) == 0.0) return;
+  choose_all(room);
+  if (seconds_since_probe_ * kProbeShare < extra_seconds(room.planned_rows)) {
+    none();
+  } else {
+    seconds_since_probe_ = 0.0;
+  }
+}
+
+void Speculator::choose_all(DraftRoom room) {
+  int rows = room.free_rows;
+  for (std::size_t i = 0; i < num_guesses_; ++i) {
+    counts_[i] = std::min(rows, static_cast<int>(guesses_[i].chances.size()));
+    rows -= counts_[i];
+  }
+}
+
+/// What counts_ would add to a step, if nothing of them is right.
+double Speculator::extra_seconds(int planned_rows) const {
+  int num_drafts = 0, num_rounds = 0;
+  for (const int count : counts_) {
+    num_drafts += count;
+    num_rounds = std::max(num_rounds, count);
+  }
+  double seconds = costs_.seconds(planned_rows + num_drafts) - costs_.seconds(planned_rows);
+  for (int round = 0; draft_model_ != nullptr && round < num_rounds; ++round) {
+    const auto takes_part = [&](int count) { return count > round; };
+    seconds += draft_costs_.seconds(static_cast<int>(std::count_if(counts_.begin(), counts_.end(), takes_part)));
+  }
+  return seconds;
 }
 
 void Speculator::record(const StepPlan& plan, std::span<const TokenId> sampled, double seconds) {
@@ -202,6 +230,7 @@ void Speculator::record(const StepPlan& plan, std::span<const TokenId> sampled, 
     }
   }
   num_guesses_ = 0;
+  seconds_since_probe_ += seconds + draft_seconds_;
   counters_.steps += num_decodes;
   counters_.drafted += num_drafted;
   counters_.accepted += num_accepted;

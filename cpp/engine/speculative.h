@@ -74,7 +74,8 @@ class Speculator final : public DraftSource {
   DraftModel* draft_model() { return draft_model_.get(); }
 
  private:
-  static constexpr int kProbeEvery = 64;
+  static constexpr int kPlainEvery = 64;            // steps with drafts, one has none
+  static constexpr double kProbeShare = 1.0 / 128;  // of the time may go into drafts that seem not to pay
 
   struct Guess {
     Sequence* sequence = nullptr;
@@ -88,6 +89,8 @@ class Speculator final : public DraftSource {
   void look_up(const DraftCandidate& candidate);
   void consider(const DraftCandidate& candidate);
   void make_drafts();
+  void choose_all(DraftRoom room);
+  double extra_seconds(int planned_rows) const;
   void choose(DraftRoom room);
 
   SpeculativeOptions options_;
@@ -104,6 +107,7 @@ class Speculator final : public DraftSource {
   std::vector<DraftWish> wishes_;
   double draft_seconds_ = 0.0;  // that guessing for the present step took
   int num_choices_ = 0;
+  double seconds_since_probe_ = 0.0;
   DraftCounters counters_;
 };
 

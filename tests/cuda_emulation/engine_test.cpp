@@ -121,6 +121,31 @@ TEST_F(ReferenceOnDevice, ScoresComeFromTheDevice) {
             0);
 }
 
+/// Answers of two equal models on a device, one of which guesses, all of it rightly.
+std::vector<Answer> answers_with_draft_model(const model::TinyModelOptions& options,
+                                             const std::vector<Request>& requests, EngineOptions engine_options) {
+  const auto target = model::make_tiny_model(options), draft = model::make_tiny_model(options);
+  engine_options.speculative = SpeculativeOptions{
+      .method = SpeculativeMethod::draft, .num_draft_tokens = 3, .adaptive = false, .draft_model = draft.get()};
+  Engine engine(*target, engine_options);
+  std::vector<Answer> answers = answer_all(engine, requests);
+  EXPECT_GT(engine.stats().drafts.drafted, 0);
+  if (!quant::seals_keys(*engine.options().kv_format)) {
+    EXPECT_EQ(engine.stats().drafts.accepted, engine.stats().drafts.drafted);
+  }
+  return answers;
+}
+
+TEST_F(ReferenceOnDevice, ADraftModelGuesses) {
+  for (const quant::KvFormat format : {quant::KvFormat::f32, quant::KvFormat::int4}) {
+    const EngineOptions options{.kv_format = format, .max_num_seqs = 3, .max_batch_tokens = 64};
+    const std::size_t before = emulation::device_bytes_in_use();
+    expect_same(answers_with_draft_model(device_, mixed_requests(), options),
+                answers_of(host_, mixed_requests(), options));
+    EXPECT_EQ(emulation::device_bytes_in_use(), before);
+  }
+}
+
 TEST_F(ReferenceOnDevice, OutOfMemoryIsAnErrorWithNumbersAndTheEngineGoesOn) {
   const auto model = model::make_tiny_model(device_);
   Engine engine(*model, {.max_num_seqs = 2, .max_batch_tokens = 256});
@@ -172,6 +197,14 @@ TEST(Emulated, GreedyTokensAreThoseOfTheReference) {
   const std::size_t before = emulation::device_bytes_in_use();
   expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
   EXPECT_EQ(emulation::device_bytes_in_use(), before);
+}
+
+TEST(Emulated, ADraftModelGuesses) {
+  const model::TinyModelOptions device{.device = &cuda::tested_backend(), .deterministic = true};
+  std::vector<Request> requests = short_requests();
+  requests[1].sampling = {.temperature = 1.0, .top_p = 0.9, .seed = 3};
+  const EngineOptions options{.max_num_seqs = 3, .max_batch_tokens = 48};
+  expect_same(answers_with_draft_model(device, requests, options), answers_of(device, requests, options));
 }
 
 /// Every other token, and no end before the third.

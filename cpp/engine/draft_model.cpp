@@ -82,17 +82,8 @@ void DraftModel::mark(const Sequence& sequence, int first, int count) {
   for (int own = first; own < first + count; ++own) mark_slot(sequence.table.slot_of(own));
 }
 
-bool DraftModel::knows(std::span<const BlockId> blocks, int num_tokens) const {
-  for (int i = 0; i * kBlockTokens < num_tokens; ++i) {
-    const int filled = num_filled_[static_cast<std::size_t>(blocks[static_cast<std::size_t>(i)])];
-    if (filled < std::min(kBlockTokens, num_tokens - i * kBlockTokens)) return false;
-  }
-  return true;
-}
-
-/// Leading own tokens whose keys and values are there. What nobody sees any more counts.
-int DraftModel::num_known(const Sequence& sequence) const {
-  const auto blocks = sequence.table.blocks();
+/// Leading tokens in these blocks whose keys and values are there. What nobody sees any more counts.
+int DraftModel::num_known(std::span<const BlockId> blocks) const {
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     if (blocks[i] == kNoBlock) continue;
     const int filled = num_filled_[static_cast<std::size_t>(blocks[i])];
@@ -106,7 +97,7 @@ bool DraftModel::knows_chunks(const Sequence& sequence) const {
   const auto placed = sequence.composition->chunks();
   return std::all_of(placed.begin(), placed.end(), [&](const PlacedChunk& chunk) {
     const kv::Chunk& stored = parts_.chunks.get(chunk.id);
-    return knows(stored.blocks, static_cast<int>(stored.tokens.size()));
+    return num_known(stored.blocks) >= static_cast<int>(stored.tokens.size());
   });
 }
 
@@ -155,7 +146,8 @@ void DraftModel::read_along(const StepPlan& plan) {
     const bool decodes = entry.samples && entry.count == entry.num_draws();
     if (entry.selects || decodes || !is_readable(sequence)) continue;
     if (!sequence.is_internal() && !sequence.request.speculative.value_or(true)) continue;
-    if (!knows_chunks(sequence) || num_known(sequence) < entry.first) continue;  // behind what is missing
+    if (!knows_chunks(sequence) || num_known(sequence.table.blocks()) < entry.first)
+      continue;  // behind what is missing
     PlannedSequence& own = plan_.entries.emplace_back(entry);
     own.samples = false;
     while (own.count > 0 && sequence.position_of(own.first + own.count - 1) >= max_positions) --own.count;
@@ -166,32 +158,29 @@ void DraftModel::read_along(const StepPlan& plan) {
   seconds_ += seconds_since(begin);
 }
 
-/// Reads what is missing of a chunk, if the budget has room for it.
+/// Reads what is missing of a chunk, as far as the budget goes; whether that was all.
 bool DraftModel::read_chunk(const kv::Chunk& chunk, int& budget) {
   const auto num_tokens = static_cast<int>(chunk.tokens.size());
-  if (knows(chunk.blocks, num_tokens)) return true;
-  if (num_tokens > parts_.model.decoder().max_positions()) return false;
+  const int begin = num_known(chunk.blocks);
+  if (begin >= num_tokens) return true;
+  const int end = begin + std::min(budget, num_tokens - begin);
+  if (end == begin || num_tokens > parts_.model.decoder().max_positions()) return false;
   model::StepInputs& inputs = batch_.inputs;
-  for (int begin = 0; begin < num_tokens && budget > 0;) {
-    inputs.clear();
-    const int end = std::min(num_tokens, begin + std::min(budget, parts_.max_batch_tokens));
-    for (int i = begin; i < end; ++i) {
-      inputs.token_ids.push_back(chunk.tokens[static_cast<std::size_t>(i)]);
-      inputs.positions.push_back(i);
-      inputs.key_positions.push_back(i);
-      const BlockId block = chunk.blocks[static_cast<std::size_t>(i / kBlockTokens)];
-      inputs.slots.push_back(block * kBlockTokens + i % kBlockTokens);
-    }
-    inputs.segments.push_back({.row_begin = 0, .row_count = end - begin, .run_begin = 0, .run_count = 1});
-    inputs.runs.push_back({.block_begin = 0, .num_keys = end, .position_offset = 0});
-    inputs.blocks.assign(chunk.blocks.begin(), chunk.blocks.begin() + kv::BlockTable::blocks_for(end));
-    run();
-    for (const std::int32_t slot : inputs.slots) mark_slot(slot);
-    num_read_late_ += end - begin;
-    budget -= end - begin;
-    begin = end;
+  inputs.clear();
+  for (int i = begin; i < end; ++i) {
+    inputs.token_ids.push_back(chunk.tokens[static_cast<std::size_t>(i)]);
+    inputs.positions.push_back(i);
+    inputs.key_positions.push_back(i);
+    const BlockId block = chunk.blocks[static_cast<std::size_t>(i / kBlockTokens)];
+    inputs.slots.push_back(block * kBlockTokens + i % kBlockTokens);
   }
-  return knows(chunk.blocks, num_tokens);
+  inputs.segments.push_back({.row_begin = 0, .row_count = end - begin, .run_begin = 0, .run_count = 1});
+  inputs.runs.push_back({.block_begin = 0, .num_keys = end, .position_offset = 0});
+  inputs.blocks.assign(chunk.blocks.begin(), chunk.blocks.begin() + kv::BlockTable::blocks_for(end));
+  run();
+  for (const std::int32_t slot : inputs.slots) mark_slot(slot);
+  budget -= end - begin;
+  return end == num_tokens;
 }
 
 /// Reads what is missing of a sequence but for few last rows, as far as the budget goes; whether that was all.
@@ -201,12 +190,11 @@ bool DraftModel::catch_up(Sequence& sequence, int& budget) {
       if (!read_chunk(parts_.chunks.get(chunk.id), budget)) return false;
     }
   }
-  int known = num_known(sequence);
+  int known = num_known(sequence.table.blocks());
   while (sequence.own_len() - known > kFewRows && budget > 0) {
     const int count = std::min(budget, sequence.own_len() - kFewRows - known);
     plan_.entries.assign(1, {.sequence = &sequence, .first = known, .count = count, .samples = false});
     read(count);
-    num_read_late_ += count;
     budget -= count;
     known += count;
   }
@@ -232,7 +220,7 @@ void DraftModel::guess(std::span<const DraftWish> wishes,
     for (const DraftWish& wish : active_) {
       Sequence& sequence = *wish.sequence;
       const int last = sequence.own_len() - 1 + round;
-      const int first = round == 0 ? std::min(last, num_known(sequence)) : last;
+      const int first = round == 0 ? std::min(last, num_known(sequence.table.blocks())) : last;
       plan_.entries.push_back({.sequence = &sequence, .first = first, .count = last + 1 - first, .samples = true});
       plan_.num_tokens += last + 1 - first;
       rows_.push_back(plan_.num_tokens - 1);

@@ -74,15 +74,13 @@ class DraftModel {
   std::int64_t kv_bytes() const { return storage_.bytes(); }
   /// That passes took so far.
   double seconds() const { return seconds_; }
-  /// Tokens that were read, guesses included; those that were missing before a guess.
+  /// Tokens that were read, guesses included.
   std::int64_t num_read() const { return num_read_; }
-  std::int64_t num_read_late() const { return num_read_late_; }
 
  private:
   static constexpr int kFewRows = 2 * kBlockTokens;  // are read in the pass that guesses, not before
 
-  int num_known(const Sequence& sequence) const;
-  bool knows(std::span<const BlockId> blocks, int num_tokens) const;
+  int num_known(std::span<const BlockId> blocks) const;
   bool knows_chunks(const Sequence& sequence) const;
   void mark(const Sequence& sequence, int first, int count);
   void mark_slot(int slot);
@@ -112,7 +110,6 @@ class DraftModel {
   std::vector<float> host_logits_;           // where the models are on a device
   double seconds_ = 0.0;
   std::int64_t num_read_ = 0;
-  std::int64_t num_read_late_ = 0;
 };
 
 }  // namespace nb::engine

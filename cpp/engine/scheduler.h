@@ -21,7 +21,8 @@
 // first, then fork it.
 //
 // Drafts: who decodes may have guesses of its next tokens in the same step, from what the budget and the pool leave
-// once everybody has what it needs. commit() keeps those that came true; the others are as if they had never been:
+// once everybody has what it needs. Where guesses are stored as they are made, their blocks come into use before; those
+// of none that came go out of use again. commit() keeps those that came true; the others are as if they had never been:
 // positions behind the last computed token are not in use, and nothing of them is published, shared or kept.
 //
 // Archive, if there is one: what the prefix cache does not have of an admitted sequence, or of a chunk, is filled from

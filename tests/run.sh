@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The test command: prepares what it needs, builds, runs every test and prints the summaries of ctest and pytest.
 #
-#   tests/run.sh           20 to 40 minutes on two cores from nothing, less when built before
+#   tests/run.sh           30 to 45 minutes on two cores from nothing, less when built before
 #   tests/run.sh --full    property tests with their full counts, all fuzz targets for minutes, client libraries from the
 #                          network against the server (tests/clients/run.sh)
 #

@@ -470,7 +470,12 @@ MUTATIONS = (
         "return segment.policy;",
         "policies: by the keys of the summaries too",
     ),
-    Mutation("attention.cuh", "max += run.score_bias * kLog2e;", "max += 0.0f;", "biased runs: the bias dropped"),
+    Mutation(
+        "attention.cuh",
+        "max += run.score_bias * kLog2e;",
+        "max += 0.0f * run.score_bias;",
+        "biased runs: the bias dropped",
+    ),
     Mutation(
         "attention.cuh",
         "max += run.score_bias * kLog2e;",

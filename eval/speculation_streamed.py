@@ -187,6 +187,7 @@ def main() -> int:
                 texts.append(answers)
                 counts[name] = {key: counts[name].get(key, 0) + value for key, value in counted.items()}
         same = all(text == texts[0] for text in texts)
+        num_answers = args.rounds * len(PROMPTS)  # each with a step for its prompt
         rows: list[dict[str, Any]] = []
         for name in sides:
             count = counts[name]
@@ -196,7 +197,7 @@ def main() -> int:
                     "tokens_per_s": statistics.median(rates[name]),
                     "ratio": statistics.median(ratios[name]),
                     "acceptance": count["accepted_draft_tokens"] / max(count["draft_tokens"], 1),
-                    "bound": args.rounds * len(PROMPTS) * args.tokens / count["steps"],
+                    "bound": num_answers * (args.tokens - 1) / (count["steps"] - num_answers),
                     "draft_model_share": count["draft_model_seconds"]
                     / (count["draft_model_seconds"] + count["forward_seconds"]),
                     "streamed_gb_per_step": count["streamed_bytes"] / count["steps"] / 1e9,

@@ -516,7 +516,7 @@ MUTATIONS = (
     Mutation(
         "attention_prefill.cuh",
         "if (ballot(hidden != 0) != 0) hide_from_columns(hidden, scores);",
-        "",
+        "if (ballot(hidden != 0) > 99) hide_from_columns(0u, scores);",
         "prefill: keys seen that a policy hides",
     ),
     Mutation(

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "engine/head_runner.h"
+#include "engine/kv_budget.h"
 #include "engine/metrics.h"
 #include "ops/ops.h"
 #include "quant/kv_format.h"
@@ -31,11 +32,7 @@ quant::KvFormat DraftModel::kv_format_for(quant::KvFormat target_format) {
 }
 
 kv::KvShape DraftModel::kv_shape(const model::Model& draft, quant::KvFormat target_format) {
-  const model::ModelConfig& config = draft.config();
-  return {.format = kv_format_for(target_format),
-          .num_layers = config.num_layers,
-          .num_kv_heads = config.num_kv_heads,
-          .head_dim = config.head_dim};
+  return kv_shape_of(draft.config(), kv_format_for(target_format));
 }
 
 void DraftModel::check(const model::Model& draft, const model::Model& target, quant::KvFormat target_format) {
@@ -106,8 +103,7 @@ bool DraftModel::can_guess(const Sequence& sequence, int count) const {
 }
 
 ops::ExecContext DraftModel::context() {
-  return {
-      .kernels = &parts_.model.kernels(), .pool = &parts_.target.pool(), .workspace = &workspace_, .counts = &counts_};
+  return {.kernels = &parts_.model.kernels(), .pool = &parts_.target.pool(), .workspace = &workspace_};
 }
 
 /// One pass over the rows of `batch_`; returns the residual stream.
@@ -143,8 +139,7 @@ void DraftModel::read_along(const StepPlan& plan) {
   int num_rows = 0;
   for (const PlannedSequence& entry : plan.entries) {
     const Sequence& sequence = *entry.sequence;
-    const bool decodes = entry.samples && entry.count == entry.num_draws();
-    if (entry.selects || decodes || !is_readable(sequence)) continue;
+    if (entry.selects || entry.decodes() || !is_readable(sequence)) continue;
     if (!sequence.is_internal() && !sequence.request.speculative.value_or(true)) continue;
     if (!knows_chunks(sequence) || num_known(sequence.table.blocks()) < entry.first)
       continue;  // behind what is missing
@@ -314,12 +309,8 @@ void DraftModel::draw_row(const DraftWish& wish, std::span<const float> logits, 
       std::copy(logits.begin(), logits.end(), padded.begin());
       logits = padded;
     }
-    const sampling::SampleInput input{.logits = logits.first(vocab_size),
-                                      .params = sequence.request.sampling,
-                                      .seed = sequence.seed,
-                                      .tokens = sequence.text_with(static_cast<int>(sequence.drafts.size())),
-                                      .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
-                                      .stop_ids = sequence.stop_ids};
+    sampling::SampleInput input = sample_input(sequence, static_cast<int>(sequence.drafts.size()));
+    input.logits = logits.first(vocab_size);
     try {
       token = sampler.sample(input);
     } catch (const Error&) {

@@ -98,7 +98,6 @@ class DraftModel {
   kv::KvStorage storage_;
   std::vector<std::uint8_t> num_filled_;  // leading cells of each block that hold the KV of its tokens
   Workspace workspace_;
-  ops::FusionCounts counts_{};
   StepPlan plan_;
   StepBatch batch_;
   std::vector<DraftWish> active_;

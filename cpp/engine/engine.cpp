@@ -45,12 +45,8 @@ EngineOptions resolve(EngineOptions options, const model::Model& model) {
 constexpr double kDeviceShare = 0.85;
 
 kv::KvStorage make_storage(const model::Model& model, const EngineOptions& options) {
-  const model::ModelConfig& config = model.config();
   const DeviceMemory* const device = model.memory();
-  const kv::KvShape shape{.format = *options.kv_format,
-                          .num_layers = config.num_layers,
-                          .num_kv_heads = config.num_kv_heads,
-                          .head_dim = config.head_dim};
+  const kv::KvShape shape = kv_shape_of(model.config(), *options.kv_format);
   // A draft model stores as many blocks.
   std::int64_t draft_bytes = 0;
   if (options.speculative && options.speculative->draft_model != nullptr) {
@@ -370,7 +366,7 @@ void Engine::record_time(const StepPlan& plan, double seconds) {
   double keys = 0.0;
   for (const PlannedSequence& entry : plan.entries) {
     if (entry.selects) continue;
-    if (entry.count == entry.num_draws() && entry.samples) {
+    if (entry.decodes()) {
       decode_rows += entry.count;
     } else {
       const int first = entry.sequence->position_of(entry.first);

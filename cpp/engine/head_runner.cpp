@@ -96,6 +96,15 @@ void store_logprobs(Sequence& sequence, int draft, TokenId token, std::span<cons
 
 }  // namespace
 
+sampling::SampleInput sample_input(const Sequence& sequence, int num_drafts) {
+  return {.logits = {},
+          .params = sequence.request.sampling,
+          .seed = sequence.seed,
+          .tokens = sequence.text_with(num_drafts),
+          .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
+          .stop_ids = sequence.stop_ids};
+}
+
 HeadRunner::HeadRunner(const model::Model& model)
     : model_(model),
       samplers_(static_cast<std::size_t>(model.pool().num_threads())),
@@ -142,15 +151,11 @@ void HeadRunner::find_allowed(const Sequence& sequence, std::size_t row) {
   fill_allowed(sequence, allowed_[row]);
 }
 
-/// What the token of a sequence behind so many drafts depends on, but for its logits; after find_allowed().
-sampling::SampleInput HeadRunner::describe(const Sequence& sequence, int draft, std::size_t row) const {
-  return {.logits = {},
-          .params = sequence.request.sampling,
-          .seed = sequence.seed,
-          .tokens = sequence.text_with(draft),
-          .num_prompt = static_cast<std::size_t>(sequence.num_prompt),
-          .stop_ids = sequence.stop_ids,
-          .allowed_bits = allowed_[row]};
+/// As sample_input() with what its constraint allows; after find_allowed().
+sampling::SampleInput HeadRunner::describe(const Sequence& sequence, int num_drafts, std::size_t row) const {
+  sampling::SampleInput input = sample_input(sequence, num_drafts);
+  input.allowed_bits = allowed_[row];
+  return input;
 }
 
 /// A thread's share of the rows that a device is to draw, each with what its constraint allows. Must not throw.

@@ -21,6 +21,9 @@
 
 namespace nb::engine {
 
+/// What the token of a sequence behind so many of its drafts depends on, but for logits and what a constraint allows.
+sampling::SampleInput sample_input(const Sequence& sequence, int num_drafts);
+
 class HeadRunner {
  public:
   static constexpr int kGroupRows = 32;
@@ -51,7 +54,7 @@ class HeadRunner {
   void finish_rows(const Group& group, const Part& part);
   void finish_row(const Group& group, std::size_t row, std::size_t thread);
   void find_allowed(const Sequence& sequence, std::size_t row);
-  sampling::SampleInput describe(const Sequence& sequence, int draft, std::size_t row) const;
+  sampling::SampleInput describe(const Sequence& sequence, int num_drafts, std::size_t row) const;
 
   const model::Model& model_;
   std::vector<sampling::Sampler> samplers_;          // one per thread

@@ -14,6 +14,13 @@ constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max() / 
 
 }  // namespace
 
+kv::KvShape kv_shape_of(const model::ModelConfig& config, quant::KvFormat format) {
+  return {.format = format,
+          .num_layers = config.num_layers,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim};
+}
+
 int choose_num_blocks(const KvBudget& budget) {
   NB_ASSERT(budget.block_bytes > 0 && budget.max_num_seqs > 0 && budget.max_model_len > 0);
   if (budget.kv_cache_bytes != 0) {

@@ -1,11 +1,16 @@
-// How many KV blocks an engine gets: from a budget in bytes, or from the machine's memory.
+// What a KV block of a model is, and how many an engine gets: from a budget in bytes, or from the machine's memory.
 //
 // Not for the memory itself (kv/kv_storage.h). Pure functions of their arguments.
 #pragma once
 
 #include <cstdint>
 
+#include "kv/kv_storage.h"
+#include "model/config.h"
+
 namespace nb::engine {
+
+kv::KvShape kv_shape_of(const model::ModelConfig& config, quant::KvFormat format);
 
 /// What the number of blocks follows from.
 struct KvBudget {

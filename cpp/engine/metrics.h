@@ -113,7 +113,7 @@ struct EngineStats {
   std::int64_t workspace_bytes = 0;
   std::int64_t workspace_growths = 0;  ///< times a step asked for memory; constant once warm
   std::int64_t steps = 0;              ///< forward passes that completed
-  double plan_seconds = 0.0;           ///< plan, batch building and commit
+  double plan_seconds = 0.0;           ///< plan (a draft model's guesses are made there), batch building, commit
   double forward_seconds = 0.0;        ///< decoder and head
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
   std::int64_t drawn_on_device = 0;    ///< tokens that a device drew where their logits were

@@ -97,6 +97,8 @@ struct PlannedSequence {
   int first_draw = 0;     ///< of the step's draws: where those of this entry begin
 
   int num_draws() const { return 1 + num_drafts; }
+  /// Whether it computes nothing but its last token and drafts.
+  bool decodes() const { return samples && count == num_draws(); }
 };
 
 struct StepPlan {

@@ -205,7 +205,7 @@ void Speculator::record(const StepPlan& plan, std::span<const TokenId> sampled, 
   bool only_decodes = true;
   std::size_t next = 0;
   for (const PlannedSequence& entry : plan.entries) {
-    const bool decodes = entry.samples && entry.count == entry.num_draws();
+    const bool decodes = entry.decodes();
     only_decodes = only_decodes && decodes;
     if (!decodes) continue;
     ++num_decodes;

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from nanobraid import _core
+from nanobraid._model_file import ensure_file
 from nanobraid.errors import InvalidArgumentError
 from nanobraid.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from nanobraid.speculative import SpeculativeConfig
-
-
-def resolve(model: str | os.PathLike[str]) -> Path:
-    """Returns the model's file, downloaded or exported if need be."""
-    from nanobraid import models
-
-    path = models.ensure(model)
-    if path.is_dir():
-        from nanobraid import _export_cache  # importing the exporter takes time and memory
-
-        path = _export_cache.model_file(path)
-    return path
 
 
 def load(
@@ -54,7 +40,7 @@ def load(
     """
     if config is None or config.draft_model is None:
         return None
-    path = resolve(config.draft_model)
+    path = ensure_file(config.draft_model)
     require_same_tokens(tokenizer, Tokenizer(path), path.name)
     return _core.Model(str(path), backend, dtype, threads, deterministic, fusion=fusion)
 

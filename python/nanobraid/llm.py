@@ -15,6 +15,7 @@ from nanobraid._compose import Composing
 from nanobraid._draft import Draft, Prepared
 from nanobraid._driver import Call, Driver
 from nanobraid._kv_selftest import check_kv_format, is_tested
+from nanobraid._model_file import ensure_file
 from nanobraid._options import (
     FUSION,
     MAX_INT,
@@ -161,7 +162,7 @@ class LLM(Composing, Scoring):
         speculative = core_options(speculative_config)
         streaming = streaming_options(streaming_config)
 
-        path = _draft_model.resolve(model)
+        path = ensure_file(model)
         _logging.follow_python_level()
         self._tokenizer = Tokenizer(path)
         with core_errors():

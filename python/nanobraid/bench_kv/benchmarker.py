@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanobraid import __version__, models
+from nanobraid._model_file import ensure_file
 from nanobraid.bench_kv import worker
 from nanobraid.bench_kv.config import BenchmarkConfig, Config, QualityConfig
 from nanobraid.bench_kv.machine import cpu_name
@@ -81,11 +82,7 @@ class KVCacheBenchmarker:
             device, dtype, batch_size, seed = model.device, model.dtype, model.batch_size, model.seed
             model = model.model_name
         name = model.config["path"] if isinstance(model, LLM) else model
-        self.model = models.ensure(name)
-        if self.model.is_dir():
-            from nanobraid import _export_cache  # importing the exporter takes time and memory
-
-            self.model = _export_cache.model_file(self.model)
+        self.model = ensure_file(name)
         own = Tokenizer(self.model)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise InvalidArgumentError(

@@ -156,6 +156,62 @@ std::size_t free_bytes() {
   return free;
 }
 
+// ---- beside the kernels ----
+
+bool pin(void* data, std::size_t bytes) {
+  const cudaError_t error = cudaHostRegister(data, bytes, cudaHostRegisterDefault);
+  if (error != cudaSuccess) cudaGetLastError();  // told by what is returned
+  return error == cudaSuccess;
+}
+
+void unpin(void* data) { note(cudaHostUnregister(data), "unpinning memory", false); }
+
+// Whoever waits for one sleeps: a reader of weights does it all the time.
+cudaEvent_t new_event() {
+  cudaEvent_t event = nullptr;
+  note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "creating an event", false);
+  return event;
+}
+
+// For the copies of one thread after the other.
+struct Beside {
+  std::mutex mutex;
+  cudaStream_t stream = nullptr;
+  cudaEvent_t copied = nullptr;
+
+  bool start() {
+    if (copied != nullptr) return true;
+    if (stream == nullptr) {
+      note(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream", false);
+    }
+    if (stream != nullptr) copied = new_event();
+    return copied != nullptr;
+  }
+};
+
+bool copy_in_beside(void* to, const void* from, std::size_t bytes) {
+  static Beside& beside = *new Beside();  // lives as long as the process, like Staging
+  const std::lock_guard lock(beside.mutex);
+  if (!beside.start()) return false;
+  cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, beside.stream);
+  if (error == cudaSuccess) error = cudaEventRecord(beside.copied, beside.stream);
+  if (error == cudaSuccess) error = cudaEventSynchronize(beside.copied);
+  note(error, "copying to the device beside its work", false);
+  return error == cudaSuccess;
+}
+
+void* new_mark() { return new_event(); }
+
+void delete_mark(void* mark) { note(cudaEventDestroy(static_cast<cudaEvent_t>(mark)), "destroying an event", false); }
+
+void set_mark(void* mark) {
+  note(cudaEventRecord(static_cast<cudaEvent_t>(mark), stream()), "recording an event", false);
+}
+
+void wait_for(void* mark) {
+  note(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "waiting for the device", false);
+}
+
 // ---- the device ----
 
 // The oldest architecture this library has code for, as 80 for 8.0.
@@ -228,7 +284,14 @@ const DeviceMemory& device_memory() {
                                       .copy_within = copy_within,
                                       .fill = fill,
                                       .free_bytes = free_bytes,
-                                      .take_error = take_error};
+                                      .take_error = take_error,
+                                      .pin = pin,
+                                      .unpin = unpin,
+                                      .copy_in_beside = copy_in_beside,
+                                      .new_mark = new_mark,
+                                      .delete_mark = delete_mark,
+                                      .set_mark = set_mark,
+                                      .wait_for = wait_for};
   return memory;
 }
 

@@ -1,11 +1,13 @@
 """Decoding with weights on disk, against what the disk and the processor allow, and memory against the budget.
 
     python eval/streaming.py [--like tinyllama-1.1b --layers 12] [--shares 0.4 0.7] [--folder DIR] [--json]
+    python eval/streaming.py --device cuda [--shares 0.6]
 
 A random model of at least 1 GB is written by tools/make_random_model.py, then for every budget, a share of the bytes of
 all weights, alternating: direct reads of the file of packed layers without an engine; decoding with all weights in
 memory; decoding within the budget. A step can be no faster than the slower of the disk, for what is streamed, and of
-the processor: `share_of_limit` is how much of that was reached.
+the processor: `share_of_limit` is how much of that was reached. With --device cuda the layers come from pinned host
+memory, and instead of the disk it is copies of pinned memory, made by torch, that are measured.
 Every run gives the same tokens, or this fails.
 """
 
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from machine import load_average
 MAKE_MODEL = Path(__file__).resolve().parents[1] / "tools" / "make_random_model.py"
 BLOCK = 4096
 PIECE = 1 << 20  # what the reader asks for at once (cpp/io/blob_file.cpp)
+READERS = 8  # pieces that are under way
 
 # argv: model, options of LLM, fields of StreamingConfig or null, batch, tokens.
 DECODE = """
@@ -70,39 +74,68 @@ def decode(model: Path, streaming: dict[str, Any] | None, batch: int, tokens: in
 
 
 def read_rate(path: Path, num_bytes: int) -> float:
-    """GB/s of direct reads from the beginning of a file, one piece after the other."""
-    memory = mmap.mmap(-1, PIECE)
+    """GB/s of direct reads from the beginning of a file, several pieces at a time."""
+    num_bytes = min(num_bytes, path.stat().st_size) // BLOCK * BLOCK
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+
+    def read_every(first: int) -> int:
+        memory, done = mmap.mmap(-1, PIECE), 0
+        for offset in range(first * PIECE, num_bytes, READERS * PIECE):
+            wanted = min(PIECE, num_bytes - offset)
+            if os.preadv(descriptor, [memoryview(memory)[:wanted]], offset) != wanted:
+                raise SystemExit(f"{path}: a read at {offset} was short")
+            done += wanted
+        return done
+
     try:
-        num_bytes = min(num_bytes, path.stat().st_size) // BLOCK * BLOCK
-        begin = time.perf_counter()
-        done = 0
-        while done < num_bytes:
-            done += os.preadv(descriptor, [memoryview(memory)[: min(PIECE, num_bytes - done)]], done)
-        return done / (time.perf_counter() - begin) / 1e9
+        with ThreadPoolExecutor(READERS) as pool:
+            begin = time.perf_counter()
+            done = sum(pool.map(read_every, range(READERS)))
+            return done / (time.perf_counter() - begin) / 1e9
     finally:
         os.close(descriptor)
 
 
-def measure(model: Path, share: float, *, batch: int, tokens: int, repeat: int) -> dict[str, Any]:
+# In a process of its own, whose memory on the GPU goes with it. The first copy does not count.
+COPY_RATE = """
+import statistics, time, torch
+source = torch.ones(1 << 28, dtype=torch.uint8).pin_memory()
+target = torch.empty_like(source, device="cuda")
+seconds = []
+for _ in range(9):
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    seconds.append(time.perf_counter() - begin)
+print(source.numel() / statistics.median(seconds[1:]) / 1e9)
+"""
+
+
+def copy_rate() -> float:
+    """GB/s of copies from pinned memory to the GPU."""
+    return float(subprocess.run([sys.executable, "-c", COPY_RATE], check=True, capture_output=True, text=True).stdout)
+
+
+def measure(model: Path, share: float, *, device: str, batch: int, tokens: int, repeat: int) -> dict[str, Any]:
     """One budget: medians of `repeat` rounds, each of a read, a run in memory and a streamed run."""
     folder = model.parent / "streamed"
-    resident = [decode(model, None, batch, tokens)]
+    options = {"device": device}
+    resident = [decode(model, None, batch, tokens, **options)]
     budget = int(share * resident[0]["weight_bytes"])
     streaming = {"budget_bytes": budget, "cache_dir": str(folder)}
-    decode(model, streaming, batch, 1)  # packs
-    (layers,) = folder.glob("*.layers")
+    decode(model, streaming, batch, 1, **options)  # packs
     streamed, rates = [], []
     for i in range(repeat):
         if i > 0:
-            resident.append(decode(model, None, batch, tokens))
-        rates.append(read_rate(layers, 1 << 30))
-        streamed.append(decode(model, streaming, batch, tokens))
+            resident.append(decode(model, None, batch, tokens, **options))
+        rates.append(copy_rate() if device == "cuda" else read_rate(next(folder.glob("*.layers")), 1 << 30))
+        streamed.append(decode(model, streaming, batch, tokens, **options))
         if streamed[-1]["answers"] != resident[0]["answers"]:
             raise SystemExit(f"within {budget} bytes the tokens are others")
     one = streamed[0]
     step_bytes = one["streamed_bytes"] / one["steps"]
-    disk = statistics.median(rates)
+    source = statistics.median(rates)
     compute = statistics.median(run["forward_seconds"] / run["steps"] for run in resident)
     step = statistics.median(run["forward_seconds"] / run["steps"] for run in streamed)
     peak = max(run["peak_rss_bytes"] for run in streamed)
@@ -114,14 +147,14 @@ def measure(model: Path, share: float, *, batch: int, tokens: int, repeat: int) 
         "streamed_layers": one["streamed_layers"],
         "direct": one["streamed_direct"],
         "step_bytes": round(step_bytes),
-        "disk_gb_per_s": disk,
+        "source_gb_per_s": source,
         "streamed_gb_per_s": statistics.median(
             run["streamed_bytes"] / run["streamed_seconds"] / 1e9 for run in streamed
         ),
         "resident_step_s": compute,
         "streamed_step_s": step,
-        "limit_step_s": max(step_bytes / disk / 1e9, compute),
-        "share_of_limit": max(step_bytes / disk / 1e9, compute) / step,
+        "limit_step_s": max(step_bytes / source / 1e9, compute),
+        "share_of_limit": max(step_bytes / source / 1e9, compute) / step,
         "resident_tokens_per_s": statistics.median(run["tokens_per_s"] for run in resident),
         "streamed_tokens_per_s": statistics.median(run["tokens_per_s"] for run in streamed),
         "wait_share": statistics.median(run["streamed_wait_seconds"] / run["seconds"] for run in streamed),
@@ -137,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--like", default="tinyllama-1.1b", help="shape of the model, as make_random_model.py knows it")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.8], help="budgets, of the weights' bytes")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=6)
@@ -152,13 +186,14 @@ def main() -> int:
         for share in args.shares:
             for batch in args.batches:
                 before = load_average()
-                row = measure(model, share, batch=batch, tokens=args.tokens, repeat=args.repeat)
+                row = measure(model, share, device=args.device, batch=batch, tokens=args.tokens, repeat=args.repeat)
                 rows.append(row | {"share": share, "load_average": [before, load_average()]})
                 if not args.json:
                     print(
                         f"budget {row['budget_bytes'] / 1e6:.0f} of {row['weight_bytes'] / 1e6:.0f} MB, batch {batch}: "
                         f"{row['streamed_tokens_per_s']:.2f} tokens/s ({row['resident_tokens_per_s']:.2f} in memory), "
-                        f"{100 * row['share_of_limit']:.0f} % of the limit; disk {row['disk_gb_per_s']:.2f} GB/s, "
+                        f"{100 * row['share_of_limit']:.0f} % of the limit; "
+                        f"{row['streamed_gb_per_s']:.2f} of {row['source_gb_per_s']:.2f} GB/s, "
                         f"peak {row['peak_beyond_budget_bytes'] / 1e6:+.0f} MB to the budget"
                     )
     if args.json:

@@ -142,6 +142,11 @@ benchmark() {  # OPTION...
   NANOBRAID_CACHE=$build/cache python_here eval/bench_gpu.py --models "$random_models/llama-3.2-1b" --prompt 1024 "$@"
 }
 
+streaming() {  # weights from pinned host memory, against the rate of copies
+  NANOBRAID_CACHE=$build/cache python_here eval/streaming.py --device cuda --like llama-3.2-1b --layers 16 \
+    --shares 0.6 --repeat 2 --folder "$build"
+}
+
 # What needs the package.
 check_models() {
   local name weights
@@ -157,12 +162,13 @@ check_models() {
       skip default-model "$(cat "$build/weights.txt")"
     fi
   fi
-  if wanted benchmark || wanted benchmark-peer; then
+  if wanted benchmark || wanted benchmark-peer || wanted streaming; then
     if [[ ! -f $random_models/llama-3.2-1b/model.safetensors ]]; then
       skip benchmark "no model of that shape: part random-models makes it"
     elif ! has_module torch; then
       skip benchmark "Python has no torch"
     else
+      wanted streaming && part streaming 90 4 streaming
       wanted benchmark && part benchmark 60 12 benchmark --no-peer --rounds 2 --new 64 --json "$build/benchmark.json"
       if wanted benchmark-peer; then
         if ! has_module transformers; then
@@ -187,7 +193,7 @@ main() {
     if [[ -d $build/python/nanobraid ]]; then
       check_models
     else
-      for name in random-models default-model benchmark; do
+      for name in random-models default-model streaming benchmark; do
         wanted "$name" && skip "$name" "no Python package: pybind11 is not there, or nothing was built"
       done
     fi
@@ -213,5 +219,5 @@ main() {
 
 export build jobs filter random_models default_model
 export -f configure_and_build make_package has_module python_here device_tests sanitized make_random_models \
-  compare_random_model compare_default_model benchmark
+  compare_random_model compare_default_model benchmark streaming
 main

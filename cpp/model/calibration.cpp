@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "io/tensor_rows.h"
 #include "model/loader.h"
+#include "model/read_config.h"
 #include "tensor/allocator.h"
 
 namespace nb::model {

@@ -21,7 +21,8 @@ LayerStream::LayerStream(const std::vector<LayerWeights>& layers, Options option
       positions_(layers.size(), kNone),
       slot_bytes_(options.slot_bytes),
       direct_(options.direct),
-      read_(std::move(read)) {
+      read_(std::move(read)),
+      device_(options.memory) {
   const auto num_slots = static_cast<std::size_t>(options.num_slots);
   NB_ASSERT(!streamed_.empty() && num_slots >= std::min<std::size_t>(2, streamed_.size()));
   NB_ASSERT(slot_bytes_ > 0 && slot_bytes_ % io::kBlobAlignment == 0);
@@ -32,12 +33,28 @@ LayerStream::LayerStream(const std::vector<LayerWeights>& layers, Options option
     positions_[layer] = static_cast<int>(i);
     placed_.push_back(layers[layer]);
   }
-  arena_ = HostArena::create(num_slots * slot_bytes_);
-  memory_ = arena_->allocate(num_slots * slot_bytes_, io::kBlobAlignment);
-  memory_.data()[memory_.bytes() - 1] = std::byte{};  // so that its page is there, whose rest goes back
-  arena_->trim();
-  for (std::size_t i = 0; i < num_slots; ++i) slots_.push_back({.data = memory_.data() + i * slot_bytes_});
+  take_memory(num_slots);
   reader_ = std::thread([this] { work(); });
+}
+
+void LayerStream::take_memory(std::size_t num_slots) {
+  if (device_ != nullptr) {
+    memory_ = allocate_on(*device_, num_slots * slot_bytes_);
+  } else {
+    const auto arena = HostArena::create(num_slots * slot_bytes_);
+    memory_ = arena->allocate(num_slots * slot_bytes_, io::kBlobAlignment);
+    memory_.data()[memory_.bytes() - 1] = std::byte{};  // so that its page is there, whose rest goes back
+    arena->trim();
+  }
+  for (std::size_t i = 0; i < num_slots; ++i) {
+    slots_.push_back({.data = memory_.data() + i * slot_bytes_});
+    if (device_ == nullptr) continue;
+    slots_.back().mark = {device_->new_mark(), [device = device_](void* mark) {
+                            if (mark != nullptr) device->delete_mark(mark);
+                          }};
+    if (slots_.back().mark == nullptr) check(*device_);
+    NB_CHECK(slots_.back().mark != nullptr, device, device_->name, " has no more marks");
+  }
 }
 
 LayerStream::~LayerStream() {
@@ -83,6 +100,7 @@ void LayerStream::release(int layer) {
   NB_CHECK(position != kNone && in_use_ != kNone && slots_[static_cast<std::size_t>(in_use_)].position == position,
            internal, "layer ", layer, " is released, which is not the acquired one");
   place_blob(placed_[static_cast<std::size_t>(position)], nullptr);
+  if (device_ != nullptr) device_->set_mark(slots_[static_cast<std::size_t>(in_use_)].mark.get());
   in_use_ = kNone;
   wanted_.notify_one();
 }
@@ -138,6 +156,7 @@ void LayerStream::work() {
     slot.state = State::loading;
     const int layer = streamed_[static_cast<std::size_t>(position)];
     lock.unlock();
+    if (device_ != nullptr) device_->wait_for(slot.mark.get());
     const Clock::time_point begun = Clock::now();
     std::exception_ptr error;
     try {

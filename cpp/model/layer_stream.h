@@ -2,7 +2,8 @@
 //
 // A step uses layers in ascending order and the next step begins again, so the reader goes round: the layers behind the
 // one in use are read into the slots that are free, across the end of a step. Any other order is right too, and slower.
-// Whoever computes is one thread, which has one layer acquired at a time; stats() is for any thread.
+// Whoever computes is one thread, which has one layer acquired at a time; stats() is for any thread. On a device the
+// slots lie in its memory, and a slot is filled again when the kernels are done that were started with its layer.
 #pragma once
 
 #include <condition_variable>
@@ -17,6 +18,7 @@
 
 #include "model/layer_weights.h"
 #include "tensor/allocator.h"
+#include "tensor/device_memory.h"
 
 namespace nb::model {
 
@@ -24,7 +26,7 @@ namespace nb::model {
 struct StreamStats {
   int layers = 0;                   ///< that are streamed
   int slots = 0;                    ///< that they are read into
-  bool direct = false;              ///< reads go past the page cache
+  bool direct = false;              ///< reads go past the page cache; on a device: come from pinned memory
   std::int64_t reads = 0;           ///< layers read
   std::int64_t read_bytes = 0;      ///< that they had
   double read_seconds = 0.0;        ///< that reading took the reader
@@ -43,13 +45,14 @@ class LayerStream {
   using Read = std::function<void(int layer, std::span<std::byte> out)>;
 
   struct Options {
-    std::vector<int> streamed{};  ///< layers, ascending, at least one
-    int num_slots = 2;            ///< one if one layer is streamed, else at least two
-    std::size_t slot_bytes = 0;   ///< a multiple of io::kBlobAlignment
-    bool direct = false;          ///< for stats()
+    std::vector<int> streamed{};           ///< layers, ascending, at least one
+    int num_slots = 2;                     ///< one if one layer is streamed, else at least two
+    std::size_t slot_bytes = 0;            ///< a multiple of io::kBlobAlignment
+    bool direct = false;                   ///< for stats()
+    const DeviceMemory* memory = nullptr;  ///< of the slots; null: the host's
   };
 
-  /// `layers`: all of the model's. Takes the memory of the slots. Throws out_of_memory.
+  /// `layers`: all of the model's. Takes the memory of the slots. Throws out_of_memory, device.
   LayerStream(const std::vector<LayerWeights>& layers, Options options, Read read);
   /// Waits for a read in progress.
   ~LayerStream();
@@ -74,10 +77,12 @@ class LayerStream {
     std::byte* data;
     int position = -1;  // of the layer in streamed_, unless empty
     State state = State::empty;
+    std::shared_ptr<void> mark{};  // on a device: of the work that was begun with its last layer
   };
 
   static constexpr int kNone = -1;
 
+  void take_memory(std::size_t num_slots);
   void work();
   bool choose(int& slot, int& position) const;
   int find(int position) const;
@@ -88,7 +93,7 @@ class LayerStream {
   std::size_t slot_bytes_;
   bool direct_;
   Read read_;
-  std::shared_ptr<HostArena> arena_;
+  const DeviceMemory* device_;  // whose memory the slots are; null: the host's
   Buffer memory_;
 
   mutable std::mutex mutex_;

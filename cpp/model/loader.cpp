@@ -4,22 +4,21 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <memory>
 #include <set>
-#include <string_view>
 #include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "io/tensor_rows.h"
+#include "model/host_layers.h"
 #include "model/layer_file.h"
 #include "model/load_progress.h"
+#include "model/read_config.h"
 #include "ops/pack_queue.h"
 #include "quant/finite.h"
 #include "quant/format.h"
 #include "tensor/device_memory.h"
-#include "text/unicode.h"
 
 namespace nb::model {
 namespace {
@@ -47,10 +46,8 @@ class Loader {
         queue_(layout_) {}
 
   ModelWeights run() {
-    const int hidden = config_.hidden_size;
-    weights_.embedding = pack({matrix(names_.embedding, config_.vocab_size, hidden)});
-    weights_.final_norm = vector(names_.final_norm, hidden);
-    if (!config_.tie_word_embeddings) weights_.head = pack({matrix(names_.head, config_.vocab_size, hidden)});
+    weights_.final_norm = vector(names_.final_norm, config_.hidden_size);
+    pack_ends();
     weights_.layers.reserve(static_cast<std::size_t>(config_.num_layers));
     for (int i = 0; i < config_.num_layers; ++i) weights_.layers.push_back(layer(i));
     queue_.run(pool_, LoadProgress(config_.name));
@@ -62,7 +59,9 @@ class Loader {
 
   /// Within the budget of `options`: what does not fit is streamed from a file, which is made first if need be.
   ModelWeights run_streamed(const StreamingOptions& options) {
-    NB_CHECK(memory_ == nullptr, unsupported, "streaming_config is not offered on a device, got ", memory_->name);
+    NB_CHECK(memory_ == nullptr || options.cache_bytes == 0, invalid_argument,
+             "streaming_config.cache_bytes limits a folder of packed layers, which ", memory_->name,
+             " does not use, got ", options.cache_bytes);
     const int hidden = config_.hidden_size;
     std::vector<std::int64_t> layer_bytes;
     for (int i = 0; i < config_.num_layers; ++i) {
@@ -91,7 +90,11 @@ class Loader {
     }
     weights_.budget_bytes = options.budget_bytes > 0 ? options.budget_bytes : plan.total_bytes;
     weights_.resident_bytes = plan.total_bytes;
-    keep_and_stream(options, plan, plan.total_bytes - plan.num_slots * plan.slot_bytes - order_total);
+    if (memory_ != nullptr) {
+      stream_from_host(plan);
+    } else {
+      stream_from_file(options, plan, plan.total_bytes - plan.num_slots * plan.slot_bytes - order_total);
+    }
     return std::move(weights_);
   }
 
@@ -116,7 +119,7 @@ class Loader {
   }
 
   // Fills the memory that `plan` gives to what stays, `kept_bytes` without orders, and begins to stream the rest.
-  void keep_and_stream(const StreamingOptions& options, const StreamPlan& plan, std::int64_t kept_bytes) {
+  void stream_from_file(const StreamingOptions& options, const StreamPlan& plan, std::int64_t kept_bytes) {
     const std::shared_ptr<const io::BlobFile> file =
         open_layer_file(options, config_.name, layout_, weights_.layers, [&](int index, std::span<std::byte> out) {
           pack_blob(index, weights_.layers[static_cast<std::size_t>(index)], out);
@@ -126,7 +129,7 @@ class Loader {
     arena_ = HostArena::create(static_cast<std::size_t>(kept_bytes));
     std::vector<std::pair<int, Buffer>> kept;
     for (int i = 0; i < config_.num_layers; ++i) {
-      if (std::binary_search(plan.streamed.begin(), plan.streamed.end(), i)) continue;
+      if (is_streamed(plan, i)) continue;
       const std::int64_t bytes = room(blob_bytes(weights_.layers[static_cast<std::size_t>(i)]));
       kept.emplace_back(i, arena_->allocate(static_cast<std::size_t>(bytes), io::kBlobAlignment));
     }
@@ -135,24 +138,79 @@ class Loader {
       place_blob(weights_.layers[static_cast<std::size_t>(index)], memory.data());
       weights_.small.push_back(memory);
     }
-    weights_.embedding = pack({matrix(names_.embedding, config_.vocab_size, config_.hidden_size)});
-    if (!config_.tie_word_embeddings) {
-      weights_.head = pack({matrix(names_.head, config_.vocab_size, config_.hidden_size)});
-    }
+    pack_ends();
     queue_.run(pool_, LoadProgress(config_.name));
     NB_ASSERT(arena_->stats().in_use_bytes <= static_cast<std::size_t>(kept_bytes));
     arena_->trim();
     source_.release_pages();
-    weights_.stream =
-        std::make_shared<LayerStream>(weights_.layers,
-                                      LayerStream::Options{.streamed = plan.streamed,
-                                                           .num_slots = plan.num_slots,
-                                                           .slot_bytes = static_cast<std::size_t>(plan.slot_bytes),
-                                                           .direct = file->is_direct()},
-                                      [reader](int index, std::span<std::byte> out) { reader->read(index, out); });
+    stream(plan, {.direct = file->is_direct()},
+           [reader](int index, std::span<std::byte> out) { reader->read(index, out); });
     log(LogLevel::info, config_.name, ": ", plan.streamed.size(), " of ", config_.num_layers,
         " layers are streamed from ", file->path(), file->is_direct() ? ", past the page cache" : "", "; weights take ",
         plan.total_bytes, " bytes of memory");
+  }
+
+  // The same on a device: the rest lies in host memory.
+  void stream_from_host(const StreamPlan& plan) {
+    move_vectors(*memory_, weights_);
+    std::vector<std::int64_t> streamed_bytes;
+    for (const int index : plan.streamed) {
+      streamed_bytes.push_back(blob_bytes(weights_.layers[static_cast<std::size_t>(index)]));
+    }
+    const auto host = std::make_shared<HostLayers>(*memory_, streamed_bytes);
+    LoadProgress progress(config_.name);
+    std::int64_t done = 0;
+    std::size_t position = 0;
+    for (int i = 0; i < config_.num_layers; ++i) {
+      LayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
+      if (is_streamed(plan, i)) {
+        pack_blob(i, layer, host->blob(position++));
+      } else {
+        keep_on_device(i, layer);
+      }
+      progress(done += blob_bytes(layer), weights_.bytes);
+    }
+    host->pin();
+    pack_ends();
+    arena_->trim();
+    source_.release_pages();
+    stream(plan, {.direct = host->is_pinned(), .memory = memory_},
+           [host, streamed = plan.streamed](int index, std::span<std::byte> out) {
+             const auto at = std::lower_bound(streamed.begin(), streamed.end(), index) - streamed.begin();
+             host->fetch(static_cast<std::size_t>(at), out);
+           });
+    log(host->is_pinned() ? LogLevel::info : LogLevel::warning, config_.name, ": ", plan.streamed.size(), " of ",
+        config_.num_layers, " layers are streamed to ", memory_->name, " from ", host->bytes(),
+        " bytes of host memory, ",
+        host->is_pinned() ? "pinned" : "which the system does not pin, so that copies are slow", "; weights take ",
+        plan.total_bytes, " bytes of the device");
+  }
+
+  void keep_on_device(int index, LayerWeights& layer) {
+    const auto bytes = static_cast<std::size_t>(room(blob_bytes(layer)));
+    const Buffer packed = HostArena::create(bytes)->allocate(bytes);
+    pack_blob(index, layer, {packed.data(), bytes});
+    weights_.small.push_back(copy_to(*memory_, packed.data(), bytes));
+    place_blob(layer, weights_.small.back().data());
+  }
+
+  static bool is_streamed(const StreamPlan& plan, int index) {
+    return std::binary_search(plan.streamed.begin(), plan.streamed.end(), index);
+  }
+
+  void pack_ends() {
+    const auto pack_end = [this](const char* name) {
+      return pack({matrix(name, config_.vocab_size, config_.hidden_size)});
+    };
+    weights_.embedding = pack_end(names_.embedding);
+    if (!config_.tie_word_embeddings) weights_.head = pack_end(names_.head);
+  }
+
+  void stream(const StreamPlan& plan, LayerStream::Options options, LayerStream::Read read) {
+    options.streamed = plan.streamed;
+    options.num_slots = plan.num_slots;
+    options.slot_bytes = static_cast<std::size_t>(plan.slot_bytes);
+    weights_.stream = std::make_shared<LayerStream>(weights_.layers, std::move(options), std::move(read));
   }
 
   // What packs a layer when this loader is gone: it opens the model's file anew, and takes a thread of its own, since
@@ -200,6 +258,7 @@ class Loader {
     LayerWeights layer = vectors(index);
     for (const Group& group : groups(index)) {
       layer.*group.matrix = ops::plan_linear(group.sources, group.grouping, dtype_, layout_);
+      if (memory_ != nullptr && !weights_.expanded) note_expansion(group.sources);
     }
     weights_.bytes += matrix_bytes(layer);
     return layer;
@@ -383,37 +442,6 @@ class Loader {
   ModelWeights weights_;
 };
 
-// "blk.17.attn_q.weight" -> "blk.{}.attn_q.weight" if there is a layer 17; other names as they are.
-std::string pattern_of(const std::string& name, int num_layers) {
-  constexpr std::string_view kPrefix = "blk.";
-  if (!name.starts_with(kPrefix)) return name;
-  const char* const begin = name.data() + kPrefix.size();
-  int layer = -1;
-  const char* const end = std::from_chars(begin, name.data() + name.size(), layer).ptr;
-  if (layer < 0 || layer >= num_layers || std::string(begin, end) != std::to_string(layer)) return name;
-  return std::string(kPrefix) + "{}" + std::string(end, name.data() + name.size());
-}
-
-// A tensor nobody reads would be a part of the model that is silently left out.
-void refuse_unused_tensors(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source) {
-  std::set<std::string> used = {
-      names.embedding, names.final_norm, names.head,          names.attention_norm, names.q,
-      names.k,         names.v,          names.attention_out, names.ffn_norm,       names.gate,
-      names.up,        names.down,       names.rope_divisors};
-  for (const char* matrix :
-       {names.q, names.k, names.v, names.attention_out, names.gate, names.up, names.down, names.head}) {
-    used.insert(io::order_name(matrix));
-  }
-  if (config.qkv_bias) used.insert({names.q_bias, names.k_bias, names.v_bias});
-  if (config.qk_norm) used.insert({names.q_norm, names.k_norm});
-  used.insert("blk.{}.attn_rot_embd.weight");  // old files: the frequencies once more, which follow from the facts
-  for (const io::TensorInfo& tensor : source.tensors()) {
-    NB_CHECK(used.contains(pattern_of(tensor.name, config.num_layers)), unsupported, source.path(), ": tensor ",
-             text::in_quotes(tensor.name), " is no part of a ", config.architecture, " model of ", config.num_layers,
-             " layers as nanobraid knows it");
-  }
-}
-
 }  // namespace
 
 void move_vectors(const DeviceMemory& memory, ModelWeights& weights) {
@@ -447,20 +475,6 @@ ModelWeights load_streamed_weights(const ModelConfig& config, const TensorNames&
 ModelWeights load_layer(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                         const std::string& dtype, const ops::Backend& backend, ThreadPool& pool, int layer) {
   return Loader(config, names, source, dtype, backend, pool).run_layer(layer);
-}
-
-ModelConfig read_config(const io::ModelSource& source) {
-  const Family& family = find_family(std::string(source.metadata().string("general.architecture")));
-  ModelConfig config = family.read_config(source);
-  const io::TensorInfo* embedding = source.find(family.names.embedding);
-  NB_CHECK(embedding != nullptr, format, "the model file has no tensor ", family.names.embedding);
-  NB_CHECK(embedding->shape.size() == 2 && embedding->shape[0] < (1 << 24), format, "tensor ", family.names.embedding,
-           " is not a matrix of vocabulary rows");
-  config.vocab_size = static_cast<int>(embedding->shape[0]);
-  config.tie_word_embeddings = source.find(family.names.head) == nullptr;
-  validate(config);
-  refuse_unused_tensors(config, family.names, source);
-  return config;
 }
 
 std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOptions& options) {

@@ -19,9 +19,6 @@ std::unique_ptr<Model> load_model(const io::ModelSource& source, const ModelOpti
 /// The same from a path.
 std::unique_ptr<Model> load_model(const std::string& path, const ModelOptions& options);
 
-/// Facts of a file without its weights; vocab_size and tie_word_embeddings come from the tensor directory.
-ModelConfig read_config(const io::ModelSource& source);
-
 /// Moves norms and biases into the memory of a device. Throws out_of_memory or device.
 void move_vectors(const DeviceMemory& memory, ModelWeights& weights);
 
@@ -31,8 +28,8 @@ ModelWeights load_weights(const ModelConfig& config, const TensorNames& names, c
 
 /// The same within a budget: layers that do not fit are streamed, from a file that is made first if there is none. With
 /// everything in the budget, no layer is. `names` and `backend` outlive the weights: a layer whose packed bytes are
-/// damaged is packed again from the model's file. Throws invalid_argument naming the option or, for a budget that is
-/// too small, the numbers; unsupported on a device; io.
+/// damaged is packed again from the model's file. On a device the budget is of its memory, and the rest lies packed in
+/// the host's. Throws invalid_argument naming the option or, for a budget that is too small, the numbers; io; device.
 ModelWeights load_streamed_weights(const ModelConfig& config, const TensorNames& names, const io::ModelSource& source,
                                    const std::string& dtype, const ops::Backend& backend, ThreadPool& pool,
                                    const StreamingOptions& streaming);

@@ -1,7 +1,8 @@
 // The memory of a device as a struct of functions, filled by the library that drives it.
 //
-// Plain data, so that it can cross from a library that was opened at run time. Not for host memory (allocator.h). All
-// calls are ordered with the kernels of that library; used by the thread that runs steps, or that loads a model.
+// Plain data, so that it can cross from a library that was opened at run time. Not for host memory (allocator.h). Calls
+// are ordered with the kernels of that library and made by the thread that runs steps, or that loads a model; those
+// that say so may be made by another, beside it.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +22,18 @@ struct DeviceMemory {
   void (*fill)(void* to, unsigned char value, std::size_t bytes);
   std::size_t (*free_bytes)();  ///< of the device, for everybody who uses it
   const char* (*take_error)();  ///< the first error since the last call, from kernels too; null if there was none
+
+  /// Makes host memory such that the device reads it by itself; false where the system does not allow it.
+  bool (*pin)(void* data, std::size_t bytes);
+  void (*unpin)(void* data);
+  /// Copies host memory in beside the kernels, in no order with them, and returns when the bytes are there; false if
+  /// they are not. For any thread. Pinned memory is copied at the rate of the bus.
+  bool (*copy_in_beside)(void* to, const void* from, std::size_t bytes);
+
+  void* (*new_mark)();  ///< a point of the work, not set yet; null if the device has no more
+  void (*delete_mark)(void* mark);
+  void (*set_mark)(void* mark);  ///< it is now where all the work lies before that was begun so far
+  void (*wait_for)(void* mark);  ///< until that work is done; at once for one that is not set. For any thread
 };
 
 /// Throws a device error with what take_error() says, if anything.

@@ -13,6 +13,7 @@
 #include "io/safetensors_source.h"
 #include "model/calibration.h"
 #include "model/loader.h"
+#include "model/read_config.h"
 #include "quant/quantize.h"
 #include "text/tokenizer.h"
 

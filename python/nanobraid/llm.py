@@ -99,8 +99,8 @@ class LLM(Composing, Scoring):
         kv_store_bytes: Most that all files in it may take; what was not used for longest goes first. None is 8 GiB.
         speculative_config: Guess coming tokens, so that one step verifies several; changes no token, see
             `SpeculativeConfig`. On a GPU only with `deterministic`. None: one token a step and answer.
-        streaming_config: Keep weights within a budget of memory and read the layers that do not fit from disk, each
-            step; changes no token, see `StreamingConfig`. Not on a GPU. None: all weights are in memory.
+        streaming_config: Keep weights within a budget of memory and read the layers that do not fit from disk, on a
+            GPU from host memory, each step; changes no token, see `StreamingConfig`. None: all weights are in memory.
 
     Raises:
         InvalidArgumentError: An option is outside its range.
@@ -285,7 +285,8 @@ class LLM(Composing, Scoring):
         ``draft_model_seconds``, ``draft_model_tokens`` (read, guesses too) and ``draft_kv_bytes`` (reserved).
         With a `streaming_config`: ``weight_resident_bytes`` of ``weight_budget_bytes``,
         and of the ``streamed_layers`` what was read (``streamed_bytes``, ``streamed_gb_per_s``) and the seconds that
-        steps waited for it, ``streamed_wait_seconds``; ``streamed_direct``: reads went past the system's page cache.
+        steps waited for it, ``streamed_wait_seconds``; ``streamed_direct``: reads went past the system's page
+        cache or, on a GPU, come from pinned memory.
         """
         return self._driver.stats()
 

@@ -6,8 +6,11 @@ memory, and as many layers as the budget has room for. The text is that of a mod
 
     llm = nb.LLM("llama-3.1-8b", streaming_config=nb.StreamingConfig(budget_bytes=2 << 30))
 
-A step takes at least as long as the disk needs for what is not kept, whether one sequence takes part in it or many: so
-many requests at once, long prompts and speculation are what it is good for.
+On a GPU the budget is of its memory: the layers that do not fit lie packed in pinned memory of the host, and a thread
+copies them beside the kernels, in the same way. No file is made.
+
+A step takes at least as long as the disk, or the bus, needs for what is not kept, whether one sequence takes part in it
+or many: so many requests at once, long prompts and speculation are what it is good for.
 """
 
 from __future__ import annotations
@@ -31,17 +34,18 @@ class StreamingConfig:
     Attributes:
         keep_first_k: Layers that stay in memory, from the first on.
         keep_last_k: Layers that stay in memory, up to the last.
-        budget_bytes: Most memory that all weights take together: those that stay and the slots, not keys and values
-            nor what a step computes with. What is left of it keeps further layers; with room for all, nothing is
-            streamed. A budget too small for what must be there is refused with the numbers when the model is loaded.
-            None: as little as there must be.
+        budget_bytes: Most memory, of a GPU if that computes, that all weights take together: those that stay and the
+            slots, not keys and values nor what a step computes with. What is left of it keeps further layers; with
+            room for all, nothing is streamed. A budget too small for what must be there is refused with the numbers
+            when the model is loaded. None: as little as there must be.
         prefetch_layers: Layers that are read ahead of the one in use, in [1, 64]; there is a slot for each of them and
             one for that in use.
         cache_dir: A directory, made if it is not there, for the file of packed layers, which is about as large as the
-            model's. None: ``streamed`` in nanobraid's cache.
+            model's. None: ``streamed`` in nanobraid's cache. On a GPU nothing is written there.
         cache_bytes: Most bytes that all files of packed layers in `cache_dir` take together, this model's included.
             When a file is made or opened, others go that were opened longest ago; those that are in use never go, and
-            where they leave too little for this model's, it is refused with the numbers. None: no limit.
+            where they leave too little for this model's, it is refused with the numbers. None: no limit. Refused on a
+            GPU, which has no such files.
 
     Raises:
         InvalidArgumentError: On construction, naming the field, the value and what is allowed.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import openai
 from checks import ASK, ASK_WEATHER, CITY_SCHEMA, KEY, MODEL, WEATHER, main, raises, small_url, url
 from pydantic import BaseModel, Field
@@ -213,31 +216,42 @@ def check_errors() -> None:
 
 def check_busy_and_retries() -> None:
     """A full server answers 503 with Retry-After; the client comes again and is served."""
-    busy = {"model": MODEL, "messages": ASK, "max_tokens": 300, "temperature": 0}
-    busy["extra_body"] = {"ignore_eos": True}
-    running = small().chat.completions.create(**busy, stream=True)
+    ask = {"model": MODEL, "messages": ASK, "temperature": 0}
+    running = small().chat.completions.create(**ask, max_tokens=900, stream=True, extra_body={"ignore_eos": True})
     next(iter(running))
-    waiting = threading.Thread(target=lambda: small(max_retries=20).chat.completions.create(**busy))
+    waiting = threading.Thread(target=lambda: small().chat.completions.create(**ask, max_tokens=4))
     waiting.start()
-    refused: Any = None
-    end = time.monotonic() + 20
-    while refused is None:
-        assert time.monotonic() < end, "the server was never full"
-        try:
-            small().chat.completions.create(model=MODEL, messages=ASK, max_tokens=1, timeout=0.2)
-        except openai.APITimeoutError:
-            pass  # it waited: the other one was not there yet
-        except openai.InternalServerError as error:
-            refused = error
+    one_waits = re.compile(r"^vllm:num_requests_waiting\{.*\} 1$", re.MULTILINE)
+    wait_until(lambda: bool(one_waits.search(metrics_of_small())), "the server is full")
+    with raises(openai.InternalServerError) as caught:
+        small().chat.completions.create(**ask, max_tokens=1)
+    refused = caught[0]
     assert refused.status_code == 503
     assert refused.code == "server_is_overloaded"
     assert int(refused.response.headers["retry-after"]) >= 1
-    reader = threading.Thread(target=lambda: list(running))
-    reader.start()
-    answer = small(max_retries=20).chat.completions.create(model=MODEL, messages=ASK, max_tokens=4)
-    assert answer.usage.completion_tokens >= 1
+    statuses: list[int] = []
+    hooks = {"response": [lambda response: statuses.append(response.status_code)]}
+    patient = small(max_retries=20, http_client=httpx.Client(event_hooks=hooks))
+    answers: list[Any] = []
+    retrying = threading.Thread(target=lambda: answers.append(patient.chat.completions.create(**ask, max_tokens=4)))
+    retrying.start()
+    wait_until(lambda: bool(statuses), "it has asked once")
+    running.close()
     waiting.join()
-    reader.join()
+    retrying.join()
+    assert answers[0].usage.completion_tokens >= 1
+    assert (statuses[0], statuses[-1]) == (503, 200)
+
+
+def metrics_of_small() -> str:
+    return httpx.get(f"{small_url()}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end, f"it never was so: {what}"
+        time.sleep(0.01)
 
 
 def check_responses() -> None:

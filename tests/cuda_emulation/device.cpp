@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <mutex>
 
 #include "cuda/table.h"
 #include "cuda_emulation/emulator.h"
@@ -47,13 +48,16 @@ class Memory {
   }
 
   void open() {
+    const std::lock_guard lock(mutex_);
     if (depth_++ == 0) protect(PROT_READ | PROT_WRITE);
   }
   void close() {
+    const std::lock_guard lock(mutex_);
     if (--depth_ == 0) protect(PROT_NONE);
   }
 
   void* allocate(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
     if (bytes > limit_ - std::min(in_use_, limit_)) return nullptr;
     const std::size_t room = room_for(bytes);
     unsigned char* data = nullptr;
@@ -77,6 +81,7 @@ class Memory {
   }
 
   void release(void* pointer) {
+    const std::lock_guard lock(mutex_);
     const auto found = pieces_.find(pointer);
     if (found == pieces_.end()) give_up("a piece was given back that is not handed out");
     auto* data = static_cast<unsigned char*>(pointer);
@@ -102,6 +107,7 @@ class Memory {
     if (bytes > 0 && mprotect(base_, bytes, protection) != 0) give_up("mprotect failed");
   }
 
+  std::recursive_mutex mutex_;  // copies beside the kernels come from another thread
   unsigned char* base_ = nullptr;
   std::size_t used_ = 0;
   std::size_t in_use_ = 0;
@@ -152,6 +158,17 @@ const DeviceMemory& device_memory() {
       .fill = fill,
       .free_bytes = [] { return memory().free_bytes(); },
       .take_error = []() -> const char* { return nullptr; },  // the emulator throws
+      .pin = [](void*, std::size_t) { return true; },
+      .unpin = [](void*) {},
+      .copy_in_beside =
+          [](void* to, const void* from, std::size_t bytes) {
+            copy(to, from, bytes);
+            return true;
+          },
+      .new_mark = []() -> void* { return new char; },  // a kernel is done when it was started
+      .delete_mark = [](void* mark) { delete static_cast<char*>(mark); },
+      .set_mark = [](void*) {},
+      .wait_for = [](void*) {},
   };
   return table;
 }

@@ -23,12 +23,16 @@ SCRIPT = """
 import json, sys, warnings
 import nanobraid as nb
 folder, device, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+if "streaming" in options:
+    options["streaming_config"] = nb.StreamingConfig(**options.pop("streaming"))
 params = nb.SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
 with nb.LLM(folder, device=device, max_model_len=64, max_num_seqs=2, **options) as llm:
     outputs = llm.generate(json.loads(sys.argv[4]), params)
     stats = llm.stats()
     print(json.dumps({"backend": llm.config["backend"], "fusion": llm.config["fusion"], "fused": stats["fused_ops"],
-                      "composed": stats["composed_ops"], "tokens": [o.token_ids for o in outputs],
+                      "composed": stats["composed_ops"],
+                      "streamed": {key: value for key, value in stats.items() if "stream" in key},
+                      "tokens": [o.token_ids for o in outputs],
                       "logprobs": [[p[t].logprob for t, p in zip(o.token_ids, o.logprobs)] for o in outputs]}))
 """
 
@@ -139,6 +143,27 @@ def test_exports_are_calibrated_on_the_cpu(library: Path, tmp_path: Path, monkey
     none = run(tmp_path / "none.so", "-m", "nanobraid", "export", folder, "-o", tmp_path / "cpu.braid", "--dtype", "w4")
     assert none.returncode == 0, none.stderr
     assert (tmp_path / "gpu.braid").read_bytes() == (tmp_path / "cpu.braid").read_bytes()
+
+
+def test_weights_beyond_a_budget_come_from_host_memory(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("llama") | {"num_hidden_layers": 5}
+    folder = write_folder(tmp_path / "llama", config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    resident = answer(library, folder, "cuda")
+    streamed = answer(library, folder, "cuda", streaming={"keep_first_k": 1, "prefetch_layers": 1})
+    assert resident["streamed"]["streamed_layers"] == 0
+    assert streamed["streamed"]["streamed_layers"] == 4
+    assert streamed["streamed"]["streamed_direct"]
+    assert streamed["streamed"]["streamed_reads"] > 4
+    assert (streamed["tokens"], streamed["logprobs"]) == (resident["tokens"], resident["logprobs"])
+    assert not list((tmp_path / "cache").rglob("*.layers"))
+    limited = {"streaming": {"cache_bytes": 10**9}}
+    done = run(library, "-c", SCRIPT, folder, "cuda", json.dumps(limited), "[[1]]")
+    assert done.returncode != 0
+    assert "streaming_config.cache_bytes limits a folder of packed layers, which cuda" in done.stderr
 
 
 def test_what_it_cannot_do_is_refused_by_name(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("weight_budget_bytes", "gauge", "Memory that weights may take; 0 without a limit."),
     ("weight_resident_bytes", "gauge", "Memory that weights take, with a limit."),
     ("streamed_layers", "gauge", "Layers that are read from disk in each step."),
-    ("streamed_direct", "gauge", "Whether they are read past the page cache."),
+    ("streamed_direct", "gauge", "Whether they are read past the page cache, or from pinned memory."),
     ("streamed_reads", "counter", "Layers read from disk."),
     ("streamed_bytes", "counter", "Bytes of layers read from disk."),
     ("streamed_seconds", "counter", "Seconds that reading layers from disk took."),

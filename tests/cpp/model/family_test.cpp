@@ -7,6 +7,7 @@
 #include "io/gguf_source.h"
 #include "model/loader.h"
 #include "model/naive_llama.h"
+#include "model/read_config.h"
 
 namespace nb::model {
 namespace {

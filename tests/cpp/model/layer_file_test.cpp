@@ -14,8 +14,8 @@
 #include "kv/kv_storage.h"
 #include "model/loader.h"
 #include "model/naive_llama.h"
+#include "model/read_config.h"
 #include "ops/backends.h"
-#include "tensor/device_memory.h"
 #include "tensor/workspace.h"
 
 namespace nb::model {
@@ -321,22 +321,6 @@ TEST_P(Streaming, RefusesByName) {
 
 INSTANTIATE_TEST_SUITE_P(All, Streaming, testing::ValuesIn(ops::available_backends()),
                          [](const auto& one) { return one.param; });
-
-TEST_P(Streaming, RefusesADeviceByName) {
-  DeviceMemory memory{};
-  memory.name = "cuda:0";
-  ops::KernelTable table = *ops::find_backend("reference").kernels;
-  table.memory = &memory;
-  const ops::Backend device{
-      .name = "cuda:0", .kernels = &table, .deterministic = &table, .device = {}, .hardware = "", .why_not = ""};
-  const auto source = io::open_model(path_);
-  const ModelConfig config = read_config(*source);
-  ThreadPool pool(1);
-  const auto load_on_device = [&] {
-    load_streamed_weights(config, find_family(config.architecture).names, *source, "f32", device, pool, streaming());
-  };
-  expect_error(ErrorCode::unsupported, load_on_device, "streaming_config", "cuda:0");
-}
 
 // What decides about fused operators when a model is loaded sees the same layers.
 TEST_P(Streaming, FusionIsMeasuredAsInMemory) {

@@ -12,6 +12,7 @@
 #include "base/code_of.h"
 #include "base/effort.h"
 #include "io/blob_file.h"
+#include "tensor/queued_device.h"
 
 namespace nb::model {
 namespace {
@@ -220,6 +221,51 @@ TEST(LayerStream, EndsWhileItReads) {
     LayerStream stream(layers_of(4), options_of(all_of(4), 2), reader.function());
     if (i % 2 == 0) use(stream, i % 4);
   }
+}
+
+// On a device, whose kernels run long after they were started: nothing may come into a slot before they are done.
+TEST(LayerStream, ADeviceIsDoneWithASlotBeforeItIsFilledAgain) {
+  test::QueuedDevice& device = test::QueuedDevice::get();
+  device.reset();
+  for (const int num_slots : {2, 3}) {
+    Reader reader;
+    std::atomic<int> wrong = 0, right = 0;
+    {
+      LayerStream::Options options = options_of(all_of(6), num_slots);
+      options.memory = &device.memory();
+      LayerStream stream(layers_of(6), options, reader.function());
+      EXPECT_EQ(device.pieces, 1);
+      EXPECT_EQ(device.marks, num_slots);
+      for (int step = 0; step < 3; ++step) {
+        for (int layer = 0; layer < 6; ++layer) {
+          const LayerWeights& weights = stream.acquire(layer);
+          device.launch([&wrong, &right, layer, copy = weights] {
+            std::this_thread::sleep_for(2ms);
+            ++(holds(copy, layer) ? right : wrong);
+          });
+          stream.release(layer);
+        }
+      }
+      device.finish();
+    }
+    EXPECT_EQ(right, 18) << num_slots;
+    EXPECT_EQ(wrong, 0) << num_slots;
+    EXPECT_EQ(device.pieces, 0);
+    EXPECT_EQ(device.marks, 0);
+  }
+}
+
+TEST(LayerStream, ADeviceWithoutMarksIsRefused) {
+  test::QueuedDevice& device = test::QueuedDevice::get();
+  device.reset();
+  device.marks_left = 1;
+  Reader reader;
+  LayerStream::Options options = options_of(all_of(4), 2);
+  options.memory = &device.memory();
+  EXPECT_EQ(code_of([&] { LayerStream(layers_of(4), options, reader.function()); }), ErrorCode::device);
+  EXPECT_EQ(device.pieces, 0);
+  EXPECT_EQ(device.marks, 0);
+  device.reset();
 }
 
 }  // namespace

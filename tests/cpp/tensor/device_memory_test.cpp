@@ -50,6 +50,13 @@ const DeviceMemory& memory() {
         counts.error.clear();
         return taken.empty() ? nullptr : taken.c_str();
       },
+      .pin = [](void*, std::size_t) { return false; },
+      .unpin = [](void*) {},
+      .copy_in_beside = [](void*, const void*, std::size_t) { return false; },
+      .new_mark = []() -> void* { return nullptr; },
+      .delete_mark = [](void*) {},
+      .set_mark = [](void*) {},
+      .wait_for = [](void*) {},
   };
   return table;
 }

@@ -74,6 +74,7 @@ PROSE = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--answers", nargs="+", choices=list(COPYING | PROSE), default=list(COPYING | PROSE))
     parser.add_argument("--methods", nargs="+", default=["ngram", "suffix"], help=f"of {' '.join(METHODS)}")
     parser.add_argument("--draft-model", help="of the method draft")
     parser.add_argument("--num-draft-tokens", type=int, default=8)
@@ -97,14 +98,18 @@ def main() -> int:
             nb.LLM(args.model, speculative_config=config, **options) as guesses,
         ):
             ratios = {}
-            for name, prompt in (COPYING | PROSE).items():
+            for name in args.answers:
+                prompt = (COPYING | PROSE)[name]
                 row, same = _measure(plain, guesses, prompt, args.tokens, args.rounds)
                 wrong = wrong or not same
                 ratios[name] = row[2]
                 figures = f"{row[0]:8.1f} {row[1]:9.1f} {row[2]:6.2f} {100 * row[3]:5.0f} % {row[4]:7.2f}"
                 lines.append(f"{method:8} {name:10} {figures}" + ("" if same else "  DIFFERENT TEXT"))
             for what, names in (("copying", COPYING), ("prose", PROSE)):
-                mean = statistics.geometric_mean([ratios[name] for name in names])
+                measured = [ratios[name] for name in names if name in ratios]
+                if not measured:
+                    continue
+                mean = statistics.geometric_mean(measured)
                 lines.append(f"{method:8} {what:10} {'':18} {mean:6.2f} (geometric mean)")
     print("\n".join(lines))
     if args.output:

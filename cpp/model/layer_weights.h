@@ -5,6 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
+#include <span>
+#include <vector>
 
 #include "base/align.h"
 #include "ops/linear_weight.h"
@@ -32,6 +35,28 @@ inline constexpr ops::LinearWeight LayerWeights::*kLayerMatrices[] = {&LayerWeig
 inline std::int64_t matrix_bytes(const LayerWeights& layer) {
   std::int64_t total = 0;
   for (const auto matrix : kLayerMatrices) total += (layer.*matrix).bytes;
+  return total;
+}
+
+inline std::int64_t matrix_bytes(std::span<const LayerWeights> layers) {
+  std::int64_t total = 0;
+  for (const LayerWeights& layer : layers) total += matrix_bytes(layer);
+  return total;
+}
+
+/// Of the orders of a group's columns, which are no part of a blob; equal ones of a group are one.
+inline std::int64_t order_bytes(const ops::LinearWeight& weight) {
+  std::set<const std::vector<std::int32_t>*> orders;
+  for (const ops::ColumnOrder& order : weight.orders) orders.insert(order.get());
+  orders.erase(nullptr);
+  return static_cast<std::int64_t>(orders.size() * sizeof(std::int32_t)) * weight.cols();
+}
+
+inline std::int64_t order_bytes(std::span<const LayerWeights> layers) {
+  std::int64_t total = 0;
+  for (const LayerWeights& layer : layers) {
+    for (const auto matrix : kLayerMatrices) total += order_bytes(layer.*matrix);
+  }
   return total;
 }
 

@@ -76,7 +76,7 @@ class Loader {
       order_total += order_bytes(planned);
       return room(planned.bytes);
     };
-    std::int64_t fixed_bytes = room(weights_.bytes - total_bytes(weights_.layers)) + planned_bytes(names_.embedding);
+    std::int64_t fixed_bytes = room(weights_.bytes - matrix_bytes(weights_.layers)) + planned_bytes(names_.embedding);
     if (!config_.tie_word_embeddings) fixed_bytes += planned_bytes(names_.head);
     fixed_bytes += order_total;
     const StreamPlan plan = plan_streaming(options, fixed_bytes, layer_bytes);
@@ -110,12 +110,6 @@ class Loader {
  private:
   static std::int64_t room(std::int64_t bytes) {
     return static_cast<std::int64_t>(io::blob_room(static_cast<std::uint64_t>(bytes)));
-  }
-
-  static std::int64_t total_bytes(const std::vector<LayerWeights>& layers) {
-    std::int64_t total = 0;
-    for (const LayerWeights& layer : layers) total += matrix_bytes(layer);
-    return total;
   }
 
   // Fills the memory that `plan` gives to what stays, `kept_bytes` without orders, and begins to stream the rest.
@@ -222,22 +216,6 @@ class Loader {
       ThreadPool pool(1);
       Loader(config, names, *source, dtype, backend, pool).run_blob(index, out);
     };
-  }
-
-  // Of the orders of columns, which stay in memory whatever is streamed.
-  static std::int64_t order_bytes(const ops::LinearWeight& weight) {
-    std::set<const std::vector<std::int32_t>*> orders;  // equal ones of a group are one
-    for (const ops::ColumnOrder& order : weight.orders) orders.insert(order.get());
-    orders.erase(nullptr);
-    return static_cast<std::int64_t>(orders.size() * sizeof(std::int32_t)) * weight.cols();
-  }
-
-  static std::int64_t order_bytes(const std::vector<LayerWeights>& layers) {
-    std::int64_t total = 0;
-    for (const LayerWeights& layer : layers) {
-      for (const auto matrix : kLayerMatrices) total += order_bytes(layer.*matrix);
-    }
-    return total;
   }
 
   // One fused group of a layer.

@@ -119,7 +119,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--stream-weights",
         type=_stream_budget,
         metavar="BYTES",
-        help="most memory for weights, or 'least'; layers that do not fit are read from disk in each step",
+        help="most memory for weights, or 'least'; layers that do not fit are read in each step, from disk or, "
+        "by a GPU, from host memory",
     )
     group.add_argument("--stream-keep-first", type=int, metavar="N", help="layers kept in memory, from the first on")
     group.add_argument("--stream-keep-last", type=int, metavar="N", help="layers kept in memory, up to the last")

@@ -163,9 +163,10 @@ def _introduce(llm: LLM, name: str, url: str, *, has_key: bool) -> None:
 def _streaming(config: dict[str, Any], stats: dict[str, Any]) -> str:
     if not stats["streamed_layers"]:
         return ""
+    source = "host memory" if config["backend"].startswith("cuda") else "disk"
     return (
         f"Weights: {stats['weight_resident_bytes'] / 1e6:.0f} MB in memory; {stats['streamed_layers']} of "
-        f"{config['num_layers']} layers are read from disk in each step\n"
+        f"{config['num_layers']} layers are read from {source} in each step\n"
     )
 
 

@@ -102,7 +102,7 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("disk_waiting_bytes", "gauge", "Bytes that wait to be written to the store on disk."),
     ("weight_budget_bytes", "gauge", "Memory that weights may take; 0 without a limit."),
     ("weight_resident_bytes", "gauge", "Memory that weights take, with a limit."),
-    ("streamed_layers", "gauge", "Layers that are read from disk in each step."),
+    ("streamed_layers", "gauge", "Layers that are read in each step, from disk or, by a GPU, from host memory."),
     ("streamed_direct", "gauge", "Whether they are read past the page cache, or from pinned memory."),
     ("streamed_reads", "counter", "Layers read from disk."),
     ("streamed_bytes", "counter", "Bytes of layers read from disk."),

@@ -285,7 +285,7 @@ MUTATIONS = (
     Mutation(
         "attention_decode.cuh",
         "if (values.is_spoilt() && is_hidden(key_at(step, u))) values.forget();",
-        "",
+        "static_cast<void>(is_hidden);",
         "decode: a hidden value that is not finite shows",
     ),
     Mutation(

@@ -136,7 +136,7 @@ def test_runaway_templates_are_stopped_and_the_next_one_works(source: str) -> No
     start = time.monotonic()
     with pytest.raises(nb.ChatTemplateError):
         template.render(HELLO)
-    assert time.monotonic() - start < 10.0  # the deadline, a restart of the child, and a busy machine
+    assert time.monotonic() - start < 4.0  # the deadline, a restart of the child, and a busy machine
     assert render(CHATML).startswith("<|im_start|>user")
 
 

@@ -163,7 +163,7 @@ def test_a_large_file_opens_at_once(tmp_path: Path) -> None:
     before, started = _core.memory_status()["rss_bytes"], time.monotonic()
     model = _core.ModelFile(str(path))
     info = _core.inspect_file(str(path))
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 1.0
     assert _core.memory_status()["rss_bytes"] - before < 16 << 20
     assert info["file_bytes"] == 4096 + size
     assert model.read("matrix", size - 8) == bytes(8)

@@ -73,7 +73,7 @@ def test_a_million_of_one_letter(server: Any, text: str) -> None:
     text *= 1_000_000 // len(text)
     begin = time.monotonic()
     refused(_complete(server, text), 400, "prompt", "context_length_exceeded")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 3
     refused(server.chat(text), 400, "messages", "context_length_exceeded")
 
 
@@ -147,7 +147,7 @@ def test_a_long_conversation(server: Any) -> None:
     messages = [{"role": ("user", "assistant")[i % 2], "content": "a"} for i in range(20_001)]
     begin = time.monotonic()
     refused(server.post(CHAT, {"messages": messages}), 400, "messages", "context_length_exceeded")
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 5
     refused(server.post(CHAT, {"messages": messages * 4}), 400, "messages", "invalid_value")
 
 

@@ -73,7 +73,7 @@ def test_bodies_that_are_no_json_object(server: Any, name: str, path: str) -> No
     begin = time.monotonic()
     error = refused(_raw(server, BODIES[name], path), 400, None, "invalid_json")
     assert "Traceback" not in error["message"]
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 1
 
 
 def test_an_escaped_nul_is_a_character(server: Any) -> None:
@@ -322,10 +322,10 @@ def test_schemas_that_are_bombs(server: Any, name: str, make: Any) -> None:
         begin = time.monotonic()
         response = server.chat(**make(BOMBS[name]), max_tokens=1)
         times.append(time.monotonic() - begin)
-        if times[-1] < 3.0:
+        if times[-1] < 1.0:
             break
     seconds = min(times)
-    assert seconds < 3.0, f"{seconds:.2f} s: {response.text[:300]}"
+    assert seconds < 1.0, f"{seconds:.2f} s: {response.text[:300]}"
     if response.status_code != 200:  # a schema that can be followed may be
         error = refused(response, 400)
         # Tools are part of the prompt, so a schema may be too long for the context as well.

@@ -113,7 +113,7 @@ def test_headers_must_arrive_in_time(server: Any) -> None:
         refused_on(slow, 408)
         assert is_closed(slow)
         assert is_closed(silent)
-    assert 0.5 < time.monotonic() - begin < 10
+    assert 0.5 < time.monotonic() - begin < 3
 
 
 def test_a_body_must_arrive_in_time(server: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_body_must_arrive_in_time(server: Any) -> None:
         assert server.chat(max_tokens=1).status_code == 200
         refused_on(connection, 408)
         assert is_closed(connection)
-    assert 0.5 < time.monotonic() - begin < 10
+    assert 0.5 < time.monotonic() - begin < 4
 
 
 def test_the_rest_of_a_body_is_not_awaited_for_long(server: Any) -> None:
@@ -154,7 +154,7 @@ def test_a_body_beyond_the_limit_is_refused_without_reading_it(server: Any) -> N
         begin = time.monotonic()
         _send(connection, post_head(100_000_000, "/v1/chat/completions", "expect: 100-continue"))
         refused_on(connection, 413, 2)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 1
 
 
 def test_a_hundred_megabytes_do_not_stay_in_memory(server: Any) -> None:

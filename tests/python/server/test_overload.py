@@ -76,7 +76,7 @@ def test_a_full_queue(small: Any, stream: bool) -> None:
         ):
             begin = time.monotonic()
             refused(small.post(path, body), 503, None, "server_is_overloaded")
-            assert time.monotonic() - begin < 8
+            assert time.monotonic() - begin < 2
         answer = small.post("/v1/messages", {**{k: LONG[k] for k in ("messages", "max_tokens")}, "stream": stream})
         assert answer.status_code == 503
         assert answer.json()["type"] == "error"
@@ -90,7 +90,7 @@ def test_deadlines(small: Any) -> None:
     answer = small.post(CHAT, {**LONG, "timeout_s": 0.3})
     refused(answer, 504, None, None)
     assert answer.headers["x-should-retry"] == "false"
-    assert 0.25 < time.monotonic() - begin < 8
+    assert 0.25 < time.monotonic() - begin < 2
     for path, body in ((CHAT, LONG), ("/v1/completions", {"prompt": "Once", "max_tokens": 900, "ignore_eos": True})):
         for timeout_s in (0.3, 0.6, 1.2, 2.4):  # longer where the machine is too busy for a token
             with small.client.stream("POST", path, json={**body, "timeout_s": timeout_s, "stream": True}) as response:
@@ -229,7 +229,7 @@ def test_a_second_signal_ends_at_once(model_path: Path, number: signal.Signals) 
         begin = time.monotonic()
         server.process.send_signal(number)
         server.end()
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 3
         streams[0].join(5)
         assert not streams[0].is_alive()
     finally:
@@ -244,6 +244,6 @@ def test_an_idle_server_ends_at_once(model_path: Path) -> None:
             begin = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             assert server.end() == 0  # although a connection is open
-            assert time.monotonic() - begin < 10
+            assert time.monotonic() - begin < 4
     finally:
         server.process.kill()

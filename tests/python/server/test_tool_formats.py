@@ -501,7 +501,7 @@ def test_schemas_are_refused_at_once_and_by_name(llm: nb.LLM, parameters: Any, s
     start = time.monotonic()
     with pytest.raises(nb.InvalidArgumentError, match=rf"tools\[1\]\.function\.parameters.*{says}"):
         FORMATS["hermes"].grammar([tool("f"), tool("g", parameters)], "auto", True, llm.tokenizer)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 1
 
 
 def test_large_and_recursive_schemas_work(llm: nb.LLM) -> None:
@@ -516,7 +516,7 @@ def test_large_and_recursive_schemas_work(llm: nb.LLM) -> None:
         guided = FORMATS["hermes"].grammar([tool("f", parameters)], "required", False, llm.tokenizer)
         out = llm.generate("x", nb.SamplingParams(guided=guided, max_tokens=24, temperature=0))[0]
         assert out.finish_reason in ("stop", "length")
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 5
     with pytest.raises(nb.InvalidArgumentError, match=r"tools\[1\].*1800 properties.*together"):
         FORMATS["hermes"].grammar([tool("f", wide), tool("g", wide)], "auto", True, llm.tokenizer)
 

@@ -12,7 +12,6 @@
 #include "io/safetensors.h"
 #include "io/safetensors_source.h"
 #include "model/calibration.h"
-#include "model/loader.h"
 #include "model/read_config.h"
 #include "quant/quantize.h"
 #include "text/tokenizer.h"

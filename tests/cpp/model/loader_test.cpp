@@ -17,19 +17,13 @@ namespace {
 using io::test::expect_error;
 using io::test::GgufBuilder;
 
-NaiveLlama tiny() {
-  NaiveLlama naive;
-  naive.fill();
-  return naive;
-}
-
 TEST(LoadModel, NamesMissingAndMisshapenTensors) {
   const io::test::ScratchDir scratch;
-  NaiveLlama naive = tiny();
+  NaiveLlama naive = tiny_llama();
   std::erase(naive.order, "blk.1.ffn_up.weight");
   expect_error(
       ErrorCode::format, [&] { load_model(scratch.write("a.gguf", naive.gguf()), {}); }, "blk.1.ffn_up.weight");
-  naive = tiny();
+  naive = tiny_llama();
   naive.dims["blk.0.attn_k.weight"] = {32, 48};
   expect_error(
       ErrorCode::format, [&] { load_model(scratch.write("b.gguf", naive.gguf()), {}); }, "blk.0.attn_k.weight",
@@ -38,7 +32,7 @@ TEST(LoadModel, NamesMissingAndMisshapenTensors) {
 
 TEST(LoadModel, RefusesBadOptions) {
   const io::test::ScratchDir scratch;
-  const std::string path = scratch.write("tiny.gguf", tiny().gguf());
+  const std::string path = scratch.write("tiny.gguf", tiny_llama().gguf());
   expect_error(
       ErrorCode::unsupported, [&] { load_model(path, {.backend = "tpu"}); }, "tpu");
   expect_error(

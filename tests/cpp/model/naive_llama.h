@@ -283,4 +283,11 @@ struct NaiveLlama {
   std::mt19937 random_{17};
 };
 
+/// With the sizes above and random weights.
+inline NaiveLlama tiny_llama() {
+  NaiveLlama naive;
+  naive.fill();
+  return naive;
+}
+
 }  // namespace nb::model

@@ -13,16 +13,10 @@ namespace {
 using io::test::expect_error;
 using io::test::GgufBuilder;
 
-NaiveLlama tiny() {
-  NaiveLlama naive;
-  naive.fill();
-  return naive;
-}
-
 // Loads a file whose metadata are the tiny model's, changed by `change`, and whose tensors are right.
 template <class Change>
 ModelConfig config_with(const Change& change) {
-  const NaiveLlama naive = tiny();
+  const NaiveLlama naive = tiny_llama();
   GgufBuilder builder;
   naive.describe(builder);
   change(builder);
@@ -35,7 +29,7 @@ ModelConfig config_with(const Change& change) {
 }
 
 TEST(ReadConfig, ReadsEveryFact) {
-  const NaiveLlama naive = tiny();
+  const NaiveLlama naive = tiny_llama();
   const io::test::Bytes bytes = naive.gguf();
   const ModelConfig config = read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "tiny")));
   EXPECT_EQ(config.architecture, "llama");
@@ -90,7 +84,7 @@ TEST(ReadConfig, NamesMissingKeys) {
 }
 
 TEST(Validate, RefusesInconsistentFacts) {
-  const NaiveLlama naive = tiny();
+  const NaiveLlama naive = tiny_llama();
   const io::test::Bytes bytes = naive.gguf();
   const ModelConfig good = read_config(*io::open_gguf(std::make_shared<const io::GgufFile>(bytes, "tiny")));
   const auto refuses = [&](auto change, const char* fact) {

@@ -78,16 +78,6 @@ NB_DEVICE KeyRange range_of_lanes(KeyRange range, int most) {
 NB_DEVICE void store_factor(SharedPtr<Bf16> out, int at, float value) { out[at] = to_bf16(value); }
 NB_DEVICE void store_factor(SharedPtr<Fp16> out, int at, float value) { out[at] = near_fp16(value); }
 
-/// Two factors. NaN stays NaN in both types.
-template <class Number>
-NB_DEVICE unsigned pack_pair(float low, float high) {
-  if constexpr (std::is_same_v<Number, Bf16>) {
-    return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
-  } else {
-    return near_fp16(low).bits | static_cast<unsigned>(near_fp16(high).bits) << 16;
-  }
-}
-
 template <class Number>
 NB_DEVICE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   if constexpr (std::is_same_v<Number, Bf16>) {

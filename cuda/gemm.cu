@@ -13,13 +13,26 @@ unsigned blocks(const ops::LinearArgs& a) {
   return static_cast<unsigned>(tiles(a.x.rows, Tile::kBlockRows) * tiles(a.weight.rows, Tile::kBlockCols));
 }
 
-template <class Tile>
+template <class Number, class Tile>
 void launch_bf16(const ops::LinearArgs& a) {
   launch({.name = "gemm_bf16_kernel",
           .grid_x = blocks<Tile>(a),
           .threads = Tile::kThreads,
           .dynamic_shared_bytes = Tile::kSharedBytes},
-         gemm_bf16_kernel<Tile>, a);
+         gemm_bf16_kernel<Number, Tile>, a);
+}
+
+template <class Number>
+void launch_bf16(const ops::LinearArgs& a, GemmTile tile) {
+  if (tile == GemmTile::large) {
+    launch_bf16<Number, LargeTile>(a);
+  } else if (tile == GemmTile::medium) {
+    launch_bf16<Number, MediumTile>(a);
+  } else if (tile == GemmTile::wide) {
+    launch_bf16<Number, WideTile>(a);
+  } else {
+    launch_bf16<Number, NarrowTile>(a);
+  }
 }
 
 template <class WeightNumber, class XNumber, class Tile>
@@ -35,7 +48,11 @@ void launch_f32(const ops::LinearArgs& a) {
   } else if (a.weight.format == quant::Format::f16) {
     launch_f32<Fp16, XNumber, Tile>(a);
   } else if constexpr (sizeof(XNumber) == sizeof(float)) {
-    launch_f32<Bf16, XNumber, Tile>(a);
+    if (a.weight.format == quant::Format::q8_0) {
+      launch_f32<SignedByte, XNumber, Tile>(a);
+    } else {
+      launch_f32<Bf16, XNumber, Tile>(a);
+    }
   }
 }
 
@@ -54,18 +71,8 @@ GemmTile choose_gemm_tile(int rows, int cols) {
 
 void gemm(const ops::LinearArgs& a, GemmTile tile) {
   const bool is_bf16 = a.x.type == ops::ActType::bf16;
-  if (is_bf16 && a.weight.format == quant::Format::bf16) {
-    if (tile == GemmTile::large) {
-      launch_bf16<LargeTile>(a);
-    } else if (tile == GemmTile::medium) {
-      launch_bf16<MediumTile>(a);
-    } else if (tile == GemmTile::wide) {
-      launch_bf16<WideTile>(a);
-    } else {
-      launch_bf16<NarrowTile>(a);
-    }
-    return;
-  }
+  if (is_bf16 && a.weight.format == quant::Format::bf16) return launch_bf16<Bf16>(a, tile);
+  if (is_bf16 && a.weight.format == quant::Format::q8_0) return launch_bf16<SignedByte>(a, tile);
   const bool is_large = tile == GemmTile::large || tile == GemmTile::medium;
   if (is_large) {
     is_bf16 ? launch_f32<Bf16, LargeFmaTile>(a) : launch_f32<float, LargeFmaTile>(a);

@@ -7,6 +7,9 @@
 //   row 0 | v0 v1 v2 v3 v4 v5 v6 v7      so that the 8 rows that ldmatrix reads at once (same v), and the 2 rows x 4
 //   row 1 | v4 v5 v6 v7 v0 v1 v2 v3      vectors that 8 lanes copy at once (row pairs of W), lie in different banks
 //   row 2 | v1 v0 v3 v2 v5 v4 v7 v6
+//
+// Weights that are codes come by way of registers, a tile ahead, and stand in a stage as bf16: each times its scale,
+// rounded.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -61,6 +64,55 @@ NB_DEVICE BlockPlace place_of_block(int index, int num_down, int num_across) {
   return {band + within % height, within / height};
 }
 
+/// What a thread holds of a tile of W that is codes.
+template <class Number, class Tile>
+struct TileCodes {
+  static constexpr int kVectors = Tile::kBlockK / kPerVector<SignedByte>;  // of codes, of a row
+  static constexpr int kSteps = Tile::kBlockCols * kVectors / Tile::kThreads;
+  static_assert(Tile::kBlockCols * kVectors % Tile::kThreads == 0);
+
+  uint4 vectors[kSteps];
+  Fp16 scales[kSteps];
+
+  // Two lanes in sequence take the two rows of a pair.
+  static NB_DEVICE int slot(int i) { return i * Tile::kThreads + static_cast<int>(threadIdx.x); }
+  static NB_DEVICE int row(int i) { return slot(i) / (2 * kVectors) * 2 + slot(i) % 2; }
+  static NB_DEVICE int vector(int i) { return slot(i) / 2 % kVectors; }
+
+  NB_DEVICE void fetch(const ops::LinearSegment& weight, int first_row, int tile) {
+    const int num_vectors = vectors_of<SignedByte>(weight.cols);
+    NB_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      const int at = tile * kVectors + vector(i);
+      vectors[i] = {};
+      scales[i] = {};
+      if (first_row + row(i) >= weight.rows || at >= num_vectors) continue;
+      const uint4* const from = weight_row(weight, first_row + row(i));
+      vectors[i] = load_weight(from + 2 * at);
+      scales[i] = scale_of(from, num_vectors, at);
+    }
+  }
+
+  NB_DEVICE void store(SharedPtr<Bf16> to) const {
+    NB_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      const float scale = to_float(scales[i]);
+      NB_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        unsigned words[4];
+        NB_UNROLL
+        for (int word = 0; word < 4; ++word) {
+          const int at = 8 * half + 2 * word;
+          words[word] = pack_pair<Bf16>(element<SignedByte>(vectors[i], at) * scale,
+                                        element<SignedByte>(vectors[i], at + 1) * scale);
+        }
+        const int place = 8 * ((2 * vector(i) + half) ^ turn<Tile::kVectors>(row(i)));
+        shared_cast<uint4>(to + (row(i) * Tile::kBlockK + place))[0] = uint4{words[0], words[1], words[2], words[3]};
+      }
+    }
+  }
+};
+
 /// Two outputs side by side, (row, col) and (row, col + 1): bias and the value before are added in this order.
 NB_DEVICE void store_pair(const ops::LinearArgs& a, int row, int col, float first, float second) {
   if (row >= a.x.rows || col >= a.weight.rows) return;
@@ -84,8 +136,8 @@ NB_DEVICE void store_pair(const ops::LinearArgs& a, int row, int col, float firs
   if (both) out[1] = a.accumulate ? out[1] + second : second;
 }
 
-/// Both operands bf16. grid: tiles, see place_of_block().
-template <class Tile>
+/// x is bf16, W of Number: bf16, or codes. grid: tiles, see place_of_block().
+template <class Number, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_kernel(ops::LinearArgs a) {
   constexpr int kVectors = Tile::kVectors;
   constexpr int kBlockK = Tile::kBlockK;
@@ -115,9 +167,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
   const std::int64_t x_step = static_cast<std::int64_t>(kXRows) * a.x.cols;
   const int w_row = thread / (2 * kVectors) * 2 + thread % 2, w_vector = thread / 2 % kVectors;
   const uint4* w = weight_row(a.weight, col_begin + w_row) + 2 * w_vector;
+  TileCodes<Number, Tile> codes;
   const std::int64_t w_step = (a.weight.strip_bytes == 0 ? kXRows : kXRows / 2) * (a.weight.pair_stride / 16);
 
   const auto copy_weight = [&](int tile) {
+    if constexpr (kIsScaled<Number>) return;
     const auto to = stages + (tile % Tile::kStages * Tile::kStageNumbers + Tile::kBlockRows * kBlockK);
     NB_UNROLL
     for (int i = 0; i < kWeightSteps; ++i) {
@@ -139,6 +193,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
   for (int tile = 0; tile < Tile::kStages - 1; ++tile) {
     if (tile < num_tiles) copy_weight(tile);
   }
+  if constexpr (kIsScaled<Number>) codes.fetch(a.weight, col_begin, 0);
   grid_wait();
   for (int tile = 0; tile < Tile::kStages - 1; ++tile) {
     if (tile < num_tiles) copy_x(tile);
@@ -160,6 +215,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) gemm_bf16_
   const int a_turn = turn<kVectors>(a_row), b_turn = turn<kVectors>(b_row);
 
   for (int tile = 0; tile < num_tiles; ++tile) {
+    if constexpr (kIsScaled<Number>) {
+      // Of the place of this tile nobody has read since the barrier of the tile before.
+      codes.store(stages + (tile % Tile::kStages * Tile::kStageNumbers + Tile::kBlockRows * kBlockK));
+      if (tile + 1 < num_tiles) codes.fetch(a.weight, col_begin, tile + 1);
+    }
     cp_async_wait<Tile::kStages - 2>();
     sync_block();  // this tile is here for all, and nobody reads the one before any more, whose place is free
     if (tile + Tile::kStages - 1 < num_tiles) {
@@ -225,6 +285,7 @@ struct TileVectors {
   static constexpr int kCount = kRows * kFmaBlockK / kPerVector<Number>;
   static constexpr int kSteps = (kCount + kThreads - 1) / kThreads;
   uint4 vectors[kSteps];
+  Fp16 scales[kSteps];  // of codes
 
   static NB_DEVICE int slot(int i) { return i * kThreads + static_cast<int>(threadIdx.x); }
 };
@@ -239,7 +300,9 @@ NB_DEVICE void spread(const TileVectors<Number, kRows, kThreads>& held, SharedPt
     if (slot >= Held::kCount) break;
     NB_UNROLL
     for (int n = 0; n < kPerVector<Number>; ++n) {
-      to[(slot / kRows * kPerVector<Number> + n) * kStride + slot % kRows] = element<Number>(held.vectors[i], n);
+      float number = element<Number>(held.vectors[i], n);
+      if constexpr (kIsScaled<Number>) number *= to_float(held.scales[i]);
+      to[(slot / kRows * kPerVector<Number> + n) * kStride + slot % kRows] = number;
     }
   }
 }
@@ -271,8 +334,13 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_f32_kernel(ops::LinearArg
       const int row = col_begin + slot % Tile::kBlockCols;
       const int vector = tile * (kFmaBlockK / kPerVector<WeightNumber>)+slot / Tile::kBlockCols;
       ws.vectors[i] = {};
+      ws.scales[i] = {};
       if (slot < WeightVectors::kCount && row < a.weight.rows) {
-        ws.vectors[i] = load_weight(weight_row(a.weight, row) + 2 * vector);
+        const uint4* const vectors = weight_row(a.weight, row);
+        ws.vectors[i] = load_weight(vectors + 2 * vector);
+        if constexpr (kIsScaled<WeightNumber>) {
+          ws.scales[i] = scale_of(vectors, vectors_of<WeightNumber>(a.weight.cols), vector);
+        }
       }
     }
   };

@@ -31,9 +31,11 @@ inline constexpr int kVectorStep = kGemvThreads / 2;  ///< from a thread's vecto
 template <int M>
 constexpr int kGemvBlocks = M == 1 ? 8 : (M == 8 ? 3 : 4);
 
-/// Steps whose vectors are asked for ahead: a matter of registers, and of how many bytes keep the memory busy.
-template <int M>
+/// Steps whose vectors are asked for ahead: a matter of registers, and of how many bytes keep the memory busy. Of codes
+/// a row has half as many vectors.
+template <class Number, int M>
 NB_DEVICE constexpr int steps_ahead() {
+  if (kIsScaled<Number>) return 2;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   return M == 1 ? 3 : 2;
 #else
@@ -169,25 +171,31 @@ struct Totals {
 template <class Number, class Act, int M, class Job, class Ready>
 NB_DEVICE void multiply(Job& job, int cols, const Ready& ready) {
   constexpr int kWidth = kPerVector<Number>;
-  constexpr int kSteps = steps_ahead<M>();
+  constexpr int kSteps = steps_ahead<Number, M>();
   constexpr int kCount = kUnitPairs * M;
+  constexpr int kPart = kWidth < 8 ? kWidth : 8;  // columns whose numbers are in registers at once
   NB_SHARED(float, sums, 2 * kGemvWarps * kCount * 2);
 
   const int thread = static_cast<int>(threadIdx.x);
   const int parity = thread % 2, first = thread / 2;
-  const int num_vectors = (cols + 31) / 32 * 32 / kWidth;
+  const int num_vectors = vectors_of<Number>(cols);
   int unit = static_cast<int>(blockIdx.x);
   const uint4* row[kUnitPairs];
   uint4 ahead[kSteps][kUnitPairs];
+  Fp16 scales[kSteps][kUnitPairs];  // of codes
+  const auto ask_for = [&](int step, int vector) {
+    NB_UNROLL
+    for (int pair = 0; pair < kUnitPairs; ++pair) {
+      ahead[step][pair] = load_weight(row[pair] + 2 * vector);
+      if constexpr (kIsScaled<Number>) scales[step][pair] = scale_of(row[pair], num_vectors, vector);
+    }
+  };
   NB_UNROLL
   for (int pair = 0; pair < kUnitPairs; ++pair) row[pair] = job.row(unit, pair, parity);
   NB_UNROLL
   for (int step = 0; step < kSteps; ++step) {
     const int vector = first + step * kVectorStep;
-    if (vector < num_vectors) {
-      NB_UNROLL
-      for (int pair = 0; pair < kUnitPairs; ++pair) ahead[step][pair] = load_weight(row[pair] + 2 * vector);
-    }
+    if (vector < num_vectors) ask_for(step, vector);
   }
   grid_wait();
   const auto x = ready();
@@ -208,30 +216,40 @@ NB_DEVICE void multiply(Job& job, int cols, const Ready& ready) {
       for (int step = 0; step < kSteps; ++step) {
         const int vector = base + first + step * kVectorStep;
         if (vector < num_vectors) {
-          float weights[kUnitPairs][kWidth];
-          NB_UNROLL
-          for (int pair = 0; pair < kUnitPairs; ++pair) {
+          float of_vector[kCount];  // of codes, whose scale comes last
+          float(&to)[kCount] = kIsScaled<Number> ? of_vector : sum;
+          if constexpr (kIsScaled<Number>) {
             NB_UNROLL
-            for (int i = 0; i < kWidth; ++i) weights[pair][i] = element<Number>(ahead[step][pair], i);
+            for (int i = 0; i < kCount; ++i) of_vector[i] = 0.0f;
           }
           NB_UNROLL
-          for (int m = 0; m < M; ++m) {
-            float numbers[kWidth];
-            load_numbers<Act>(numbers, x, m, vector * kWidth);
+          for (int part = 0; part < kWidth; part += kPart) {
+            float weights[kUnitPairs][kPart];
             NB_UNROLL
-            for (int i = 0; i < kWidth; ++i) {
+            for (int pair = 0; pair < kUnitPairs; ++pair) {
               NB_UNROLL
-              for (int pair = 0; pair < kUnitPairs; ++pair) {
-                sum[pair * M + m] = fmaf(weights[pair][i], numbers[i], sum[pair * M + m]);
+              for (int i = 0; i < kPart; ++i) weights[pair][i] = element<Number>(ahead[step][pair], part + i);
+            }
+            NB_UNROLL
+            for (int m = 0; m < M; ++m) {
+              float numbers[kPart];
+              load_numbers<Act>(numbers, x, m, vector * kWidth + part);
+              NB_UNROLL
+              for (int i = 0; i < kPart; ++i) {
+                NB_UNROLL
+                for (int pair = 0; pair < kUnitPairs; ++pair) {
+                  to[pair * M + m] = fmaf(weights[pair][i], numbers[i], to[pair * M + m]);
+                }
               }
             }
           }
+          if constexpr (kIsScaled<Number>) {
+            NB_UNROLL
+            for (int i = 0; i < kCount; ++i) sum[i] = fmaf(to_float(scales[step][i / M]), of_vector[i], sum[i]);
+          }
         }
         const int coming = is_last ? first + step * kVectorStep : vector + kSteps * kVectorStep;
-        if (more && coming < num_vectors) {
-          NB_UNROLL
-          for (int pair = 0; pair < kUnitPairs; ++pair) ahead[step][pair] = load_weight(row[pair] + 2 * coming);
-        }
+        if (more && coming < num_vectors) ask_for(step, coming);
       }
     }
 

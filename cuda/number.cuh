@@ -3,6 +3,8 @@
 // Own types, so that host code and the emulator need no CUDA headers. Rounding is to nearest even.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device.cuh"
 
 #if defined(__CUDACC__)
@@ -17,6 +19,16 @@ struct Bf16 {
 struct Fp16 {
   std::uint16_t bits;
 };
+/// A signed byte of a row of quant::Format::q8_0: a number when it is multiplied with the scale of its 32 columns.
+struct SignedByte {
+  std::uint8_t bits;
+};
+
+/// Whether numbers of a row are codes, whose scales stand behind them (weight.cuh).
+template <class Number>
+inline constexpr bool kIsScaled = false;
+template <>
+inline constexpr bool kIsScaled<SignedByte> = true;
 
 NB_DEVICE float bits_to_float(unsigned bits) {
 #if defined(__CUDACC__)
@@ -78,15 +90,32 @@ NB_DEVICE Fp16 near_fp16(float value) {
 #endif
 }
 
+/// Two numbers in a word, of Bf16 or Fp16 (within the finite ones). NaN stays NaN in both types.
+template <class Number>
+NB_DEVICE unsigned pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<Number, Bf16>) {
+    return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
+  } else {
+    return near_fp16(low).bits | static_cast<unsigned>(near_fp16(high).bits) << 16;
+  }
+}
+
 /// How many numbers 16 bytes hold.
 template <class Number>
 inline constexpr int kPerVector = 16 / static_cast<int>(sizeof(Number));
 
-/// Number i of a vector.
+/// The signed byte i of a word: with its sign turned it is the last digits of 2^23 + 128 + code, which loses none.
+NB_DEVICE float signed_byte(unsigned word, int i) {
+  return bits_to_float(0x4b000000u | ((word ^ 0x80808080u) >> (8 * i) & 0xffu)) - 8388736.0f;
+}
+
+/// Number i of a vector; of codes the code.
 template <class Number>
 NB_DEVICE float element(const uint4& vector, int i) {
   const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
-  if constexpr (sizeof(Number) == 4) {
+  if constexpr (kIsScaled<Number>) {
+    return signed_byte(words[i / 4], i % 4);
+  } else if constexpr (sizeof(Number) == 4) {
     return bits_to_float(words[i]);
   } else {
     const unsigned word = words[i / 2];

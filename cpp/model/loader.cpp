@@ -378,8 +378,9 @@ class Loader {
 
   // Tells, once, that a matrix takes more memory on the device than in the file.
   void note_expansion(std::span<const ops::MatrixSource> group) {
-    weights_.expanded = std::any_of(group.begin(), group.end(),
-                                    [](const auto& source) { return !quant::format_info(source.format).is_plain(); });
+    weights_.expanded = std::any_of(group.begin(), group.end(), [](const auto& source) {
+      return !quant::format_info(source.format).is_plain() && ops::device_format(source) == quant::Format::bf16;
+    });
     if (weights_.expanded) {
       log(LogLevel::info, source_.path(), ": quantized weights become bf16 on ", memory_->name,
           ", which has no kernels for them");

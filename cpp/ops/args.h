@@ -37,10 +37,12 @@ struct Activation {
 /// One matrix [rows, cols] inside a packed linear weight. The order of bytes belongs to the backend that packed it.
 /// Tiled backends: strip s of 16 rows begins at data + (s / 2) * pair_stride + (s % 2) * strip_bytes.
 /// Reference: row r begins at data + r * strip_bytes, in file layout.
-/// Devices (WeightLayout::vectors; f32, bf16 and f16 only): vector v (16 bytes: columns [16 v / size, 16 (v + 1) /
-/// size) for numbers of `size` bytes) of row r lies at data + r / 2 * pair_stride + (r % 2) * strip_bytes + 32 v, with
-/// strip_bytes = 16; where the rows of two matrices take turns (gate, up), a row r of either lies at data + r *
+/// Devices (WeightLayout::vectors; f32, bf16, f16 and q8_0 only): vector v (16 bytes: columns [16 v / size, 16 (v + 1)
+/// / size) for numbers of `size` bytes) of row r lies at data + r / 2 * pair_stride + (r % 2) * strip_bytes + 32 v,
+/// with strip_bytes = 16; where the rows of two matrices take turns (gate, up), a row r of either lies at data + r *
 /// pair_stride + 32 v, with strip_bytes = 0. Columns are padded with zeros to a multiple of 32, rows to an even number.
+/// q8_0 has the codes of a row in such vectors, as signed bytes, and behind them vectors of 8 scales (f16), of 32
+/// columns each.
 struct LinearSegment {
   quant::Format format;
   int32_t rows;

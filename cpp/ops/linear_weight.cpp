@@ -13,14 +13,16 @@
 namespace nb::ops {
 namespace {
 
-// What the numbers of a group are on a device that knows f32, bf16 and f16 only: the same for all of its matrices.
+// What the numbers of a group are on a device: the same for all of its matrices.
 quant::Format device_format(std::span<const MatrixSource> group) {
-  const auto one = [](const MatrixSource& source) {
-    return quant::format_info(source.format).is_plain() ? source.format : quant::Format::bf16;
+  const auto all_are = [&](const auto& is) {
+    return std::all_of(group.begin(), group.end(), [&](const auto& source) { return is(device_format(source)); });
   };
-  const quant::Format format = one(group.front());
-  const bool same = std::all_of(group.begin(), group.end(), [&](const auto& source) { return one(source) == format; });
-  return same ? format : quant::Format::f32;
+  const quant::Format format = device_format(group.front());
+  if (all_are([&](quant::Format other) { return other == format; })) return format;
+  const bool half =
+      all_are([](quant::Format other) { return other == quant::Format::bf16 || other == quant::Format::q8_0; });
+  return half ? quant::Format::bf16 : quant::Format::f32;
 }
 
 // The orders of a group's columns, for layouts that keep them.
@@ -58,7 +60,7 @@ std::int64_t lay_out_vectors(std::span<const MatrixSource> group, Grouping group
   const bool in_turn = grouping == Grouping::interleaved32;
   const quant::Format format = device_format(group);
   for (const MatrixSource& source : group) {
-    const std::int64_t pair_bytes = 2 * quant::row_bytes(format, round_up(source.cols, 32));
+    const std::int64_t pair_bytes = 2 * device_row_bytes(format, source.cols);
     offsets.push_back(in_turn ? static_cast<std::int64_t>(offsets.size()) * kDeviceVectorBytes : total);
     segments.push_back({format, source.rows, source.cols, nullptr, in_turn ? 0 : kDeviceVectorBytes, pair_bytes});
     if (!in_turn || segments.size() == 1) total += ceil_div(source.rows, in_turn ? 1 : 2) * pair_bytes;
@@ -101,6 +103,20 @@ std::int32_t LinearWeight::rows() const {
   std::int32_t total = 0;
   for (const LinearSegment& segment : segments) total += segment.rows;
   return total;
+}
+
+quant::Format device_format(const MatrixSource& source) {
+  if (quant::format_info(source.format).is_plain()) return source.format;
+  const bool is_bytes = source.format == quant::Format::q8_0 || source.format == quant::Format::w8 ||
+                        source.format == quant::Format::w8_channel;
+  return is_bytes && source.order == nullptr ? quant::Format::q8_0 : quant::Format::bf16;
+}
+
+std::int64_t device_row_bytes(quant::Format format, std::int64_t cols) {
+  const std::int64_t padded = round_up<std::int64_t>(cols, quant::kGroupCols);
+  if (format != quant::Format::q8_0) return quant::row_bytes(format, padded);
+  const auto scale_bytes = static_cast<std::int64_t>(sizeof(std::uint16_t)) * (padded / quant::kGroupCols);
+  return padded + round_up(scale_bytes, kDeviceVectorBytes);
 }
 
 void LinearWeight::place(std::uint8_t* base) {

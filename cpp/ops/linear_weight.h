@@ -65,8 +65,16 @@ ActType choose_act_type(std::span<const MatrixSource> group, const std::string& 
 LinearWeight plan_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
                          WeightLayout layout);
 
+/// What the numbers of a matrix are on a device, if its group is no other: f32, bf16 and f16 stay what they are, signed
+/// bytes with scales (q8_0, w8, w8_channel) are q8_0 with the same values, and the rest becomes bf16.
+quant::Format device_format(const MatrixSource& source);
+
+/// Bytes of a row in WeightLayout::vectors, scales and padding included.
+int64_t device_row_bytes(quant::Format format, int64_t cols);
+
 /// Packs a group. All matrices have the same cols; interleaved32 wants two of equal shape. For WeightLayout::vectors
-/// quantized matrices become bf16, and matrices of several formats f32; columns are put in the order of the input.
+/// every matrix has its device_format(), and in a group of several all are bf16 or, if one is f32 or f16, f32; columns
+/// are put in the order of the input.
 /// Throws format naming the matrix if its order is no permutation of its columns.
 LinearWeight pack_linear(std::span<const MatrixSource> group, Grouping grouping, const std::string& requested_act,
                          WeightLayout layout, HostArena& arena, ThreadPool& pool);

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <mutex>
 
 #include "base/align.h"
+#include "base/dtype.h"
 #include "base/error.h"
 #include "ops/column_order.h"
 #include "quant/format.h"
@@ -36,11 +38,35 @@ void for_each_on_team(ThreadPool& pool, int num_items, const Function& function)
   if (error) std::rethrow_exception(error);
 }
 
+// A row of codes for a device: signed bytes, then scales.
+void make_code_row(const MatrixSource& source, const std::uint8_t* row, std::vector<std::uint8_t>& out) {
+  const quant::FormatInfo& info = quant::format_info(source.format);
+  const int num_groups = ceil_div(source.cols, quant::kGroupCols);
+  out.assign(static_cast<std::size_t>(device_row_bytes(quant::Format::q8_0, source.cols)), 0);
+  std::uint8_t* const scales = out.data() + num_groups * quant::kGroupCols;
+  for (int g = 0; g < num_groups; ++g) {
+    quant::CodeGroup group;
+    const int count = std::min(quant::kGroupCols, source.cols - g * quant::kGroupCols);
+    info.read_group(row, g, count, group);
+    for (int i = 0; i < count; ++i) {
+      out[static_cast<std::size_t>(g * quant::kGroupCols + i)] =
+          static_cast<std::uint8_t>(group.codes[i] - info.zero_of(group));
+    }
+    const std::uint16_t scale = f32_to_f16(group.scales[0]);  // as it was
+    std::memcpy(scales + g * static_cast<int>(sizeof(scale)), &scale, sizeof(scale));
+  }
+}
+
 // Writes a row into the layout of devices, see LinearSegment. The memory is zero before.
 void pack_vectors(const MatrixSource& source, const LinearSegment& segment, int r, const std::uint8_t* row,
                   std::vector<float>& values, std::vector<std::uint8_t>& converted, std::uint8_t* base) {
-  const std::int64_t out_bytes = quant::row_bytes(segment.format, source.cols);
-  if (segment.format != source.format || source.order != nullptr) {
+  std::int64_t out_bytes = 0;
+  if (segment.format == quant::Format::q8_0) {
+    make_code_row(source, row, converted);
+    row = converted.data();
+    out_bytes = static_cast<std::int64_t>(converted.size());
+  } else if (out_bytes = quant::row_bytes(segment.format, source.cols);
+             segment.format != source.format || source.order != nullptr) {
     values.resize(static_cast<std::size_t>(source.cols));
     converted.resize(static_cast<std::size_t>(out_bytes));
     quant::unpack_row(source.format, row, source.cols, values.data());

@@ -65,8 +65,8 @@ class LLM(Composing, Scoring):
             ``cuda`` for the GPU, never anything else; or the name of one kernel table as listed by ``nanobraid doctor``
             (``avx2``, ``reference``; ``cpu:avx2`` is the same).
         dtype: Type of the activations that enter matrix products: ``int8`` (per 32 values; the default on the CPU),
-            ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, quantized
-            ones become bf16.
+            ``bf16`` (the default on a GPU) or ``f32``. The weights keep the format of the file; on a GPU, those
+            of less than 8 bits, and 8-bit floats, become bf16.
         kv_dtype: Type of the stored keys and values: ``bf16``, ``f16`` (within 65504), ``f32``, ``int8`` (8.25 bits a
             number), ``mixed`` (keys as int8, values of 4 bits; 6.6 bits) or ``int4`` (both of 4 bits; 5.06 bits).
             ``auto`` is bf16, and f32 on ``reference``.

@@ -42,7 +42,7 @@ class Budget:
 GEMV = r"(?:linear|linear_residual|norm_qkv|norm_gate_up|head)_kernel"
 
 BUDGETS = (
-    Budget(r"embed_kernel<(float|Bf16|Fp16)>", 24),
+    Budget(r"embed_kernel<(float|Bf16|Fp16|SignedByte)>", 24),
     Budget(r"rms_norm_kernel", 32),
     Budget(r"prepare_kernel", 24),
     Budget(r"rope_kernel", 24),
@@ -56,13 +56,16 @@ BUDGETS = (
     Budget(r"silu_mul_kernel", 24),
     Budget(r"argmax_kernel", 32),
     Budget(rf"{GEMV}<.*, 1>", 64, streams=True),
-    Budget(rf"{GEMV}<.*, [24]>", 114, streams=True),
-    Budget(rf"{GEMV}<.*, 8>", 152, streams=True),
+    Budget(rf"{GEMV}<(float|Bf16|Fp16), .*, [24]>", 114, streams=True),
+    Budget(rf"{GEMV}<(float|Bf16|Fp16), .*, 8>", 152, streams=True),
+    Budget(rf"{GEMV}<SignedByte, .*, [24]>", 128, streams=True),
+    Budget(rf"{GEMV}<SignedByte, .*, 8>", 168, streams=True),
     Budget(r"finish_heads_kernel<(0|false)>", 32),
     Budget(r"finish_heads_kernel<(1|true)>", 64),
     Budget(r"head_argmax_kernel", 32),
-    Budget(r"gemm_bf16_kernel<MmaTile<128, .*", 232, streams=True),  # two blocks of 128 threads on an SM
-    Budget(r"gemm_bf16_kernel<MmaTile<(32|64), .*", 128, streams=True),
+    Budget(r"gemm_bf16_kernel<\w+, MmaTile<128, .*", 240, streams=True),  # two blocks of 128 threads on an SM
+    Budget(r"gemm_bf16_kernel<Bf16, MmaTile<(32|64), .*", 128, streams=True),
+    Budget(r"gemm_bf16_kernel<SignedByte, MmaTile<(32|64), .*", 144, streams=True),
     Budget(r"gemm_f32_kernel<.*", 128, streams=True),
     Budget(r"attention_decode_kernel<.*, 4, (0|false)>", 128),
     Budget(r"attention_decode_kernel<(float|Bf16|Fp16|Code8), .*, 4, (1|true)>", 128),

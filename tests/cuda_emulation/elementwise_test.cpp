@@ -18,7 +18,8 @@ namespace {
 using ops::Matrix;
 
 TEST(Elementwise, EmbedGivesBackRowsOfEveryFormat) {
-  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16}) {
+  for (const quant::Format format :
+       {quant::Format::f32, quant::Format::bf16, quant::Format::f16, quant::Format::w8_channel}) {
     for (const int cols : {1, 8, 40, 130}) {
       DeviceBench bench;
       const ops::RandomWeights weights(format, 7, cols, 1);
@@ -40,12 +41,35 @@ TEST(Elementwise, EmbedGivesBackRowsOfEveryFormat) {
   }
 }
 
-TEST(Elementwise, QuantizedTablesBecomeBf16) {
-  DeviceBench bench;
-  const ops::RandomWeights weights(quant::Format::q4_0, 5, 64, 1);
-  const ops::LinearWeight table = bench.pack({weights.source()}, "auto");
-  EXPECT_EQ(table.segments[0].format, quant::Format::bf16);
-  EXPECT_EQ(table.act_type, ops::ActType::bf16);
+TEST(Elementwise, QuantizedTablesAreSignedBytesOrBecomeBf16) {
+  using quant::Format;
+  const std::pair<Format, Format> expected[] = {{Format::q8_0, Format::q8_0},
+                                                {Format::w8, Format::q8_0},
+                                                {Format::w8_channel, Format::q8_0},
+                                                {Format::q4_0, Format::bf16},
+                                                {Format::fp8_e4m3, Format::bf16}};
+  for (const auto& [format, on_device] : expected) {
+    DeviceBench bench;
+    const ops::RandomWeights weights(format, 5, 64, 1);
+    const ops::LinearWeight table = bench.pack({weights.source()}, "auto");
+    EXPECT_EQ(table.segments[0].format, on_device) << quant::to_string(format);
+    EXPECT_EQ(table.act_type, ops::ActType::bf16);
+  }
+}
+
+TEST(Elementwise, GroupsOfSeveralFormatsBecomeOne) {
+  using quant::Format;
+  const auto format_of = [](Format first, Format second) {
+    DeviceBench bench;
+    const ops::RandomWeights one(first, 5, 64, 1), other(second, 5, 64, 2);
+    const ops::LinearWeight both = bench.pack({one.source(), other.source()}, "auto");
+    EXPECT_EQ(both.segments[0].format, both.segments[1].format);
+    return both.segments[0].format;
+  };
+  EXPECT_EQ(format_of(Format::q8_0, Format::w8), Format::q8_0);
+  EXPECT_EQ(format_of(Format::q8_0, Format::q4_0), Format::bf16);
+  EXPECT_EQ(format_of(Format::bf16, Format::q8_0), Format::bf16);
+  EXPECT_EQ(format_of(Format::q8_0, Format::f16), Format::f32);
 }
 
 TEST(Elementwise, RmsNormMatchesReference) {

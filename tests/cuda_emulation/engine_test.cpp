@@ -323,8 +323,18 @@ TEST(Emulated, TokensDrawnOnTheDeviceAreThoseOfTheHost) {
   EXPECT_EQ(logits_on_host.on_device, 0);
 }
 
-TEST(Emulated, QuantizedModelsRunAsBf16) {
-  const model::TinyModelOptions device{.format = quant::Format::q8_0, .device = &cuda::tested_backend()};
+// Arithmetic in f32 over the same weights; prompts of up to 8 tokens a step, which is what multiplies codes as they
+// are.
+TEST(Emulated, ModelsOfCodesGiveTheTokensOfTheReference) {
+  const model::TinyModelOptions host{.dtype = "f32", .format = quant::Format::q8_0};
+  model::TinyModelOptions device = host;
+  device.device = &cuda::tested_backend();
+  const EngineOptions options{.kv_format = quant::KvFormat::f32, .max_num_seqs = 3, .max_batch_tokens = 48};
+  expect_same(answers_of(device, short_requests(), options), answers_of(host, short_requests(), options));
+}
+
+TEST(Emulated, OtherQuantizedModelsRunAsBf16) {
+  const model::TinyModelOptions device{.format = quant::Format::q4_0, .device = &cuda::tested_backend()};
   const auto model = model::make_tiny_model(device);
   EXPECT_EQ(model->act_type(), ops::ActType::bf16);
   EXPECT_EQ(model->default_kv_format(), quant::KvFormat::bf16);

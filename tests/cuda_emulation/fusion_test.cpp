@@ -18,7 +18,8 @@ model::TinyModelOptions with_gain(quant::Format format, bool deterministic = fal
 }
 
 TEST(CudaFusion, FusedKernelsHaveTheBitsOfTheirPartsAtAnyGain) {
-  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16}) {
+  for (const quant::Format format :
+       {quant::Format::f32, quant::Format::bf16, quant::Format::f16, quant::Format::q8_0}) {
     for (const bool deterministic : {false, true}) {
       const auto model = model::make_tiny_model(with_gain(format, deterministic));
       const model::FusionPlan& plan = model->fusion();

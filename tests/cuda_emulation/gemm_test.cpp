@@ -106,12 +106,51 @@ TEST(Gemm, Bf16MatchesReferenceInEveryShape) {
 }
 
 TEST(Gemm, OtherTypesMatchReferenceInEveryShape) {
-  for (const quant::Format format : {quant::Format::f32, quant::Format::bf16, quant::Format::f16}) {
+  for (const quant::Format format :
+       {quant::Format::f32, quant::Format::bf16, quant::Format::f16, quant::Format::w8_channel}) {
     for (const char* act : {"f32", "bf16"}) {
-      if (format == quant::Format::bf16 && std::string(act) == "bf16") continue;
+      const bool on_tensor_cores = format == quant::Format::bf16 || format == quant::Format::w8_channel;
+      if (on_tensor_cores && std::string(act) == "bf16") continue;
       check_all_shapes(format, act, 35, 1, {1, 9});
       check_all_shapes(format, act, 67, 33, {1, 16, 31, 65});
       check_all_shapes(format, act, 66, 160, {9, 64, 130});
+    }
+  }
+}
+
+// The same weights, each rounded to bf16 before.
+ops::RandomWeights as_bf16(const ops::RandomWeights& weights) {
+  ops::RandomWeights out(quant::Format::bf16, weights.rows, weights.cols, 1);
+  std::vector<float> row(static_cast<std::size_t>(weights.cols));
+  for (int r = 0; r < weights.rows; ++r) {
+    quant::unpack_row(weights.format, weights.bytes.data() + r * quant::row_bytes(weights.format, weights.cols),
+                      weights.cols, row.data());
+    quant::pack_row(out.format, row.data(), weights.cols,
+                    out.bytes.data() + r * quant::row_bytes(out.format, weights.cols));
+  }
+  return out;
+}
+
+TEST(Gemm, CodesAreMultipliedAsBf16) {
+  struct Shape {
+    quant::Format format;
+    int cols, k;
+  };
+  for (const Shape shape : {Shape{quant::Format::q8_0, 67, 32}, Shape{quant::Format::q8_0, 35, 352},
+                            Shape{quant::Format::w8, 130, 128}, Shape{quant::Format::w8_channel, 33, 45}}) {
+    DeviceBench bench;
+    const ops::RandomWeights codes(shape.format, shape.cols, shape.k, 5), numbers = as_bf16(codes);
+    const ops::LinearWeight packed = bench.pack({codes.source()}, "bf16"),
+                            plain = bench.pack({numbers.source()}, "bf16");
+    ASSERT_EQ(packed.segments[0].format, quant::Format::q8_0);
+    ASSERT_EQ(plain.segments[0].format, quant::Format::bf16);
+    for (const int rows : {9, 33, 130}) {
+      const Matrix x = Matrix::random(rows, shape.k, 6);
+      for (const GemmTile tile : kTiles) {
+        EXPECT_TRUE(ops::same_bits(run_gemm(bench, packed.segments[0], packed.act_type, x, tile),
+                                   run_gemm(bench, plain.segments[0], plain.act_type, x, tile)))
+            << quant::to_string(shape.format) << ", M " << rows << ", tile " << static_cast<int>(tile);
+      }
     }
   }
 }
@@ -153,8 +192,9 @@ TEST(Gemm, BiasAndAccumulation) {
 }
 
 TEST(Gemm, RowsOfTwoMatricesInTurn) {
-  for (const quant::Format format : {quant::Format::bf16, quant::Format::f16}) {
+  for (const quant::Format format : {quant::Format::bf16, quant::Format::f16, quant::Format::w8_channel}) {
     for (const char* act : {"bf16", "f32"}) {
+      const double tolerance = format == quant::Format::w8_channel && std::string(act) == "bf16" ? 4e-3 : 3e-6;
       DeviceBench bench;
       const ops::RandomWeights gate(format, 67, 100, 5), up(format, 67, 100, 8);
       const ops::LinearWeight packed = bench.pack({gate.source(), up.source()}, act, ops::Grouping::interleaved32);
@@ -163,7 +203,7 @@ TEST(Gemm, RowsOfTwoMatricesInTurn) {
       const Matrix x = Matrix::random(33, 100, 6);
       for (const GemmTile tile : kTiles) {
         ops::expect_close(run_gemm(bench, packed.segments[0], packed.act_type, x, tile), expected_of(gate, act, x),
-                          3e-6, "gate");
+                          tolerance, "gate");
         EXPECT_TRUE(ops::same_bits(run_gemm(bench, packed.segments[1], packed.act_type, x, tile),
                                    run_gemm(bench, alone.segments[0], alone.act_type, x, tile)));
       }

@@ -17,7 +17,8 @@ using quant::Format;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr Format kFormats[] = {Format::f32, Format::bf16, Format::f16};
+constexpr Format kFormats[] = {Format::f32, Format::bf16, Format::f16,
+                               Format::w8_channel};  // with any number of columns
 constexpr const char* kActs[] = {"f32", "bf16"};
 
 // A bench whose fused operators are composed of small ones.
@@ -124,6 +125,15 @@ TEST(Gemv, LinearMatchesReferenceAndRowsAreIndependent) {
       }
     }
   }
+}
+
+TEST(Gemv, CodesHaveAScaleFor32Columns) {
+  for (const Format format : {Format::q8_0, Format::w8}) {
+    for (const char* act : kActs) {
+      for (const int cols : {64, 320, 2112}) check_linear({format, act, 7, cols, true, false}, {kMostRows, 1, 3, 8});
+    }
+  }
+  check_linear({Format::q8_0, "f32", 6, 32, false, false}, {kMostRows, 1, 2});
 }
 
 TEST(Gemv, EveryNumberOfRowsAndOfOutputs) {

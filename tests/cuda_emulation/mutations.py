@@ -345,7 +345,25 @@ MUTATIONS = (
         "gemm, f32: no barrier after tiles are spread",
     ),
     Mutation("gemm.cuh", "second += a.bias[col + 1]", "second += a.bias[col]", "gemm: bias of the other column"),
+    Mutation("gemm.cuh", "scales[i] = scale_of(from,", "scales[i] = scale_of(from + 2,", "gemm: scales of other codes"),
+    Mutation(
+        "gemm.cuh",
+        "const int place = 8 * ((2 * vector(i) + half)",
+        "const int place = 8 * ((2 * vector(i) + 1 - half)",
+        "gemm: halves of a vector of codes change places",
+    ),
+    Mutation(
+        "gemm.cuh",
+        "codes.fetch(a.weight, col_begin, tile + 1)",
+        "codes.fetch(a.weight, col_begin, tile)",
+        "gemm: codes of the tile before",
+    ),
+    Mutation("gemm.cuh", "number *= to_float(held.scales[i])", "number *= 1.0f", "gemm, f32: codes without scales"),
+    # ---- number.cuh, weight.cuh ----
+    Mutation("number.cuh", "word ^ 0x80808080u", "word ^ 0x00808080u", "the sign of every fourth code"),
+    Mutation("weight.cuh", "[group % 8]", "[group % 4]", "the scale of another 32 columns"),
     # ---- gemv.cuh ----
+    Mutation("gemv.cuh", "scales[step][i / M]", "scales[step][0]", "the scale of another row"),
     Mutation(
         "gemv.cuh",
         "    sync_block();\n    job.finish",
@@ -380,7 +398,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gemv.cuh",
-        "const int num_vectors = (cols + 31) / 32 * 32 / kWidth",
+        "const int num_vectors = vectors_of<Number>(cols)",
         "const int num_vectors = cols / kWidth",
         "the tail of the columns",
     ),

@@ -89,20 +89,25 @@ def test_every_family_gives_the_tokens_of_the_cpu(
     assert answer(library, folder, "cpu")["backend"] != "cuda:0"
 
 
-def test_quantized_weights_become_bf16_and_it_says_so(
+def test_signed_bytes_stay_what_they_are_and_other_codes_become_bf16_which_it_says(
     library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
     config = config_of("llama")
     folder = write_folder(tmp_path / "llama", config, tensors_of(config))
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
-    file = tmp_path / "llama.braid"
-    made = run(library, "-m", "nanobraid", "export", folder, "-o", file, "--dtype", "w8")
-    assert made.returncode == 0, made.stderr
+    file, bytes_file = tmp_path / "llama.w4.braid", tmp_path / "llama.w8.braid"
+    for path, dtype in ((file, "w4"), (bytes_file, "w8")):
+        made = run(library, "-m", "nanobraid", "export", folder, "-o", path, "--dtype", dtype)
+        assert made.returncode == 0, made.stderr
     expanded = answer(library, file, "cuda")
     assert expanded["stderr"].count("quantized weights become bf16 on cuda:0") == 1
     assert "become bf16" not in answer(library, file, "cpu")["stderr"]
     assert "become bf16" not in answer(library, folder, "cuda")["stderr"]
+    exact = {"dtype": "f32", "kv_dtype": "f32"}
+    codes = answer(library, bytes_file, "cuda", **exact)
+    assert "become bf16" not in codes["stderr"]
+    assert codes["tokens"] == answer(library, bytes_file, "reference", **exact)["tokens"]
 
 
 def compare(library: Path, folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -39,7 +39,7 @@ bool device_is_lost() {
 // Keeps the first error. What a kernel does wrong is often told by a later call, so the last kernel is named too.
 void note(cudaError_t error, const char* what, bool is_kernel) {
   if (error == cudaSuccess || error == cudaErrorCudartUnloading) return;
-  cudaGetLastError();  // takes it back, where that is possible
+  cudaGetLastError();                 // takes it back, where that is possible
   if (recording.stream != nullptr) {  // told by end_recording()
     recording.failed = true;
     return;

@@ -47,7 +47,7 @@ struct EngineOptions {
   Digest kv_store_fingerprint{};    ///< the identity of the model's content: kept KV serves no other model
   std::optional<SpeculativeOptions> speculative{};  ///< guesses coming tokens; none: does not
   bool enforce_eager = false;  ///< on a device: start kernels one by one, never a recorded step (StepGraphs)
-  bool cascade = true;  ///< read what sequences share once a step; no result depends on it, off is for measuring
+  bool cascade = true;         ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
 /// Where the tokens of a prompt came from; they add up to its length.

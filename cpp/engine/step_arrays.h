@@ -1,8 +1,8 @@
 // The arrays of a step on a device: copied there in one piece, to places that depend on few numbers of the step.
 //
-// So a step costs one copy instead of one for each array, and work that was recorded (step_graphs.h) finds the arrays of
-// later steps where it found those of its own. Not for arrays that few steps have: key positions, hidden keys, policies,
-// summaries and open cells are copied when an operator asks for them. Used by the thread that runs steps.
+// So a step costs one copy instead of one for each array, and work that was recorded (step_graphs.h) finds the arrays
+// of later steps where it found those of its own. Not for arrays that few steps have: key positions, hidden keys,
+// policies, summaries and open cells are copied when an operator asks for them. Used by the thread that runs steps.
 #pragma once
 
 #include <cstddef>

@@ -333,8 +333,7 @@ void bind_engine(py::module_& module) {
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
            py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0,
-           py::arg("speculative") = py::none(), py::arg("draft_model") = py::none(),
-           py::arg("enforce_eager") = false)
+           py::arg("speculative") = py::none(), py::arg("draft_model") = py::none(), py::arg("enforce_eager") = false)
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),

@@ -288,7 +288,8 @@ TEST(CudaAttention, RoomForSplitsIsAPowerOfTwo) {
     const ops::AttentionSegment segments[] = {
         {.row_begin = 0, .row_count = rows, .run_begin = 0, .run_count = static_cast<int32_t>(runs.size())},
         {.row_begin = rows, .row_count = 1, .run_begin = 0, .run_count = 1}};
-    const ops::SplitCounts counts = ops::count_splits({.positions = {}, .segments = segments, .runs = runs, .blocks = {}});
+    const ops::SplitCounts counts =
+        ops::count_splits({.positions = {}, .segments = segments, .runs = runs, .blocks = {}});
     return std::pair(counts.of_all, counts.of_few_rows);
   };
   using Room = std::pair<int32_t, int32_t>;

@@ -225,8 +225,7 @@ const DeviceMemory& device_memory() {
           },
       .copy_within = [](void* to, const void* from,
                         std::size_t bytes) { start_or_keep([=] { copy(to, from, bytes); }); },
-      .fill = [](void* to, unsigned char value,
-                 std::size_t bytes) { start_or_keep([=] { fill(to, value, bytes); }); },
+      .fill = [](void* to, unsigned char value, std::size_t bytes) { start_or_keep([=] { fill(to, value, bytes); }); },
       .free_bytes = [] { return memory().free_bytes(); },
       .take_error = []() -> const char* { return nullptr; },  // the emulator throws
       .pin = [](void*, std::size_t) { return true; },

@@ -21,8 +21,8 @@ void set_device_bytes(std::size_t bytes);
 /// What has been done to the device, ever, by calls of its memory's functions.
 struct DeviceCalls {
   std::size_t copies_in = 0, copies_out = 0;
-  std::size_t graphs = 0;    ///< recorded
-  std::size_t replays = 0;   ///< of graphs
+  std::size_t graphs = 0;   ///< recorded
+  std::size_t replays = 0;  ///< of graphs
   std::size_t graphs_alive = 0;
 };
 DeviceCalls device_calls();

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Breaks the CUDA kernels, and what keeps their launches for later, on purpose, one defect at a time, and wants an emulated test to fail for each.
+"""Breaks the CUDA kernels and the recording of steps, one defect at a time, and wants a test to fail for each.
 
 Every row of MUTATIONS replaces a text that stands exactly once in its file. The tree is copied; only the emulated tests
 are built there, incrementally from one defect to the next, so a row costs the build of the files that include it and

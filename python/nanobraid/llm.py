@@ -147,7 +147,7 @@ class LLM(Composing, Scoring):
         require_one_of("dtype", dtype, _DTYPES)
         require_one_of("kv_dtype", kv_dtype, _KV_DTYPES)
         require_one_of("fusion", fusion, FUSION)
-        limits = {
+        limits: dict[str, Any] = {
             "max_model_len": optional_size("max_model_len", max_model_len),
             "max_num_seqs": require_int("max_num_seqs", max_num_seqs, 1, MAX_INT, "an integer >= 1"),
             "max_batch_tokens": require_int("max_batch_tokens", max_batch_tokens, 1, MAX_INT, "an integer >= 1"),

@@ -103,6 +103,14 @@ TEST_P(StepGraphsOnDevice, BatchesOfEverySize) {
   }
 }
 
+TEST_P(StepGraphsOnDevice, StepsThatDrawHaveGraphsOfTheirOwn) {
+  std::vector<Request> one_by_one;
+  for (unsigned i = 0; i < 3; ++i) one_by_one.push_back(random_request(60 + i, 4, 8));
+  one_by_one[1].sampling = {.temperature = 1.0, .seed = 3};
+  const Outcome run = expect_same_tokens(device_, one_by_one, {.max_num_seqs = 1});
+  EXPECT_GE(run.stats.graphs_recorded, 2) << "with logits and without";
+}
+
 TEST_P(StepGraphsOnDevice, ContextsCrossTheBordersOfBlocksAndSplits) {
   std::vector<Request> requests = {random_request(1, 10, 26), random_request(2, 248, 26), random_request(3, 30, 26)};
   const Outcome run = expect_same_tokens(device_, requests, {.max_num_seqs = 4, .max_batch_tokens = 512});
@@ -180,6 +188,7 @@ TEST_P(StepGraphsOnDevice, DraftsAreVerifiedBesideRecordedSteps) {
 }
 
 TEST_P(StepGraphsOnDevice, AReplayedStepIsOneCopyAndOneGraph) {
+  expect_same_tokens(device_, {random_request(1, 2, 12)}, {.max_num_seqs = 2});
   if (!is_emulated()) GTEST_SKIP() << "only the emulator counts";
   const auto model = model::make_tiny_model(device_);
   Engine engine(*model, {.max_num_seqs = 2});

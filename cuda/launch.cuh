@@ -54,7 +54,8 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...), Arguments&&
   const emulation::Launch emulated{.grid = {shape.grid_x, shape.grid_y, shape.grid_z},
                                    .block = {shape.threads, 1, 1},
                                    .dynamic_shared_bytes = shape.dynamic_shared_bytes};
-  emulation::run(shape.name, emulated, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  emulation::start(shape.name, emulated,
+                   [kernel, ... copies = static_cast<Parameters>(arguments)] { kernel(copies...); });
 }
 
 #endif

@@ -21,6 +21,13 @@ char first_error[512] = "";                     // guarded by error_mutex
 std::atomic<const char*> last_kernel{nullptr};  // started, or tried to
 std::atomic<cudaStream_t> created_stream{nullptr};
 
+// Of the calling thread. Work is recorded on a stream of its own: what other threads start meanwhile goes on.
+struct Recording {
+  cudaStream_t stream = nullptr;  // null: this thread does not record
+  bool failed = false;
+};
+thread_local Recording recording;
+
 // After some errors every further call fails with the same one.
 bool device_is_lost() {
   cudaStream_t const where = created_stream.load();
@@ -32,7 +39,11 @@ bool device_is_lost() {
 // Keeps the first error. What a kernel does wrong is often told by a later call, so the last kernel is named too.
 void note(cudaError_t error, const char* what, bool is_kernel) {
   if (error == cudaSuccess || error == cudaErrorCudartUnloading) return;
-  cudaGetLastError();  // takes it back, where that is possible
+  cudaGetLastError();                 // takes it back, where that is possible
+  if (recording.stream != nullptr) {  // told by end_recording()
+    recording.failed = true;
+    return;
+  }
   const std::lock_guard lock(error_mutex);
   if (first_error[0] != '\0') return;
   const char* const kernel = is_kernel ? nullptr : last_kernel.load(std::memory_order_relaxed);
@@ -212,6 +223,47 @@ void wait_for(void* mark) {
   note(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "waiting for the device", false);
 }
 
+// ---- graphs ----
+
+bool begin_recording() {
+  cudaStream_t created = nullptr;
+  cudaError_t error = cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = cudaStreamBeginCapture(created, cudaStreamCaptureModeThreadLocal);
+  if (error == cudaSuccess) {
+    recording = {.stream = created};
+    return true;
+  }
+  cudaGetLastError();  // told by what is returned
+  if (created != nullptr) cudaStreamDestroy(created);
+  return false;
+}
+
+void* end_recording() {
+  const Recording ended = recording;
+  recording = {};
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t started = nullptr;
+  cudaError_t error = cudaStreamEndCapture(ended.stream, &graph);
+  if (error == cudaSuccess && !ended.failed) error = cudaGraphInstantiate(&started, graph, 0);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // told by the null pointer
+    started = nullptr;
+  }
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaStreamDestroy(ended.stream);
+  return started;
+}
+
+void replay(void* graph) {
+  last_kernel.store("a graph", std::memory_order_relaxed);
+  note(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream()), "starting a graph", false);
+}
+
+void delete_graph(void* graph) {
+  note(cudaStreamSynchronize(stream()), "waiting for the device", false);
+  note(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)), "destroying a graph", false);
+}
+
 // ---- the device ----
 
 // The oldest architecture this library has code for, as 80 for 8.0.
@@ -261,6 +313,7 @@ DeviceFacts look() {
 }  // namespace
 
 cudaStream_t stream() {
+  if (recording.stream != nullptr) return recording.stream;
   static cudaStream_t const created = create_stream();
   return created;
 }
@@ -291,7 +344,11 @@ const DeviceMemory& device_memory() {
                                       .new_mark = new_mark,
                                       .delete_mark = delete_mark,
                                       .set_mark = set_mark,
-                                      .wait_for = wait_for};
+                                      .wait_for = wait_for,
+                                      .begin_recording = begin_recording,
+                                      .end_recording = end_recording,
+                                      .replay = replay,
+                                      .delete_graph = delete_graph};
   return memory;
 }
 

@@ -7,7 +7,8 @@ First the ceilings: read bandwidth (the sum of a large tensor) and a large bf16 
 every folder of Hugging Face weights and every round, the sides in turn: the time of a decode step after --context
 tokens, the rate of a prompt of --prompt tokens, and the throughput of batches. A decode step is the time of --new
 tokens over their number, without the prompt. `limit` is the time to read the weights once at the measured bandwidth,
-`overhead` what a step takes beyond it, per layer. transformers runs eagerly, and with a static cache and compiled.
+`overhead` what a step takes beyond it, per layer. nanobraid runs twice, with recorded steps (CUDA graphs) and with
+`enforce_eager`, which is `nanobraid eager`. transformers runs eagerly, and with a static cache and compiled.
 
 With --device cpu it runs on the processor, at sizes that suit one; the figures then say nothing about a GPU.
 """
@@ -83,9 +84,11 @@ def ceilings(device: str, megabytes: int, size: int) -> dict[str, float]:
 class Nanobraid:
     """nanobraid in this process."""
 
-    name = "nanobraid"
+    name: str = "nanobraid"
 
-    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, args: argparse.Namespace, eager: bool = False) -> None:
+        if eager:
+            self.name = "nanobraid eager"
         self.llm = nb.LLM(
             folder,
             device=args.device,
@@ -93,6 +96,7 @@ class Nanobraid:
             max_num_seqs=max(args.batches),
             max_batch_tokens=args.prompt,
             enable_prefix_caching=False,
+            enforce_eager=eager,
         )
         config = self.llm.config
         self.weight_bytes = int(config["weight_bytes"])
@@ -168,7 +172,7 @@ def measure_side(side: Any, args: argparse.Namespace, draw: random.Random, vocab
 
 
 def measure_model(folder: Path, args: argparse.Namespace, report: dict[str, Any]) -> None:
-    makers: list[Callable[[], Any]] = [lambda: Nanobraid(folder, args)]
+    makers: list[Callable[[], Any]] = [lambda: Nanobraid(folder, args), lambda: Nanobraid(folder, args, True)]
     if not args.no_peer:
         makers += [lambda: Transformers(folder, args, False), lambda: Transformers(folder, args, True)]
     row: dict[str, Any] = {"model": folder.name, "sides": {}}
@@ -188,7 +192,7 @@ def measure_model(folder: Path, args: argparse.Namespace, report: dict[str, Any]
     for name, runs in rounds.items():
         figures = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         step = figures[f"step_us_batch_{args.batches[0]}"]
-        if name == ours.name and step > 0:
+        if name in (ours.name, sides[1].name) and step > 0:
             figures["share_of_read_bandwidth"] = limit_us / step
             figures["overhead_us_per_layer"] = (step - limit_us) / ours.layers
         row["sides"][name] = figures

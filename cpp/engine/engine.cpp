@@ -87,6 +87,11 @@ std::unique_ptr<DiskTier> make_tier(const model::Model& model, const EngineOptio
                                                     .wake = std::move(wake)});
 }
 
+/// Layers that are read while a step runs lie elsewhere in the next one.
+bool records_steps(const model::Model& model, const EngineOptions& options) {
+  return !options.enforce_eager && model.weights().stream == nullptr;
+}
+
 std::unique_ptr<Speculator> make_speculator(const model::Model& model, const EngineOptions& options,
                                             const kv::ChunkStore& chunks, int num_blocks,
                                             std::function<void()> follow_blocks) {
@@ -186,6 +191,8 @@ Engine::Engine(const model::Model& model, const EngineOptions& options, std::fun
       workspace_(memory_),
       head_(model),
       selection_(model),
+      arrays_(model.memory()),
+      graphs_(records_steps(model, options_) ? model.memory() : nullptr),
       traffic_(model, storage_.shape()),
       tier_(make_tier(
           model, options_, storage_, [this] { update_storage(); }, std::move(wake))) {
@@ -360,23 +367,6 @@ bool Engine::remove_chunk(kv::ChunkId id) {
   return scheduler_.remove_chunk(id);
 }
 
-/// Tells the slicing of prompts what a step took.
-void Engine::record_time(const StepPlan& plan, double seconds) {
-  int decode_rows = 0;
-  double keys = 0.0;
-  for (const PlannedSequence& entry : plan.entries) {
-    if (entry.selects) continue;
-    if (entry.decodes()) {
-      decode_rows += entry.count;
-    } else {
-      const int first = entry.sequence->position_of(entry.first);
-      keys += entry.count * (first + 0.5 * (entry.count + 1));
-    }
-  }
-  times_.record(decode_rows, plan.num_tokens - decode_rows, keys, seconds);
-  if (speculator_ != nullptr) speculator_->record(plan, sampled_, seconds);
-}
-
 /// For the operators of one step.
 ops::ExecContext Engine::context() {
   return {.kernels = &model_.kernels(), .pool = &model_.pool(), .workspace = &workspace_, .counts = &stats_.ops};
@@ -395,20 +385,50 @@ void Engine::select(const StepPlan& plan) {
 
 /// Computes the KV of every planned row and the token of every entry that samples.
 void Engine::forward(const StepPlan& plan) {
+  if (workspace_.has_overflowed() || arrays_.would_move(batch_.inputs)) graphs_.drop();
   workspace_.reset();
   [[maybe_unused]] const std::size_t growths = workspace_.num_growths();
+  arrays_.upload(batch_.inputs, HeadRunner::kGroupRows, workspace_);
   ops::ExecContext ctx = context();
-  Tensor hidden;
-  {
-    const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "forward");
-    hidden = model_.decoder().forward(batch_.inputs, storage_, ctx);
+  const std::optional<StepGraphs::Shape> shape = graphs_.shape_of(batch_, HeadRunner::kGroupRows);
+  if (shape) {
+    run_recorded(*shape, plan, ctx);
+  } else {
+    Tensor hidden;
+    {
+      const PhaseTimer timer(stats_.forward_seconds, trace_.get(), "forward");
+      hidden = model_.decoder().forward(batch_.inputs, storage_, ctx);
+    }
+    head_.run(hidden, batch_, plan, sampled_, ctx, stats_, trace_.get());
   }
-  head_.run(hidden, batch_, plan, sampled_, ctx, stats_, trace_.get());
   ++stats_.steps;
   stats_.cascade_saved_tokens += cascade_saved_;
 #ifndef NDEBUG
-  NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths);
+  // A step that can be recorded has its logits beside its layers, for which the first of them may need room.
+  NB_ASSERT(!shapes_.seen_at_least(batch_, head_.logits_rows()) || workspace_.num_growths() == growths || shape);
 #endif
+}
+
+/// The same for a step that may be recorded, or was. What its work is given lies where it lay before: the arrays, and
+/// whatever comes from the workspace, which is asked for the same things in the same order.
+void Engine::run_recorded(StepGraphs::Shape shape, const StepPlan& plan, ops::ExecContext& ctx) {
+  const model::Decoder& decoder = model_.decoder();
+  decoder.check(batch_.inputs);  // what is started again checks nothing
+  const HeadRunner::Head compute = [&](std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax) {
+    const Workspace::Scope scope(workspace_);
+    TokenId* const found = workspace_.allocate_array<TokenId>(argmax.size());
+    const auto work = [&] {
+      const Workspace::Scope inner(workspace_);
+      decoder.head(decoder.forward(batch_.inputs, storage_, ctx), rows, logits, found, ctx);
+    };
+    shape.has_logits = static_cast<bool>(logits);
+    graphs_.run(shape, work, stats_.ops);
+    model_.memory()->copy_out(argmax.data(), found, argmax.size_bytes());
+    nb::check(*model_.memory());
+  };
+  head_.run(compute, "forward", batch_, plan, sampled_, ctx, stats_, trace_.get());
+  stats_.graphs_recorded = graphs_.recorded();
+  stats_.graph_steps = graphs_.replayed();
 }
 
 /// Follows the scheduler's blocks with their memory: copies are made while their sources are whole, and freed blocks
@@ -459,32 +479,12 @@ std::vector<StepOutput> Engine::collect(const StepPlan& plan, Clock::time_point 
   return outputs;
 }
 
-/// Speeds, and the trace. `before`: the counters when the step began.
-void Engine::measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun) {
-  StepWork work;
-  work.generated_tokens = stats_.generated_tokens - before.generated_tokens;
-  work.forward_seconds = stats_.forward_seconds - before.forward_seconds;
-  if (plan.num_tokens > 0) {
-    work.read_bytes = traffic_.bytes(batch_.inputs, HeadRunner::num_groups(batch_.logit_uses.size()), cascade_saved_);
-  }
-  const Clock::time_point ended = Clock::now();
-  throughput_.record(work, begun, ended, scheduler_.has_work());
-  if (trace_ == nullptr) return;
-  trace_->step({.index = before.steps,
-                .rows = plan.num_tokens,
-                .prompt_rows = static_cast<int>(stats_.prompt_tokens - before.prompt_tokens),
-                .sequences = static_cast<int>(plan.entries.size()),
-                .preemptions = scheduler_.counters().preemptions - before.preemptions,
-                .running = scheduler_.num_running(),
-                .waiting = scheduler_.num_waiting()},
-               begun, ended);
-}
-
 /// After an exception: nothing was committed, but whatever caused it would come again, so the running sequences end.
 void Engine::recover(ErrorCode code, const char* error, Clock::time_point begun) {
   if (trace_ != nullptr) trace_->step({.index = stats_.steps, .failed = true}, begun, Clock::now());
   scheduler_.cancel_running(code, error);
   past_growths_ += workspace_.num_growths();
+  graphs_.drop();
   workspace_ = Workspace(memory_);
   shapes_.forget();
 }

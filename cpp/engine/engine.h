@@ -19,6 +19,8 @@
 #include "engine/scheduler.h"
 #include "engine/selection_runner.h"
 #include "engine/speculative.h"
+#include "engine/step_arrays.h"
+#include "engine/step_graphs.h"
 #include "engine/step_shapes.h"
 #include "engine/step_times.h"
 #include "engine/step_trace.h"
@@ -44,7 +46,8 @@ struct EngineOptions {
   std::int64_t kv_store_bytes = 0;  ///< of all files in it; must be given with a path
   Digest kv_store_fingerprint{};    ///< the identity of the model's content: kept KV serves no other model
   std::optional<SpeculativeOptions> speculative{};  ///< guesses coming tokens; none: does not
-  bool cascade = true;  ///< read what sequences share once a step; no result depends on it, off is for measuring
+  bool enforce_eager = false;  ///< on a device: start kernels one by one, never a recorded step (StepGraphs)
+  bool cascade = true;         ///< read what sequences share once a step; no result depends on it, off is for measuring
 };
 
 /// Where the tokens of a prompt came from; they add up to its length.
@@ -163,6 +166,7 @@ class Engine {
   ops::ExecContext context();
   void select(const StepPlan& plan);
   void forward(const StepPlan& plan);
+  void run_recorded(StepGraphs::Shape shape, const StepPlan& plan, ops::ExecContext& ctx);
   void record_time(const StepPlan& plan, double seconds);
   void update_storage();
   DraftModel* draft_model() { return speculator_ == nullptr ? nullptr : speculator_->draft_model(); }
@@ -178,6 +182,8 @@ class Engine {
   Workspace workspace_;
   HeadRunner head_;
   SelectionRunner selection_;
+  StepArrays arrays_;
+  StepGraphs graphs_;  // behind all memory that they use
   StepBatch batch_;
   std::int64_t cascade_saved_ = 0;  // of the present step
   std::vector<TokenId> sampled_;

@@ -1,4 +1,6 @@
-// What an engine says about itself.
+// What an engine measures of its steps and says about itself.
+#include <algorithm>
+
 #include "engine/disk_tier.h"
 #include "engine/engine.h"
 
@@ -45,6 +47,44 @@ void Engine::update_store_stats(EngineStats& stats) const {
   const DiskTierStats tier = tier_->stats();
   stats.disk = tier.store;
   stats.disk_load_seconds = tier.load_seconds;
+}
+
+/// Tells the slicing of prompts what a step took.
+void Engine::record_time(const StepPlan& plan, double seconds) {
+  int decode_rows = 0;
+  double keys = 0.0;
+  for (const PlannedSequence& entry : plan.entries) {
+    if (entry.selects) continue;
+    if (entry.decodes()) {
+      decode_rows += entry.count;
+    } else {
+      const int first = entry.sequence->position_of(entry.first);
+      keys += entry.count * (first + 0.5 * (entry.count + 1));
+    }
+  }
+  times_.record(decode_rows, plan.num_tokens - decode_rows, keys, seconds);
+  if (speculator_ != nullptr) speculator_->record(plan, sampled_, seconds);
+}
+
+/// Speeds, and the trace. `before`: the counters when the step began.
+void Engine::measure(const StepPlan& plan, const EngineStats& before, Clock::time_point begun) {
+  StepWork work;
+  work.generated_tokens = stats_.generated_tokens - before.generated_tokens;
+  work.forward_seconds = stats_.forward_seconds - before.forward_seconds;
+  if (plan.num_tokens > 0) {
+    work.read_bytes = traffic_.bytes(batch_.inputs, HeadRunner::num_groups(batch_.logit_uses.size()), cascade_saved_);
+  }
+  const Clock::time_point ended = Clock::now();
+  throughput_.record(work, begun, ended, scheduler_.has_work());
+  if (trace_ == nullptr) return;
+  trace_->step({.index = before.steps,
+                .rows = plan.num_tokens,
+                .prompt_rows = static_cast<int>(stats_.prompt_tokens - before.prompt_tokens),
+                .sequences = static_cast<int>(plan.entries.size()),
+                .preemptions = scheduler_.counters().preemptions - before.preemptions,
+                .running = scheduler_.num_running(),
+                .waiting = scheduler_.num_waiting()},
+               begun, ended);
 }
 
 }  // namespace nb::engine

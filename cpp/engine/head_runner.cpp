@@ -113,6 +113,14 @@ HeadRunner::HeadRunner(const model::Model& model)
 
 void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
                      ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace) {
+  const Head head = [&](std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax) {
+    model_.decoder().head(hidden, rows, logits, argmax, ctx);
+  };
+  run(head, "head", batch, plan, sampled, ctx, stats, trace);
+}
+
+void HeadRunner::run(const Head& head, const char* phase, const StepBatch& batch, const StepPlan& plan,
+                     std::span<TokenId> sampled, ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace) {
   const std::int64_t vocab_size = model_.config().vocab_size;
   logits_rows_ = 0;
   for (std::size_t begin = 0; begin < batch.logit_uses.size(); begin += kGroupRows) {
@@ -129,8 +137,8 @@ void HeadRunner::run(Tensor hidden, const StepBatch& batch, const StepPlan& plan
       logits_rows_ = std::max(logits_rows_, static_cast<int>(count));
     }
     {
-      const PhaseTimer timer(stats.forward_seconds, trace, "head");
-      model_.decoder().head(hidden, rows, group.logits, std::span(group.tokens).first(count), ctx);
+      const PhaseTimer timer(stats.forward_seconds, trace, phase);
+      head(rows, group.logits, std::span(group.tokens).first(count));
     }
     const PhaseTimer timer(stats.sample_seconds, trace, "sample");
     if (group.logits && ctx.kernels->sample != nullptr) draw_on_device(group, ctx, stats);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -39,6 +40,13 @@ class HeadRunner {
   /// nothing to draw from.
   void run(Tensor hidden, const StepBatch& batch, const StepPlan& plan, std::span<TokenId> sampled,
            ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace = nullptr);
+
+  /// Sets the greedy tokens of rows, and their logits unless empty.
+  using Head = std::function<void(std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax)>;
+
+  /// The same with another way to the logits; `phase`: its name in the trace.
+  void run(const Head& head, const char* phase, const StepBatch& batch, const StepPlan& plan,
+           std::span<TokenId> sampled, ops::ExecContext& ctx, EngineStats& stats, StepTrace* trace);
 
   /// Groups that so many logit rows make, each of which reads the head once.
   static int num_groups(std::size_t num_rows) { return static_cast<int>((num_rows + kGroupRows - 1) / kGroupRows); }

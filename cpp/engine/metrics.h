@@ -117,6 +117,8 @@ struct EngineStats {
   double forward_seconds = 0.0;        ///< decoder and head
   double sample_seconds = 0.0;         ///< drawing tokens and scoring prompts
   std::int64_t drawn_on_device = 0;    ///< tokens that a device drew where their logits were
+  std::int64_t graphs_recorded = 0;    ///< shapes of steps that a device kept the work of
+  std::int64_t graph_steps = 0;        ///< steps whose kernels it started at once, from what was kept
   ops::FusionCounts ops{};             ///< calls of operators, by the form they took
   DraftCounters drafts{};              ///< where the engine speculates
   std::int64_t generated_tokens = 0;   ///< output tokens reported

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/check_plan.h"
 #include "tensor/device_memory.h"
 
 namespace nb::model {
@@ -35,8 +36,7 @@ void Decoder::run_layers(Tensor hidden, int first, int last, const StepInputs& i
                          ops::ExecContext& ctx, const LayerObserver& observer, const kv::KvStorage* written) const {
   const std::int64_t num_tokens = inputs.num_tokens();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  const ops::AttentionPlan plan{inputs.positions,     inputs.segments, inputs.runs,    inputs.blocks,
-                                inputs.run_positions, inputs.hidden,   inputs.policies};
+  const ops::AttentionPlan plan = plan_of(inputs);
   NB_CHECK(written == nullptr || inputs.summaries.empty(), unsupported,
            "summaries of keys and values that are written apart from those that rows attend to are not offered");
   for (int i = first; i < last; ++i) {
@@ -108,6 +108,18 @@ Tensor Decoder::forward(const StepInputs& inputs, const kv::KvStorage& kv, ops::
 void Decoder::head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax,
                    ops::ExecContext& ctx) const {
   ops::head(logits, argmax, hidden, rows, {weights_.final_norm, config_.rms_norm_eps}, weights_.head_weight(), ctx);
+}
+
+void Decoder::head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, TokenId* argmax,
+                   ops::ExecContext& ctx) const {
+  ops::head(logits, argmax, hidden, rows, {weights_.final_norm, config_.rms_norm_eps}, weights_.head_weight(), ctx);
+}
+
+void Decoder::check(const StepInputs& inputs) const {
+  ops::check_ids(inputs.token_ids, weights_.embedding);
+  ops::check_positions(inputs.positions, rope_);
+  ops::check_positions(inputs.key_positions, rope_);
+  ops::check_plan(plan_of(inputs), rope_);
 }
 
 }  // namespace nb::model

@@ -47,6 +47,13 @@ class Decoder {
   void head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, std::span<TokenId> argmax,
             ops::ExecContext& ctx) const;
 
+  /// The same, with the tokens where kernels write: on a device nothing waits for them.
+  void head(Tensor hidden, std::span<const std::int32_t> rows, Tensor logits, TokenId* argmax,
+            ops::ExecContext& ctx) const;
+
+  /// Throws as forward() does for inputs that cannot be computed, and starts nothing.
+  void check(const StepInputs& inputs) const;
+
   int max_positions() const { return max_positions_; }
 
  private:

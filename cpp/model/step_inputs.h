@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/ids.h"
-#include "ops/args.h"
+#include "ops/ops.h"
 
 namespace nb::model {
 
@@ -71,5 +71,10 @@ struct StepInputs {
     summaries.clear();
   }
 };
+
+inline ops::AttentionPlan plan_of(const StepInputs& inputs) {
+  return {inputs.positions,     inputs.segments, inputs.runs,    inputs.blocks,
+          inputs.run_positions, inputs.hidden,   inputs.policies};
+}
 
 }  // namespace nb::model

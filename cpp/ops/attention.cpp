@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "base/align.h"
@@ -9,9 +10,7 @@
 #include "quant/kv_format.h"
 
 namespace nb::ops {
-namespace {
 
-// The segment of each row.
 std::vector<int32_t> segments_of_rows(const AttentionPlan& plan) {
   std::vector<int32_t> row_segments(plan.positions.size());
   for (std::size_t s = 0; s < plan.segments.size(); ++s) {
@@ -21,17 +20,30 @@ std::vector<int32_t> segments_of_rows(const AttentionPlan& plan) {
   return row_segments;
 }
 
+SplitCounts count_splits(const AttentionPlan& plan) {
+  uint32_t of_all = 0, of_few = 0;
+  for (const AttentionSegment& segment : plan.segments) {
+    uint32_t splits = 0;
+    for (int32_t r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
+      splits += static_cast<uint32_t>(ceil_div(plan.runs[static_cast<std::size_t>(r)].num_keys, kSplitTokens));
+    }
+    of_all = std::max(of_all, splits);
+    if (segment.row_count <= kDecodeRows) of_few = std::max(of_few, splits);
+  }
+  const auto room = [](uint32_t splits) { return splits == 0 ? 0 : static_cast<int32_t>(std::bit_ceil(splits)); };
+  return {.of_all = room(of_all), .of_few_rows = room(of_few)};
+}
+
+namespace {
+
 // Sizes of the work, which only the host can see before a kernel starts, and the segment of every row.
 void describe_to_device(const AttentionPlan& plan, AttentionArgs& args, ExecContext& ctx) {
   for (const AttentionSegment& segment : plan.segments) {
-    int32_t splits = 0;
-    for (int32_t r = segment.run_begin; r < segment.run_begin + segment.run_count; ++r) {
-      splits += ceil_div(plan.runs[static_cast<std::size_t>(r)].num_keys, kSplitTokens);
-    }
     args.max_segment_rows = std::max(args.max_segment_rows, segment.row_count);
-    args.max_splits = std::max(args.max_splits, splits);
-    if (segment.row_count <= kDecodeRows) args.max_decode_splits = std::max(args.max_decode_splits, splits);
   }
+  const SplitCounts splits = count_splits(plan);
+  args.max_splits = splits.of_all;
+  args.max_decode_splits = splits.of_few_rows;
   args.row_segments = ctx.workspace->derived_on_device(plan.segments.data(), [&] { return segments_of_rows(plan); });
 }
 

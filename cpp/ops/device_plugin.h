@@ -10,7 +10,7 @@
 namespace nb::ops {
 
 struct DevicePlugin {
-  static constexpr int kVersion = 8;  ///< changes with anything in this header or the arguments of kernels
+  static constexpr int kVersion = 9;  ///< changes with anything in this header or the arguments of kernels
 
   int version;                       ///< kVersion of the sources it was built from
   const char* device_name;           ///< "NVIDIA H200", or "" where there is none

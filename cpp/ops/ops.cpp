@@ -69,17 +69,26 @@ void check_bias(const Tensor& bias, const LinearSegment& weight) {
   if (bias) check_tensor(bias, "bias", DType::f32, {weight.rows});
 }
 
+void argmax_of(int32_t* out, Tensor x, ExecContext& ctx) {
+  launch(ctx.kernels->argmax,
+         ArgmaxArgs{x.as<const float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1)), out}, "argmax", ctx);
+}
+
 const float* optional(const Tensor& tensor) { return tensor.as<const float>(); }
 
 }  // namespace
 
+void check_ids(std::span<const int32_t> ids, const LinearWeight& table) {
+  const int32_t rows = table.segments.front().rows;
+  for (int32_t id : ids) {
+    NB_CHECK(id >= 0 && id < rows, invalid_argument, "token id ", id, " is outside the vocabulary of ", rows);
+  }
+}
+
 void embed(Tensor out, const LinearWeight& table, std::span<const int32_t> ids, ExecContext& ctx) {
   const LinearSegment& segment = table.segments.front();
   check_tensor(out, "embed: out", DType::f32, {static_cast<std::int64_t>(ids.size()), segment.cols});
-  for (int32_t id : ids) {
-    NB_CHECK(id >= 0 && id < segment.rows, invalid_argument, "token id ", id, " is outside the vocabulary of ",
-             segment.rows);
-  }
+  check_ids(ids, table);
   launch(ctx.kernels->embed,
          EmbedArgs{segment, ctx.workspace->on_device(ids), rows_of(out), out.as<float>(), out.row_stride}, "embed",
          ctx);
@@ -177,9 +186,7 @@ void argmax(std::span<int32_t> out, Tensor x, ExecContext& ctx) {
   check_tensor(x, "argmax: x", DType::f32, {static_cast<std::int64_t>(out.size()), -1});
   const Workspace::Scope scope(*ctx.workspace);
   int32_t* const found = writable(out, ctx);
-  launch(ctx.kernels->argmax,
-         ArgmaxArgs{x.as<const float>(), x.row_stride, rows_of(x), static_cast<int32_t>(x.dim(1)), found}, "argmax",
-         ctx);
+  argmax_of(found, x, ctx);
   copy_out(out, static_cast<const int32_t*>(found), ctx);
 }
 
@@ -363,11 +370,19 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
 
 void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int32_t> row_ids, const Norm& norm,
           const LinearWeight& weight, ExecContext& ctx) {
+  NB_CHECK(best.size() == row_ids.size(), invalid_argument, "head: one argmax per row");
+  const Workspace::Scope scope(*ctx.workspace);
+  int32_t* const found = writable(best, ctx);
+  head(logits, found, x, row_ids, norm, weight, ctx);
+  copy_out(best, static_cast<const int32_t*>(found), ctx);
+}
+
+void head(Tensor logits, int32_t* best, Tensor x, std::span<const int32_t> row_ids, const Norm& norm,
+          const LinearWeight& weight, ExecContext& ctx) {
   const LinearSegment& segment = weight.segments.front();
   const auto num_rows = static_cast<std::int64_t>(row_ids.size());
   check_tensor(x, "head: x", DType::f32, {-1, segment.cols});
   check_tensor(norm.weight, "head: norm weight", DType::f32, {segment.cols});
-  NB_CHECK(best.size() == row_ids.size(), invalid_argument, "head: one argmax per row");
   if (logits) check_tensor(logits, "head: logits", DType::f32, {num_rows, segment.rows});
   for (int32_t row : row_ids) NB_CHECK(row >= 0 && row < x.dim(0), invalid_argument, "head: no row ", row);
   const Workspace::Scope scope(*ctx.workspace);
@@ -388,9 +403,8 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
     args.scratch_best_id = ctx.workspace->allocate_array<int32_t>(slots);
     args.logits = logits.as<float>();
     args.logits_stride = logits.row_stride;
-    args.argmax = writable(best, ctx);
+    args.argmax = best;
     launch(ctx.kernels->head, args, "head", ctx);
-    copy_out(best, args.argmax, ctx);
     return;
   }
   Tensor normed = allocate_f32(num_rows, segment.cols, *ctx.workspace);
@@ -401,7 +415,7 @@ void head(Tensor logits, std::span<int32_t> best, Tensor x, std::span<const int3
     rms_norm(target, source, norm, ctx);
   }
   linear(all, prepare_each(normed, weight, ctx)[0], segment, Tensor(), false, ctx);
-  argmax(best, all, ctx);
+  argmax_of(best, all, ctx);
 }
 
 }  // namespace nb::ops

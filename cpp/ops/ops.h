@@ -34,6 +34,17 @@ struct AttentionPlan {
   std::span<const KeyPolicy> policies{};     ///< see AttentionSegment
 };
 
+/// The segment of each row.
+std::vector<int32_t> segments_of_rows(const AttentionPlan& plan);
+
+/// Room for the splits of a row: a power of two that is at least as many as any row has, so that plans differ in it
+/// seldom. No result depends on it. 0 where there is no such segment.
+struct SplitCounts {
+  int32_t of_all;       ///< of rows of all segments
+  int32_t of_few_rows;  ///< of those of segments of at most kDecodeRows
+};
+SplitCounts count_splits(const AttentionPlan& plan);
+
 /// Normalisation facts of a layer. `weight` f32[cols].
 struct Norm {
   Tensor weight;
@@ -50,6 +61,8 @@ struct QkvExtras {
 
 /// out[t] = table row ids[t]. out f32[T, cols]. Throws invalid_argument for an id outside the table.
 void embed(Tensor out, const LinearWeight& table, std::span<const int32_t> ids, ExecContext& ctx);
+/// Throws what embed() does for ids.
+void check_ids(std::span<const int32_t> ids, const LinearWeight& table);
 
 /// out = x / sqrt(mean(x^2) + eps) * weight, row by row. x, out f32[T, cols]; may alias.
 void rms_norm(Tensor out, Tensor x, const Norm& norm, ExecContext& ctx);
@@ -127,6 +140,10 @@ Activation norm_gate_up(Tensor x, const Norm& norm, const LinearWeight& gate_up,
 
 /// argmax[i], and logits f32[rows, V] unless empty, of x[row_ids[i]] after the final norm.
 void head(Tensor logits, std::span<int32_t> argmax, Tensor x, std::span<const int32_t> row_ids, const Norm& norm,
+          const LinearWeight& weight, ExecContext& ctx);
+
+/// The same, with argmax[i] where kernels write: on a device nothing waits for it.
+void head(Tensor logits, int32_t* argmax, Tensor x, std::span<const int32_t> row_ids, const Norm& norm,
           const LinearWeight& weight, ExecContext& ctx);
 
 }  // namespace nb::ops

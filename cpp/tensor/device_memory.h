@@ -34,6 +34,14 @@ struct DeviceMemory {
   void (*delete_mark)(void* mark);
   void (*set_mark)(void* mark);  ///< it is now where all the work lies before that was begun so far
   void (*wait_for)(void* mark);  ///< until that work is done; at once for one that is not set. For any thread
+
+  /// From now on what the calling thread starts, kernels, copy_within() and fill(), is kept with its arguments and not
+  /// done. Until end_recording() this thread may call nothing else here. False if that cannot be begun.
+  bool (*begin_recording)();
+  /// What was started since, as a graph; null if that could not be kept, which take_error() does not tell.
+  void* (*end_recording)();
+  void (*replay)(void* graph);  ///< starts all of it, in the order in which it was recorded
+  void (*delete_graph)(void* graph);
 };
 
 /// Throws a device error with what take_error() says, if anything.

@@ -26,7 +26,7 @@ const void* Workspace::mirror(const void* host, std::size_t bytes) {
   if (pool_->memory() == nullptr) return host;
   const Mirror* found = find(host, bytes);
   if (found == nullptr) found = add(host, bytes, host, bytes);
-  return found->copy.data();
+  return found->data;
 }
 
 const Workspace::Mirror* Workspace::find(const void* host, std::size_t bytes) const {
@@ -44,7 +44,8 @@ const Workspace::Mirror* Workspace::add(const void* host, std::size_t key_bytes,
   } else {
     std::memcpy(copy.data(), data, bytes);
   }
-  mirrors_.push_back({host, key_bytes, std::move(copy)});
+  const void* const where = copy.data();
+  mirrors_.push_back({host, key_bytes, where, std::move(copy)});
   return &mirrors_.back();
 }
 

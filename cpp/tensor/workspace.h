@@ -44,11 +44,24 @@ class Workspace {
       const auto values = make();
       found = add(key, kDerived, values.data(), values.size() * sizeof(values[0]));
     }
-    return found->copy.template as<const typename std::invoke_result_t<Make>::value_type>();
+    return static_cast<const typename std::invoke_result_t<Make>::value_type*>(found->data);
   }
+
+  /// Tells where on the device the same values lie already, and will until `reset`: what on_device() answers from now
+  /// on.
+  template <class T>
+  void place(std::span<const T> host, const void* device) {
+    mirrors_.push_back({host.data(), host.size_bytes(), device, Buffer()});
+  }
+
+  /// Likewise of what derived_on_device() would make for a key.
+  void place_derived(const void* key, const void* device) { mirrors_.push_back({key, kDerived, device, Buffer()}); }
 
   /// Gives everything back and grows the arena if the last use overflowed it. Call between steps.
   void reset();
+
+  /// Whether the next `reset` moves the arena, so that what is allocated afterwards lies elsewhere than so far.
+  bool has_overflowed() const { return has_overflowed_; }
 
   std::size_t high_water_bytes() const { return high_water_; }
   /// Times the system or the pool was asked for memory; constant once warm.
@@ -72,7 +85,8 @@ class Workspace {
   struct Mirror {
     const void* host;
     std::size_t bytes;
-    Buffer copy;
+    const void* data;  // where kernels can read it
+    Buffer copy;       // where `data` is, unless it was placed
   };
   static constexpr std::size_t kDerived = ~std::size_t{0};  // in the place of a size: made from something else
   void release_to(std::size_t mark, std::size_t num_overflow) {

@@ -53,7 +53,7 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
                          int max_num_seqs, int max_batch_tokens, int max_waiting, std::int64_t kv_cache_bytes,
                          bool enable_prefix_caching, const std::string& trace_path, const std::string& kv_store_path,
                          std::int64_t kv_store_bytes, const std::optional<SpeculativeOption>& speculative,
-                         std::shared_ptr<LoadedModel> draft_model) {
+                         std::shared_ptr<LoadedModel> draft_model, bool enforce_eager) {
   const py::gil_scoped_release release;
   engine::EngineOptions options;
   if (kv_dtype != "auto") options.kv_format = quant::parse_kv_format(kv_dtype);
@@ -64,6 +64,7 @@ EngineHolder make_engine(std::shared_ptr<LoadedModel> model, const std::string& 
   options.kv_cache_bytes = kv_cache_bytes;
   options.eos_ids = model->eos_ids;
   options.enable_prefix_caching = enable_prefix_caching;
+  options.enforce_eager = enforce_eager;
   options.trace_path = trace_path;
   if (speculative) {
     options.speculative = parse_speculative(*speculative, draft_model == nullptr ? nullptr : draft_model->model.get());
@@ -332,7 +333,7 @@ void bind_engine(py::module_& module) {
            py::arg("max_model_len") = 0, py::arg("max_num_seqs") = 16, py::arg("max_batch_tokens") = 512,
            py::arg("max_waiting") = 0, py::arg("kv_cache_bytes") = 0, py::arg("enable_prefix_caching") = true,
            py::arg("trace_path") = "", py::arg("kv_store_path") = "", py::arg("kv_store_bytes") = 0,
-           py::arg("speculative") = py::none(), py::arg("draft_model") = py::none())
+           py::arg("speculative") = py::none(), py::arg("draft_model") = py::none(), py::arg("enforce_eager") = false)
       .def("submit", &submit, py::arg("outbox"), py::arg("prompt_token_ids"), py::kw_only(), py::arg("max_tokens"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed").none(true), py::arg("ignore_eos"), py::arg("stop_token_ids"), py::arg("logit_bias"),

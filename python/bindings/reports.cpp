@@ -130,6 +130,8 @@ py::dict to_dict(const engine::EngineStats& stats) {
   out["forward_seconds"] = stats.forward_seconds;
   out["sample_seconds"] = stats.sample_seconds;
   out["drawn_on_device"] = stats.drawn_on_device;
+  out["graphs_recorded"] = stats.graphs_recorded;
+  out["graph_steps"] = stats.graph_steps;
   add_counts(out, "fused_ops", stats.ops.fused);
   add_counts(out, "composed_ops", stats.ops.composed);
   out["num_drafts"] = stats.drafts.drafts;

@@ -332,6 +332,7 @@ class Engine:
         kv_store_bytes: int = 0,
         speculative: tuple[str, int, int, int, bool] | None = None,
         draft_model: Model | None = None,
+        enforce_eager: bool = False,
     ) -> None:
         """Zero means the default: max_model_len from the file, max_waiting unlimited, kv_cache_bytes a memory share.
 
@@ -417,7 +418,8 @@ class Engine:
         """Whether the caller is the thread that makes the steps."""
     def stats(self) -> dict[str, Any]:
         """running, waiting, blocks_total, blocks_free, blocks_owned, kv_bytes, workspace_bytes, steps, forward_seconds,
-        sample_seconds, plan_seconds, drawn_on_device, generated_tokens, prompt_tokens."""
+        sample_seconds, plan_seconds, drawn_on_device, graphs_recorded, graph_steps, generated_tokens,
+        prompt_tokens."""
     @property
     def kv_dtype(self) -> str: ...
     @property

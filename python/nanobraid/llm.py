@@ -85,6 +85,8 @@ class LLM(Composing, Scoring):
             that begin with the same tokens. Changes no token. None is True.
         deterministic: Equal requests give equal tokens however they are batched. On the CPU this always holds. On a GPU
             it holds for up to 8 tokens in a step; with True for any number, with one, slower path for all.
+        enforce_eager: On a GPU, start kernels one by one. Else the work of a step that decodes is kept (a CUDA graph)
+            and started at once. Changes no token. The processor has no such graphs. None is False.
         fusion: Which operators run as one fused kernel instead of as several small ones. ``auto``: each whose result is
             as accurate for this model, which a GPU is measured for when the model is loaded (the kernels of the
             processor give equal bits in both forms); ``on``: all that the device has; ``off``: none. See
@@ -130,6 +132,7 @@ class LLM(Composing, Scoring):
         kv_cache_bytes: int | None = None,
         enable_prefix_caching: bool | None = None,
         deterministic: bool | None = None,
+        enforce_eager: bool | None = None,
         fusion: str = "auto",
         seed: int | None = None,
         trace_path: str | os.PathLike[str] | None = None,
@@ -144,12 +147,13 @@ class LLM(Composing, Scoring):
         require_one_of("dtype", dtype, _DTYPES)
         require_one_of("kv_dtype", kv_dtype, _KV_DTYPES)
         require_one_of("fusion", fusion, FUSION)
-        limits = {
+        limits: dict[str, Any] = {
             "max_model_len": optional_size("max_model_len", max_model_len),
             "max_num_seqs": require_int("max_num_seqs", max_num_seqs, 1, MAX_INT, "an integer >= 1"),
             "max_batch_tokens": require_int("max_batch_tokens", max_batch_tokens, 1, MAX_INT, "an integer >= 1"),
             "max_waiting": optional_size("max_waiting", max_waiting),
             "kv_cache_bytes": optional_size("kv_cache_bytes", kv_cache_bytes, 2**62),
+            "enforce_eager": require_flag("enforce_eager", enforce_eager, False),
         }
         threads = optional_size("num_threads", num_threads, _MAX_THREADS)
         self._enable_prefix_caching = require_flag("enable_prefix_caching", enable_prefix_caching, True)
@@ -246,9 +250,8 @@ class LLM(Composing, Scoring):
         ``architecture``, ``num_layers``, ``hidden_size``, ``num_heads``, ``num_kv_heads``, ``head_dim``,
         ``vocab_size``, ``sliding_window``, ``rope_scaling``, ... from the file; ``path``, ``backend``, ``dtype``,
         ``kv_dtype``, ``kv_policy``, ``num_threads``, ``max_model_len``, ``enable_prefix_caching``, ``weight_bytes`` and
-        ``load_seconds`` of this LLM.
-        ``fusion`` says which ``operators`` are ``fused`` or ``composed``, and the ``errors`` that were measured: each
-        of one operator, with its bound and the layer it was found in.
+        ``load_seconds`` of this LLM. ``fusion`` says which ``operators`` are ``fused`` or ``composed``, and the
+        ``errors`` that were measured: each of one operator, with its bound and the layer it was found in.
         ``kv_selftest`` says what a quantized `kv_dtype` changes (mean ``kl`` to f32 in nats, ``floor_kl`` of bf16, the
         difference ``cost``, which has a ``limit``; ``agreement`` of the most likely token); None: nothing to measure.
         """
@@ -283,10 +286,9 @@ class LLM(Composing, Scoring):
         ``accepted_draft_tokens``, their share ``draft_acceptance``, ``tokens_per_decode`` (an answer gets in a step)
         and ``draft_saved_seconds``, an estimate from what steps of so many rows took; of a draft model
         ``draft_model_seconds``, ``draft_model_tokens`` (read, guesses too) and ``draft_kv_bytes`` (reserved).
-        With a `streaming_config`: ``weight_resident_bytes`` of ``weight_budget_bytes``,
-        and of the ``streamed_layers`` what was read (``streamed_bytes``, ``streamed_gb_per_s``) and the seconds that
-        steps waited for it, ``streamed_wait_seconds``; ``streamed_direct``: reads went past the system's page
-        cache or, on a GPU, come from pinned memory.
+        With a `streaming_config`: ``weight_resident_bytes`` of ``weight_budget_bytes``, and of the ``streamed_layers``
+        what was read (``streamed_bytes``, ``streamed_gb_per_s``) and the seconds that steps waited for it,
+        ``streamed_wait_seconds``; ``streamed_direct``: past the page cache or, on a GPU, from pinned memory.
         """
         return self._driver.stats()
 

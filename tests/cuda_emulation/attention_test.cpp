@@ -35,6 +35,23 @@ struct NarrowBench : OtherBench {
   }
 };
 
+// Has room for four times the splits that there are, of which three in four are empty.
+struct RoomyBench : OtherBench {
+  RoomyBench() {
+    real = backend.kernels;
+    table.attention = [](const ops::AttentionArgs& a, const Part& part) { real->attention(roomy(a), part); };
+    table.attention_scratch_bytes = [](const ops::AttentionArgs& a, int threads) {
+      return real->attention_scratch_bytes(roomy(a), threads);
+    };
+  }
+  static inline const ops::KernelTable* real = nullptr;  // kernels are functions without state
+  static ops::AttentionArgs roomy(ops::AttentionArgs a) {
+    a.max_splits *= 4;
+    a.max_decode_splits *= 4;
+    return a;
+  }
+};
+
 bool is_row_of(const Matrix& all, int row, const Matrix& alone) {
   return std::memcmp(alone.values.data(), all.values.data() + row * all.num_cols,
                      alone.values.size() * sizeof(float)) == 0;
@@ -228,8 +245,10 @@ TEST(CudaAttention, DecodedRowsDoNotDependOnThePlan) {
     DeviceBench bench;
     UncutBench uncut;
     NarrowBench narrow;
+    RoomyBench roomy;
     const Matrix all = setting.on_device(bench);
     EXPECT_TRUE(ops::same_bits(all, setting.on_device(uncut))) << name_of(problem);
+    EXPECT_TRUE(ops::same_bits(all, setting.on_device(roomy))) << name_of(problem);
     EXPECT_TRUE(ops::same_bits(all, setting.on_device(narrow))) << name_of(problem);
     for (int row = 0; row < all.num_rows; row += is_reduced() ? 5 : 2) {
       EXPECT_TRUE(is_row_of(all, row, setting.on_device(bench, row))) << "row " << row << ", " << name_of(problem);
@@ -262,6 +281,26 @@ TEST(CudaAttention, PrefilledRowsDoNotDependOnTheSlicing) {
       EXPECT_TRUE(ops::same_bits(all, setting.in_slices(bench, first))) << first << " rows, " << name_of(problem);
     }
   }
+}
+
+TEST(CudaAttention, RoomForSplitsIsAPowerOfTwo) {
+  const auto room = [](std::vector<int32_t> keys, int rows) {
+    std::vector<ops::AttentionRun> runs;
+    for (const int32_t count : keys) runs.push_back({.block_begin = 0, .num_keys = count, .position_offset = 0});
+    const ops::AttentionSegment segments[] = {
+        {.row_begin = 0, .row_count = rows, .run_begin = 0, .run_count = static_cast<int32_t>(runs.size())},
+        {.row_begin = rows, .row_count = 1, .run_begin = 0, .run_count = 1}};
+    const ops::SplitCounts counts =
+        ops::count_splits({.positions = {}, .segments = segments, .runs = runs, .blocks = {}});
+    return std::pair(counts.of_all, counts.of_few_rows);
+  };
+  using Room = std::pair<int32_t, int32_t>;
+  EXPECT_EQ(room({256}, 1), Room(1, 1));
+  EXPECT_EQ(room({257}, 1), Room(2, 2));
+  EXPECT_EQ(room({1, 600}, 1), Room(4, 4));
+  EXPECT_EQ(room({1, 1100}, 8), Room(8, 8));  // 6 splits
+  EXPECT_EQ(room({1, 1100}, 9), Room(8, 1)) << "the long segment does not count";
+  EXPECT_EQ(room({0}, 1), Room(0, 0));
 }
 
 TEST(CudaAttention, AsksForScratchWhereSplitsAreComputedApart) {

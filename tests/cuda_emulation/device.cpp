@@ -7,9 +7,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <utility>
 
 #include "cuda/table.h"
 #include "cuda_emulation/emulator.h"
@@ -140,6 +143,54 @@ void fill(void* to, unsigned char value, std::size_t bytes) {
   std::memset(to, value, bytes);
 }
 
+DeviceCalls calls;
+Refusal refusal = Refusal::none;
+thread_local std::unique_ptr<Recording> recording;
+
+/// What a graph cannot hold, or must not: memory would move under it, and the host would wait for nothing.
+void check_not_recording(const char* what) {
+  if (recording_of_thread() == nullptr) return;
+  std::fprintf(stderr, "device memory: %s while work is recorded\n", what);
+  std::abort();
+}
+
+/// Does it, or keeps it for a graph.
+void start_or_keep(std::function<void()> work) {
+  if (Recording* const kept = recording_of_thread()) {
+    kept->push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+bool begin_recording() {
+  check_not_recording("recording begun");
+  if (refusal == Refusal::at_begin) return false;
+  recording = std::make_unique<Recording>();
+  record_into(recording.get());
+  return true;
+}
+
+void* end_recording() {
+  if (recording_of_thread() == nullptr) give_up("a recording ended that was not begun");
+  record_into(nullptr);
+  const std::unique_ptr<Recording> ended = std::move(recording);
+  if (refusal == Refusal::at_end) return nullptr;
+  ++calls.graphs, ++calls.graphs_alive;
+  return new Recording(std::move(*ended));
+}
+
+void replay(void* graph) {
+  check_not_recording("replay");
+  ++calls.replays;
+  for (const auto& work : *static_cast<const Recording*>(graph)) work();
+}
+
+void delete_graph(void* graph) {
+  --calls.graphs_alive;
+  delete static_cast<Recording*>(graph);
+}
+
 const ops::KernelTable& reference() {
   static const ops::KernelTable& table = ops::reference_kernels();
   return table;
@@ -150,12 +201,31 @@ const ops::KernelTable& reference() {
 const DeviceMemory& device_memory() {
   static const DeviceMemory table = {
       .name = "cuda-emulated",
-      .allocate = [](std::size_t bytes) { return memory().allocate(bytes); },
-      .release = [](void* data) { memory().release(data); },
-      .copy_in = copy,
-      .copy_out = copy,
-      .copy_within = copy,
-      .fill = fill,
+      .allocate =
+          [](std::size_t bytes) {
+            check_not_recording("allocate");
+            return memory().allocate(bytes);
+          },
+      .release =
+          [](void* data) {
+            check_not_recording("release");
+            memory().release(data);
+          },
+      .copy_in =
+          [](void* to, const void* from, std::size_t bytes) {
+            check_not_recording("copy_in");
+            ++calls.copies_in;
+            copy(to, from, bytes);
+          },
+      .copy_out =
+          [](void* to, const void* from, std::size_t bytes) {
+            check_not_recording("copy_out");
+            ++calls.copies_out;
+            copy(to, from, bytes);
+          },
+      .copy_within = [](void* to, const void* from,
+                        std::size_t bytes) { start_or_keep([=] { copy(to, from, bytes); }); },
+      .fill = [](void* to, unsigned char value, std::size_t bytes) { start_or_keep([=] { fill(to, value, bytes); }); },
       .free_bytes = [] { return memory().free_bytes(); },
       .take_error = []() -> const char* { return nullptr; },  // the emulator throws
       .pin = [](void*, std::size_t) { return true; },
@@ -169,9 +239,16 @@ const DeviceMemory& device_memory() {
       .delete_mark = [](void* mark) { delete static_cast<char*>(mark); },
       .set_mark = [](void*) {},
       .wait_for = [](void*) {},
+      .begin_recording = begin_recording,
+      .end_recording = end_recording,
+      .replay = replay,
+      .delete_graph = delete_graph,
   };
   return table;
 }
+
+DeviceCalls device_calls() { return calls; }
+void refuse_recording(Refusal how) { refusal = how; }
 
 std::size_t device_bytes_in_use() { return memory().in_use(); }
 void set_device_bytes(std::size_t bytes) { memory().set_limit(bytes); }
@@ -193,8 +270,10 @@ const ops::Backend& reference_backend() {
     copy.memory = &device_memory();
 #define NB_WITH_ACCESS(op, Args)                          \
   copy.op = [](const ops::Args& args, const Part& part) { \
-    const Opened access;                                  \
-    reference().op(args, part);                           \
+    start_or_keep([=] {                                   \
+      const Opened access;                                \
+      reference().op(args, part);                         \
+    });                                                   \
   }
     NB_WITH_ACCESS(embed, EmbedArgs);
     NB_WITH_ACCESS(rms_norm, RmsNormArgs);

@@ -18,6 +18,19 @@ std::size_t device_bytes_in_use();
 /// From now on an allocation that would bring the bytes in use above this fails.
 void set_device_bytes(std::size_t bytes);
 
+/// What has been done to the device, ever, by calls of its memory's functions.
+struct DeviceCalls {
+  std::size_t copies_in = 0, copies_out = 0;
+  std::size_t graphs = 0;   ///< recorded
+  std::size_t replays = 0;  ///< of graphs
+  std::size_t graphs_alive = 0;
+};
+DeviceCalls device_calls();
+
+/// How recording fails from now on.
+enum class Refusal { none, at_begin, at_end };
+void refuse_recording(Refusal refusal);
+
 /// Backend "cuda-emulated": the kernels of cuda/ on that memory.
 const ops::Backend& backend();
 

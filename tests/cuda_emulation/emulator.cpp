@@ -1,6 +1,7 @@
 #include "cuda_emulation/emulator.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <map>
@@ -89,6 +90,8 @@ struct Block {
 Order order = Order::forward;
 LaunchHooks hooks;
 std::set<std::string> run_kernels;
+thread_local Recording* recording = nullptr;
+std::atomic<std::size_t> started{0};
 
 struct Machine {
   FiberPool fibers;
@@ -225,6 +228,19 @@ void set_launch_hooks(const LaunchHooks& wanted) { hooks = wanted; }
 
 bool has_run(const std::string& kernel_name) { return run_kernels.contains(kernel_name); }
 std::set<std::string> take_run_kernels() { return std::exchange(run_kernels, {}); }
+
+void record_into(Recording* wanted) { recording = wanted; }
+Recording* recording_of_thread() { return recording; }
+std::size_t num_started() { return started; }
+
+void start(const char* kernel_name, const Launch& launch, std::function<void()> kernel) {
+  if (recording == nullptr) {
+    ++started;
+    run(kernel_name, launch, kernel);
+    return;
+  }
+  recording->push_back([=, kept = std::move(kernel)] { run(kernel_name, launch, kept); });
+}
 
 void run(const char* kernel_name, const Launch& launch, const std::function<void()>& kernel) {
   if (machine.busy) throw std::runtime_error("a kernel launched a kernel, or two system threads launch at once");

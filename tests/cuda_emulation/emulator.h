@@ -13,6 +13,7 @@
 #include <set>
 #include <source_location>
 #include <string>
+#include <vector>
 
 namespace nb::emulation {
 
@@ -34,6 +35,19 @@ void set_order(Order order);
 
 /// Runs a kernel to its end. Throws std::runtime_error that names the kernel, block and thread and says what it did.
 void run(const char* kernel_name, const Launch& launch, const std::function<void()>& kernel);
+
+/// Work that is kept: kernels with copies of their arguments.
+using Recording = std::vector<std::function<void()>>;
+
+/// Where start() of the calling thread keeps kernels from now on; null: it runs them.
+void record_into(Recording* recording);
+Recording* recording_of_thread();
+
+/// What a launch does: runs the kernel, or keeps it. The name is that of something that lives as long as the program.
+void start(const char* kernel_name, const Launch& launch, std::function<void()> kernel);
+
+/// Kernels that start() ran at once, ever.
+std::size_t num_started();
 
 /// Called before and after every kernel; none by default.
 struct LaunchHooks {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Breaks the CUDA kernels on purpose, one defect at a time, and wants an emulated test to fail for each.
+"""Breaks the CUDA kernels and the recording of steps, one defect at a time, and wants a test to fail for each.
 
 Every row of MUTATIONS replaces a text that stands exactly once in its file. The tree is copied; only the emulated tests
 are built there, incrementally from one defect to the next, so a row costs the build of the files that include it and
@@ -27,6 +27,7 @@ TARGET = "cuda_emulation_tests"
 # Tests of one kind of kernel, which are tried first where a file that begins so is broken, and those of whole engines,
 # which take long and are tried last.
 OWN = {
+    "cpp/engine/": "*StepGraphs*:Recording*",
     "attention": "CudaAttention.*:CudaPolicies.*:SealedAttention.*",
     "gemm": "Gemm.*:ManyRows.*",
     "gemv": "Gemv.*",
@@ -37,11 +38,11 @@ OWN = {
     "summarize": "CudaPolicies.*",
     "": "Elementwise.*:KvCells.*:Reduce.*",
 }
-ENGINES = "Emulated.*:*Composed*:ReferenceOnDevice.*"
+ENGINES = "*StepGraphs*:Emulated.*:*Composed*:ReferenceOnDevice.*"
 
 
 class Mutation(NamedTuple):
-    """A defect: `old` in cuda/<file> becomes `new`."""
+    """A defect: `old` in cuda/<file>, or in <file> where that begins with cpp/, becomes `new`."""
 
     file: str
     old: str
@@ -768,14 +769,52 @@ MUTATIONS = (
         "const float value =",
         "sampler: infinity above the greatest finite value",
     ),
+    # ---- steps that are recorded ----
+    Mutation(
+        "cpp/engine/step_graphs.cpp",
+        ".splits = ops::count_splits(model::plan_of(in)).of_all};",
+        ".splits = 0};",
+        "graphs: one for all contexts",
+    ),
+    Mutation(
+        "cpp/engine/step_graphs.cpp", "e.shape == shape;", "e.shape.rows == shape.rows;", "graphs: rows alone choose"
+    ),
+    Mutation(
+        "cpp/engine/step_graphs.cpp", "  counts = sum(counts, entry->counts, 1);\n", "", "graphs: operators not counted"
+    ),
+    Mutation("cpp/engine/step_graphs.cpp", "!in.policies.empty() ||", "", "graphs: policies forgotten"),
+    Mutation("cpp/engine/step_graphs.cpp", "  entries_.clear();\n", "", "graphs: used after they were given back"),
+    Mutation(
+        "cpp/engine/step_arrays.cpp",
+        "put(layout.blocks, inputs.blocks)",
+        "buffer_.data() + layout.blocks",
+        "arrays: blocks of an earlier step",
+    ),
+    Mutation(
+        "cpp/engine/engine.cpp",
+        "if (workspace_.has_overflowed() || arrays_.would_move(batch_.inputs)) graphs_.drop();",
+        "",
+        "graphs: kept when the memory moves that they use",
+    ),
+    Mutation(
+        "cpp/engine/engine.cpp",
+        "    shape.has_logits = static_cast<bool>(logits);\n",
+        "",
+        "graphs: one with and without logits",
+    ),
 )
+
+
+def place_of(row: Mutation) -> Path:
+    """The file of a row in the tree."""
+    return Path(row.file) if row.file.startswith("cpp/") else Path("cuda", row.file)
 
 
 def check_texts() -> list[str]:
     """Rows whose text does not stand exactly once in its file."""
     wrong = []
     for row in MUTATIONS:
-        count = (ROOT / "cuda" / row.file).read_text(encoding="utf-8").count(row.old)
+        count = (ROOT / place_of(row)).read_text(encoding="utf-8").count(row.old)
         if count != 1:
             wrong.append(f"{row.file}: {count} times, expected once: {row.old!r}")
     return wrong
@@ -837,7 +876,7 @@ def prepare(folder: Path, jobs: int, runs: bool) -> float:
 
 def try_mutation(row: Mutation, folder: Path, jobs: int, limit: float) -> bool:
     """Whether a test fails with this defect; prints the outcome."""
-    path = folder / "cuda" / row.file
+    path = folder / place_of(row)
     whole = path.read_text(encoding="utf-8")
     begin = time.monotonic()
     path.write_text(whole.replace(row.old, row.new), encoding="utf-8")

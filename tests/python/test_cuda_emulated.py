@@ -31,6 +31,7 @@ with nb.LLM(folder, device=device, max_model_len=64, max_num_seqs=2, **options) 
     stats = llm.stats()
     print(json.dumps({"backend": llm.config["backend"], "fusion": llm.config["fusion"], "fused": stats["fused_ops"],
                       "composed": stats["composed_ops"],
+                      "graphs": [stats["graphs_recorded"], stats["graph_steps"]],
                       "streamed": {key: value for key, value in stats.items() if "stream" in key},
                       "tokens": [o.token_ids for o in outputs],
                       "logprobs": [[p[t].logprob for t, p in zip(o.token_ids, o.logprobs)] for o in outputs]}))
@@ -87,6 +88,22 @@ def test_every_family_gives_the_tokens_of_the_cpu(
     np.testing.assert_allclose(np.concatenate(gpu["logprobs"]), np.concatenate(cpu["logprobs"]), atol=2e-4)
     assert answer(library, folder, "auto", deterministic=True, **exact)["tokens"] == cpu["tokens"]
     assert answer(library, folder, "cpu")["backend"] != "cuda:0"
+
+
+def test_steps_are_recorded_unless_enforce_eager(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBRAID_CACHE", str(tmp_path / "cache"))
+    config = config_of("llama")
+    folder = write_folder(tmp_path / "llama", config, tensors_of(config))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    recorded = answer(library, folder, "cuda", deterministic=True)
+    eager = answer(library, folder, "cuda", deterministic=True, enforce_eager=True)
+    assert recorded["tokens"] == eager["tokens"]
+    assert recorded["logprobs"] == eager["logprobs"]
+    assert min(recorded["graphs"]) > 0
+    assert eager["graphs"] == [0, 0]
+    assert answer(library, folder, "cpu")["graphs"] == [0, 0]
 
 
 def test_signed_bytes_stay_what_they_are_and_other_codes_become_bf16_which_it_says(

@@ -392,6 +392,7 @@ def test_errors_of_stream_and_chat_come_at_the_call(llm: nb.LLM) -> None:
         ({"kv_cache_bytes": "1G"}, nb.InvalidArgumentError, "kv_cache_bytes"),
         ({"enable_prefix_caching": 2}, nb.InvalidArgumentError, "enable_prefix_caching"),
         ({"deterministic": "yes"}, nb.InvalidArgumentError, "deterministic"),
+        ({"enforce_eager": 2}, nb.InvalidArgumentError, "enforce_eager must be True, False or None, got 2"),
         ({"fusion": "always"}, nb.InvalidArgumentError, "fusion must be one of auto, on, off, got 'always'"),
         ({"fusion": True}, nb.InvalidArgumentError, "fusion must be one of"),
         ({"seed": -5}, nb.InvalidArgumentError, "seed"),

@@ -27,6 +27,7 @@ _MODEL_FIELDS = (
     "max_batch_tokens",
     "max_waiting",
     "kv_cache_bytes",
+    "enforce_eager",
     "fusion",
     "trace_path",
     "kv_store_path",
@@ -93,6 +94,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait (default: no limit)")
     group.add_argument(
         "--kv-cache-bytes", type=int, metavar="N", help="for keys and values (default: at most a quarter of memory)"
+    )
+    group.add_argument(
+        "--enforce-eager",
+        action="store_true",
+        help="on a GPU, start kernels one by one, not a whole step at once (CUDA graphs)",
     )
     group.add_argument(
         "--fusion",

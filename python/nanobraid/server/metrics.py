@@ -62,6 +62,8 @@ _ENGINE_METRICS: Final[tuple[tuple[str, Kind, str], ...]] = (
     ("forward_seconds", "counter", "Seconds spent in forward passes."),
     ("sample_seconds", "counter", "Seconds spent drawing tokens and scoring prompts."),
     ("drawn_on_device", "counter", "Tokens that a device drew where their logits were."),
+    ("graphs_recorded", "counter", "Shapes of steps whose work a device keeps, as a graph."),
+    ("graph_steps", "counter", "Steps that a device started at once, as a graph."),
     ("prompt_tokens", "counter", "Prompt tokens computed, those computed again after a preemption too."),
     ("forked_tokens", "counter", "Prompt tokens shared with another answer to the same prompt."),
     ("prefix_hit_tokens", "counter", "Tokens taken from the prefix cache instead of being computed."),

@@ -57,6 +57,10 @@ const DeviceMemory& memory() {
       .delete_mark = [](void*) {},
       .set_mark = [](void*) {},
       .wait_for = [](void*) {},
+      .begin_recording = [] { return false; },
+      .end_recording = []() -> void* { return nullptr; },
+      .replay = [](void*) {},
+      .delete_graph = [](void*) {},
   };
   return table;
 }
@@ -143,6 +147,10 @@ TEST_F(OnDevice, WhatIsMadeFromAnArrayIsMadeOnce) {
     ++calls;
     return std::vector<int>{7, 8, 9};
   };
+  const int placed = 0;
+  workspace.place_derived(ids.data(), &placed);
+  EXPECT_EQ(workspace.derived_on_device(ids.data(), make), &placed) << "where it was said to be";
+  workspace.reset();
   const int* first = workspace.derived_on_device(ids.data(), make);
   EXPECT_EQ(first[2], 9);
   EXPECT_EQ(workspace.derived_on_device(ids.data(), make), first);

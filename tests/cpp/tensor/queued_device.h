@@ -129,6 +129,10 @@ class QueuedDevice {
           },
       .set_mark = [](void* mark) { static_cast<Mark*>(mark)->begun = get().begun(); },
       .wait_for = [](void* mark) { get().wait_until(static_cast<Mark*>(mark)->begun); },
+      .begin_recording = [] { return false; },
+      .end_recording = []() -> void* { return nullptr; },
+      .replay = [](void*) {},
+      .delete_graph = [](void*) {},
   };
 
   std::mutex mutex_;

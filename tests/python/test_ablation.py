@@ -80,7 +80,7 @@ def test_rows_have_both_sides_of_every_round(model_path: Path, tmp_path: Path) -
     assert 8 * 2 * block_bytes <= paged["on"] <= 8 * (128 // 16 + 1) * block_bytes
     assert fit["off"] == 2 and fit["on"] > 2
     gap = next(row for row in got["rows"] if row["row"] == "chunked_prefill")
-    assert "longest gap" in gap["case"] and gap["gain"] > 1
+    assert "longest gap" in gap["case"] and gap["gain"] > 2  # 15 on a quiet machine
     assert got["devices"]["cpu"]["backend"] and got["date"] and got["cpu"] and got["read_gb_s_after"] > 0
     assert str(tmp_path) not in json.dumps(got) and "--out table.json" in got["command"]
 

@@ -40,9 +40,9 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 class Side:
-    """One of what is compared."""
+    """One of what is compared; `options` are further ones of its `LLM`."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, **options: Any) -> None:
         file, dtype, kv_dtype = split_name(name)
         self.name = Path(name).name
         self.llm = LLM(
@@ -53,6 +53,7 @@ class Side:
             max_num_seqs=1,
             max_model_len=args.depth + max(args.pp, args.tg) + 2 * BLOCK,
             enable_prefix_caching=args.depth > 0,
+            **options,
         )
         self._draw = random.Random(0)
         self._context = self._tokens(args.depth)

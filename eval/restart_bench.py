@@ -51,8 +51,8 @@ def drop_from_page_cache(store: Path) -> None:
 class Measurement:
     """TTFT of one prompt in all ways."""
 
-    def __init__(self, args: argparse.Namespace, store: Path, num_tokens: int) -> None:
-        self._options: dict[str, Any] = {"num_threads": args.threads, "max_model_len": num_tokens + 512}
+    def __init__(self, args: argparse.Namespace, store: Path, num_tokens: int, **options: Any) -> None:
+        self._options: dict[str, Any] = {"num_threads": args.threads, "max_model_len": num_tokens + 512} | options
         self._model, self._store, self._num_tokens = args.model, store, num_tokens
         self._params = nb.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
         self._expected: list[int] | None = None

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -56,10 +56,12 @@ class Side(Protocol):
 
 
 class Nanobraid:
-    """nanobraid in this process."""
+    """nanobraid in this process. Without `streams` the engine believes that nobody reads the tokens as they come, so it
+    does not keep steps short for them."""
 
-    def __init__(self, model: Path, **options: Any) -> None:
+    def __init__(self, model: Path, *, streams: bool = True, **options: Any) -> None:
         self.name = "nanobraid"
+        self.streams = streams
         self.engine = nb.AsyncEngine(model, **options)
         self.about = {key: str(self.engine.llm.config[key]) for key in ("backend", "dtype", "kv_dtype")}
 
@@ -71,13 +73,16 @@ class Nanobraid:
 
     async def stream(self, prompt: Ids, max_tokens: int) -> AsyncIterator[Piece]:
         params = nb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-        async with aclosing(self.engine.stream(prompt, params)) as pieces:
-            async for piece in pieces:
+        request = await self.engine.start(prompt, params, streams=self.streams)
+        try:
+            async for piece in request:
                 ids, metrics = piece.token_ids, piece.metrics
                 if metrics is None:
                     yield Piece(len(ids), ids)
                 else:
                     yield Piece(len(ids), ids, metrics.queue_ms, metrics.kv_reuse_ratio)
+        finally:
+            request.abort()
 
 
 class PeerError(RuntimeError):

@@ -1,6 +1,9 @@
 // What reading shared prefixes once gains: attention alone, and decode steps of an engine over a model file.
 //
 //   cascade_bench [MODEL] [BACKEND] [THREADS] [ROUNDS]
+//   cascade_bench --decode SEQUENCES SHARED MODEL [BACKEND] [THREADS] [ROUNDS]
+//
+// The second form measures decode steps of one case and prints every round as a line of JSON, in microseconds.
 //
 // Both sides alternate in one run; every line has medians over the rounds and the median of the rounds' ratios. The
 // operator has SmolLM2-135M's shape (9 heads on 3 KV heads of 64). Without MODEL only the operator is measured.
@@ -11,6 +14,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -101,8 +105,10 @@ void bench_operator(const nb::ops::Backend& backend, int num_threads, int rounds
 }
 
 // Two engines over one model, alternating step by step through the same decodes behind one system prompt or, with
-// `chunks`, behind as many chunks, each a little further back in one sequence than in the one before.
-void bench_engine(const nb::model::Model& model, int sequences, int shared, int chunks, int steps) {
+// `chunks`, behind as many chunks, each a little further back in one sequence than in the one before. Returns the
+// tokens that a step of the second need not read.
+std::int64_t run_engines(const nb::model::Model& model, int sequences, int shared, int chunks, int steps,
+                         Rounds& result) {
   const auto make = [&](bool cascade) {
     nb::engine::EngineOptions options;
     options.max_model_len = shared + 512 + chunks * (sequences + 1);
@@ -136,7 +142,6 @@ void bench_engine(const nb::model::Model& model, int sequences, int shared, int 
     while (engine->step().size() < static_cast<std::size_t>(sequences)) continue;
     for (int i = 0; i < 3; ++i) engine->step();
   }
-  Rounds result;
   const auto saved = on->stats().cascade_saved_tokens;
   for (int i = 0; i < steps; ++i) {
     auto begin = std::chrono::steady_clock::now();
@@ -146,19 +151,55 @@ void bench_engine(const nb::model::Model& model, int sequences, int shared, int 
     on->step();
     result.on.push_back(seconds_since(begin));
   }
+  return (on->stats().cascade_saved_tokens - saved) / steps;
+}
+
+void bench_engine(const nb::model::Model& model, int sequences, int shared, int chunks, int steps) {
+  Rounds result;
+  const std::int64_t saved = run_engines(model, sequences, shared, chunks, steps, result);
   std::printf("%9d %8d %6d %14.1f %14.1f %8.2f %14lld\n", sequences, shared, chunks, sequences / median(result.off),
-              sequences / median(result.on), result.ratio(),
-              static_cast<long long>((on->stats().cascade_saved_tokens - saved) / steps));
+              sequences / median(result.on), result.ratio(), static_cast<long long>(saved));
   std::fflush(stdout);
+}
+
+void print_samples(const char* name, const std::vector<double>& seconds) {
+  std::printf(", \"%s\": [", name);
+  for (std::size_t i = 0; i < seconds.size(); ++i) std::printf("%s%.3f", i > 0 ? ", " : "", seconds[i] * 1e6);
+  std::printf("]");
+}
+
+std::string text_of(int argc, char** argv, int i) { return i < argc ? argv[i] : ""; }
+
+int number_of(int argc, char** argv, int i, int usual) { return i < argc ? std::atoi(argv[i]) : usual; }
+
+int print_decode(int argc, char** argv) {
+  const int sequences = number_of(argc, argv, 2, 0), shared = number_of(argc, argv, 3, 0);
+  const int steps = number_of(argc, argv, 7, 31);
+  if (sequences < 1 || shared < 1 || steps < 1 || argc < 5) {
+    throw std::invalid_argument("--decode wants numbers of sequences and of shared tokens, and a model");
+  }
+  const auto file = nb::io::open_model(argv[4]);
+  const int threads = number_of(argc, argv, 6, nb::ThreadPool::default_num_threads());
+  const auto model = nb::model::load_model(*file, {.backend = text_of(argc, argv, 5), .num_threads = threads});
+  Rounds result;
+  const std::int64_t saved = run_engines(*model, sequences, shared, 0, steps, result);
+  std::printf("{\"row\": \"cascade\", \"case\": \"%d sequences, %d common tokens\", \"backend\": \"%s\"", sequences,
+              shared, model->kernels().name);
+  std::printf(", \"saved_tokens\": %lld", static_cast<long long>(saved));
+  print_samples("off", result.off);
+  print_samples("on", result.on);
+  std::printf("}\n");
+  return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    const std::string path = argc > 1 ? argv[1] : "", name = argc > 2 ? argv[2] : "";
-    const int threads = argc > 3 ? std::atoi(argv[3]) : nb::ThreadPool::default_num_threads();
-    const int rounds = argc > 4 ? std::atoi(argv[4]) : 31;
+    if (text_of(argc, argv, 1) == "--decode") return print_decode(argc, argv);
+    const std::string path = text_of(argc, argv, 1), name = text_of(argc, argv, 2);
+    const int threads = number_of(argc, argv, 3, nb::ThreadPool::default_num_threads());
+    const int rounds = number_of(argc, argv, 4, 31);
     const nb::ops::Backend& backend = nb::ops::find_backend(name);
     std::printf("backend %s, %d threads, bf16 keys and values\n\n", backend.kernels->name, threads);
     std::printf("attention of one decode row a sequence, one layer\n");

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "bench_machine.h"
 #include "ceilings.h"
 #include "kv/kv_storage.h"
 #include "ops/backends.h"
@@ -52,44 +53,15 @@ struct Filter {
   bool keeps(const char* op, Format format) { return keeps(op, std::string(nb::quant::to_string(format))); }
 };
 
-struct Machine {
-  Machine(const std::string& name, int num_threads)
-      : backend(nb::ops::find_backend(name)),
-        memory(backend.kernels->memory),
-        pool(num_threads),
-        workspace(nb::CachingPool::create(memory)),
-        arena(nb::HostArena::create()),
-        ctx{backend.kernels, &pool, &workspace} {}
-
-  /// Room for f32 values where the kernels of the backend can use them.
-  nb::Buffer place(const std::vector<float>& values) const {
-    if (memory != nullptr) return nb::copy_to(*memory, values.data(), values.size() * sizeof(float));
-    const nb::Buffer buffer = arena->allocate(values.size() * sizeof(float));
-    std::memcpy(buffer.data(), values.data(), values.size() * sizeof(float));
-    return buffer;
-  }
-
-  /// Waits for all that has been started.
-  void finish() const {
-    if (memory == nullptr) return;
-    float value;
-    memory->copy_out(&value, sentinel.data(), sizeof(value));
-    nb::check(*memory);
-  }
-
-  const nb::ops::Backend& backend;
-  const nb::DeviceMemory* memory;  // null: the host
-  nb::ThreadPool pool;
-  nb::Workspace workspace;
-  std::shared_ptr<nb::HostArena> arena;
-  nb::ops::ExecContext ctx;
-  ceilings::Ceilings limits;  // zero on a device
-  nb::Buffer sentinel = place({0.0f});
+// Of the machine that runs the operators: zero on a device.
+struct Bench : Machine {
+  using Machine::Machine;
+  ceilings::Ceilings limits;
 };
 
 // Seconds per call: the median of up to 15 samples, each long enough to be measured.
 template <class Function>
-double seconds_of(const Machine& machine, const Function& function) {
+double seconds_of(const Bench& machine, const Function& function) {
   const auto run = [&](int count) {
     const auto begin = std::chrono::steady_clock::now();
     for (int i = 0; i < count; ++i) function();
@@ -119,7 +91,7 @@ std::string share(double reached, double limit, const char* name) {
 }
 
 // The share of what binds a product with weights: their bytes, or the multiplications of their type.
-std::string share_of_product(const Machine& machine, nb::ops::ActType type, int rows, double gb_s, double gop_s) {
+std::string share_of_product(const Bench& machine, nb::ops::ActType type, int rows, double gb_s, double gop_s) {
   const ceilings::Ceilings& limits = machine.limits;
   if (rows <= 8) return share(gb_s, limits.read_2m_all, "read");
   if (type == nb::ops::ActType::int8) return share(gop_s, limits.int8_dot, "int8");
@@ -127,7 +99,7 @@ std::string share_of_product(const Machine& machine, nb::ops::ActType type, int 
   return share(gop_s, limits.fp32_fma, "fp32");
 }
 
-void bench_threads(Machine& machine) {
+void bench_threads(Bench& machine) {
   constexpr int kBarriers = 1000;
   const double barrier = seconds_of(machine, [&] {
     machine.pool.run([](const nb::Part& part) {
@@ -139,39 +111,8 @@ void bench_threads(Machine& machine) {
 }
 
 constexpr int kWidth = 1536, kInner = 8192;
-constexpr std::int64_t kBeyondCaches = std::int64_t{192} << 20;
 
-// A weight of random values again and again, in memory of its own.
-struct Copies {
-  Copies(Machine& machine, Format format, const std::vector<int>& matrix_rows, int cols, nb::ops::Grouping grouping,
-         bool beyond_caches)
-      : arena(nb::HostArena::create()) {
-    const std::vector<float> values = random_values(static_cast<std::size_t>(cols));
-    const std::int64_t row_bytes = nb::quant::row_bytes(format, cols);
-    std::vector<std::uint8_t> row(static_cast<std::size_t>(row_bytes));
-    nb::quant::pack_row(format, values.data(), cols, row.data());
-    const auto read = [&](std::int32_t, std::int32_t count, std::byte* out) {
-      for (int i = 0; i < count; ++i) std::memcpy(out + i * row_bytes, row.data(), row.size());
-    };
-    std::vector<nb::ops::MatrixSource> sources;
-    for (const int rows : matrix_rows) sources.push_back({"bench", format, rows, cols, read, {}});
-    std::int64_t bytes = 0;
-    do {
-      weights.push_back(
-          nb::ops::pack_linear(sources, grouping, "auto", machine.backend.kernels->layout, *arena, machine.pool));
-      if (machine.memory != nullptr) nb::ops::move_to(*machine.memory, weights.back());
-      bytes += weights.back().bytes;
-    } while (beyond_caches && bytes < kBeyondCaches);
-  }
-
-  const nb::ops::LinearWeight& next() { return weights[at++ % weights.size()]; }
-
-  std::shared_ptr<nb::HostArena> arena;
-  std::vector<nb::ops::LinearWeight> weights;
-  std::size_t at = 0;
-};
-
-void print_product(const Machine& machine, const char* name, Format format, int num_rows, int cols, int num_outputs,
+void print_product(const Bench& machine, const char* name, Format format, int num_rows, int cols, int num_outputs,
                    const nb::ops::LinearWeight& weight, double seconds) {
   const double gb_s = static_cast<double>(weight.bytes) / seconds / 1e9;
   const double gop_s = 2.0 * num_outputs * cols * num_rows / seconds / 1e9;
@@ -181,7 +122,7 @@ void print_product(const Machine& machine, const char* name, Format format, int 
   std::fflush(stdout);
 }
 
-void bench_linear(Machine& machine, Format format, int num_rows) {
+void bench_linear(Bench& machine, Format format, int num_rows) {
   Copies copies(machine, format, {kInner}, kWidth, nb::ops::Grouping::stacked, num_rows <= 8);
   const nb::Buffer x = machine.place(random_values(static_cast<std::size_t>(num_rows) * kWidth));
   const nb::Buffer out = machine.place(std::vector<float>(static_cast<std::size_t>(num_rows) * kInner));
@@ -196,7 +137,7 @@ void bench_linear(Machine& machine, Format format, int num_rows) {
 }
 
 // norm + gate/up + SiLU, and down + residual: the two fused operators that hold most of a layer's weights.
-void bench_ffn(Machine& machine, Format format, int num_rows, Filter& filter) {
+void bench_ffn(Bench& machine, Format format, int num_rows, Filter& filter) {
   const auto count = static_cast<std::size_t>(num_rows);
   const nb::Buffer x = machine.place(random_values(count * kWidth));
   const nb::Buffer scale = machine.place(std::vector<float>(kWidth, 1.0f));
@@ -221,7 +162,7 @@ void bench_ffn(Machine& machine, Format format, int num_rows, Filter& filter) {
 }
 
 // Norm + queries, keys and values + rotation and writing of keys, of one layer.
-void bench_qkv(Machine& machine, Format format, int width, int kv_width, int head_dim, int num_rows) {
+void bench_qkv(Bench& machine, Format format, int width, int kv_width, int head_dim, int num_rows) {
   const auto count = static_cast<std::size_t>(num_rows);
   const nb::Buffer x = machine.place(random_values(count * static_cast<std::size_t>(width)));
   const nb::Buffer scale = machine.place(std::vector<float>(static_cast<std::size_t>(width), 1.0f));
@@ -244,7 +185,7 @@ void bench_qkv(Machine& machine, Format format, int width, int kv_width, int hea
 }
 
 // The last norm, the product with every word's weights, and the argmax; with the logits in memory too or without them.
-void bench_head(Machine& machine, Format format, int width, int vocab, Filter& filter) {
+void bench_head(Bench& machine, Format format, int width, int vocab, Filter& filter) {
   const bool greedy = filter.keeps("head_greedy", format), full = filter.keeps("head_logits", format);
   if (!greedy && !full) return;
   Copies copies(machine, format, {vocab}, width, nb::ops::Grouping::stacked, true);
@@ -270,7 +211,7 @@ void bench_head(Machine& machine, Format format, int width, int vocab, Filter& f
   }
 }
 
-void bench_attention(Machine& machine, nb::quant::KvFormat format, int context, int rows) {
+void bench_attention(Bench& machine, nb::quant::KvFormat format, int context, int rows) {
   constexpr int kHeads = 9, kKvHeads = 3, kDim = 64;
   const int num_blocks = context / nb::kBlockTokens;
   // Decode goes through as many layers as miss every cache; many rows find theirs in one.
@@ -332,7 +273,7 @@ void print_ceilings(const ceilings::Ceilings& limits) {
 }
 
 void bench(const std::string& backend, int num_threads, ceilings::Ceilings limits, Filter& filter) {
-  Machine machine(backend, num_threads);
+  Bench machine(backend, num_threads);
   std::printf("backend %s, %d threads\n", machine.backend.kernels->name, machine.pool.num_threads());
   if (machine.memory == nullptr) {
     machine.limits = limits;

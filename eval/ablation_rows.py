@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +158,6 @@ def int8_kv(setup: Setup) -> list[Case]:
 def graphs(setup: Setup) -> list[Case]:
     if not setup.is_gpu:
         raise NotMeasured("graphs are of a GPU")
-    if "enforce_eager" not in signature(nb.LLM.__init__).parameters:
-        raise NotMeasured("LLM has no option enforce_eager")
     file = str(setup.model)
     return speeds(
         setup, (file, {"enforce_eager": True}), (file, {"enforce_eager": False}), ("kernel by kernel", "graphs")
@@ -204,15 +201,14 @@ def prefix_reuse(setup: Setup) -> list[Case]:
                 for cache in (False, True)
             ]
             times: tuple[list[float], list[float]] = [], []
-            for number in range(-1, setup.rounds):
-                for which in (0, 1) if number % 2 == 0 else (1, 0):
-                    prompts = Prompts(setup.model, seed_of(setup, number))
-                    outcome = await multi_turn.behind_a_prefix(sides[which], prompts, args)
-                    reused = outcome.reuse_ratio > 0.5
-                    if reused != (which == 1):
-                        raise RuntimeError(f"prefix: {outcome.reuse_ratio:.0%} were reused on side {which}")
-                    if number >= 0:
-                        times[which].append(outcome.ttft_ms)
+            for number, which in setup.turns():
+                prompts = Prompts(setup.model, seed_of(setup, number))
+                outcome = await multi_turn.behind_a_prefix(sides[which], prompts, args)
+                reused = outcome.reuse_ratio > 0.5
+                if reused != (which == 1):
+                    raise RuntimeError(f"prefix: {outcome.reuse_ratio:.0%} were reused on side {which}")
+                if number >= 0:
+                    times[which].append(outcome.ttft_ms)
         return times
 
     off, on = asyncio.run(measure())
@@ -279,12 +275,11 @@ def chunked_prefill(setup: Setup) -> list[Case]:
             on = Nanobraid(setup.model, **options)
             sides = [await stack.enter_async_context(side) for side in (off, on)]
             rounds: list[list[dict[str, Any]]] = [[], []]
-            for number in range(-1, setup.rounds):
-                for which in (0, 1) if number % 2 == 0 else (1, 0):
-                    prompts = Prompts(setup.model, seed_of(setup, number))
-                    one = await interference.one_round(sides[which], prompts, args)
-                    if number >= 0:
-                        rounds[which].append(one)
+            for number, which in setup.turns():
+                prompts = Prompts(setup.model, seed_of(setup, number))
+                one = await interference.one_round(sides[which], prompts, args)
+                if number >= 0:
+                    rounds[which].append(one)
         return rounds
 
     rounds = asyncio.run(measure())
@@ -381,7 +376,7 @@ def everything(setup: Setup) -> list[Case]:
     full: dict[str, Any] = {
         "kv_dtype": "int8", "max_num_seqs": requests, "speculative_config": nb.SpeculativeConfig("ngram", 8),
     }  # fmt: skip
-    if setup.is_gpu and "enforce_eager" in signature(nb.LLM.__init__).parameters:
+    if setup.is_gpu:
         plain["enforce_eager"] = True
 
     def prompts(number: int) -> list[list[nb.Segment | str]]:

@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,22 +139,23 @@ class Setup:
         """The device as the programs take it; empty for the fastest."""
         return backend_of(self.device)
 
-    def alternate(self, off: Callable[[int], T], on: Callable[[int], T]) -> tuple[list[T], list[T]]:
-        """Calls both with the number of the round, in turn, every second round in the opposite order.
+    def turns(self) -> Iterator[tuple[int, int]]:
+        """Rounds and sides (0: off, 1: on) in the order in which they are measured, every second round the other way.
 
         Round -1 comes first and does not count.
         """
-        off(-1)
-        on(-1)
-        without: list[T] = []
-        with_it: list[T] = []
-        for number in range(self.rounds):
-            if number % 2 == 0:
-                without.append(off(number))
-            with_it.append(on(number))
-            if number % 2 != 0:
-                without.append(off(number))
-        return without, with_it
+        for number in range(-1, self.rounds):
+            for side in (1, 0) if number > 0 and number % 2 == 1 else (0, 1):
+                yield number, side
+
+    def alternate(self, off: Callable[[int], T], on: Callable[[int], T]) -> tuple[list[T], list[T]]:
+        """Calls both with the number of the round, as turns() says, and returns what they measured."""
+        measured: tuple[list[T], list[T]] = [], []
+        for number, side in self.turns():
+            one = (off, on)[side](number)
+            if number >= 0:
+                measured[side].append(one)
+        return measured
 
 
 def seed_of(setup: Setup, number: int) -> int:
